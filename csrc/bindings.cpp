@@ -1,0 +1,102 @@
+// The Python module mulosd._C. Pointers and streams come as integers; checks and messages live in Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "mulosd/params.h"
+#include "mulosd/philox.cuh"
+
+namespace py = pybind11;
+
+namespace {
+
+std::array<uint32_t, 4> philox_host(uint64_t key, std::array<uint32_t, 4> counter) {
+  const mulosd::Words4 out = mulosd::philox4x32(key, {counter[0], counter[1], counter[2], counter[3]});
+  return {out.x, out.y, out.z, out.w};
+}
+
+#if defined(MULOSD_WITH_CUDA)
+
+std::vector<std::string> compiled_archs() {
+  std::vector<std::string> archs;
+  std::istringstream list(MULOSD_ARCHS);
+  for (std::string arch; std::getline(list, arch, ',');) archs.push_back(arch);
+  return archs;
+}
+
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (cond, uncond, cond_stride, uncond_stride, type, rows, vocab, cfg_scale, temperature, top_k)
+using LogitArgs = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int, int, int, float, float, int>;
+
+mulosd::LogitParams logit_params(const LogitArgs& args) {
+  mulosd::LogitParams p{};
+  uintptr_t cond = 0, uncond = 0;
+  int type = 0;
+  std::tie(cond, uncond, p.cond_stride, p.uncond_stride, type, p.rows, p.vocab, p.cfg_scale, p.temperature, p.top_k) =
+      args;
+  p.cond = pointer<const void>(cond);
+  p.uncond = pointer<const void>(uncond);
+  p.type = static_cast<mulosd::LogitType>(type);
+  return p;
+}
+
+void local_resample(const LogitArgs& logits, uintptr_t gumbel, uintptr_t seed, uintptr_t position, uint32_t purpose,
+                    uintptr_t token, uintptr_t stream) {
+  mulosd::ResampleParams p{};
+  p.logits = logit_params(logits);
+  p.gumbel = pointer<const float>(gumbel);
+  p.seed = pointer<const int64_t>(seed);
+  p.position = pointer<const int64_t>(position);
+  p.purpose = purpose;
+  p.token = pointer<int64_t>(token);
+  mulosd::launch_local_resample(p, pointer<void>(stream));
+}
+
+void pooled_mass(const LogitArgs& logits, uintptr_t token, uintptr_t neighbours, int k, float tau, uintptr_t mass,
+                 uintptr_t accept, uintptr_t stream) {
+  mulosd::PoolParams p{};
+  p.logits = logit_params(logits);
+  p.token = pointer<const int64_t>(token);
+  p.neighbours = pointer<const int32_t>(neighbours);
+  p.k = k;
+  p.tau = tau;
+  p.mass = pointer<float>(mass);
+  p.accept = pointer<uint8_t>(accept);
+  mulosd::launch_pooled_mass(p, pointer<void>(stream));
+}
+
+#else
+
+std::vector<std::string> compiled_archs() { return {}; }
+
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of mulosd.";
+  m.def("philox_host", &philox_host, py::arg("key"), py::arg("counter"), "Philox4x32-10 of one counter, on the host.");
+  m.def("compiled_archs", &compiled_archs, "CUDA architectures of this build; empty for a build without CUDA.");
+#if defined(MULOSD_WITH_CUDA)
+  m.attr("MAX_VOCAB") = mulosd::kMaxVocab;
+  m.def("device_count", &mulosd::device_count, "Number of CUDA devices; 0 without a driver.");
+  m.def("local_resample", &local_resample, py::arg("logits"), py::arg("gumbel"), py::arg("seed"), py::arg("position"),
+        py::arg("purpose"), py::arg("token"), py::arg("stream"));
+  m.def("pooled_mass", &pooled_mass, py::arg("logits"), py::arg("token"), py::arg("neighbours"), py::arg("k"),
+        py::arg("tau"), py::arg("mass"), py::arg("accept"), py::arg("stream"));
+#else
+  m.attr("MAX_VOCAB") = 0;
+  m.def(
+      "device_count", [] { return 0; }, "Number of CUDA devices; 0 in a build without CUDA.");
+#endif
+}

@@ -1,0 +1,53 @@
+// Arguments of the kernels and their launchers. No CUDA header here: bindings.cpp compiles without nvcc.
+#pragma once
+
+#include <cstdint>
+
+namespace mulosd {
+
+enum class LogitType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// A row of float32 logits lies in shared memory: 96 KiB, which every architecture from sm_80 on grants.
+constexpr int kMaxVocab = 24576;
+
+// Two [rows, vocab] matrices of logits and what is done to them.
+struct LogitParams {
+  const void* cond;
+  const void* uncond;  // null: no guidance
+  int64_t cond_stride;  // elements from row to row
+  int64_t uncond_stride;
+  LogitType type;
+  int rows;
+  int vocab;
+  float cfg_scale;
+  float temperature;  // 0: greedy
+  int top_k;          // 0: off
+};
+
+struct ResampleParams {
+  LogitParams logits;
+  const float* gumbel;  // [rows, vocab] contiguous, or null: Philox of the four members below
+  const int64_t* seed;      // [rows]
+  const int64_t* position;  // [rows]
+  uint32_t purpose;
+  int64_t* token;  // [rows], out; -1 for a row without a finite maximum
+};
+
+struct PoolParams {
+  LogitParams logits;
+  const int64_t* token;       // [rows]
+  const int32_t* neighbours;  // [vocab, k] contiguous
+  int k;
+  float tau;
+  float* mass;      // [rows], out; 0 for a row without a finite maximum
+  uint8_t* accept;  // [rows], out
+};
+
+// `stream` is a cudaStream_t. They throw std::runtime_error when the launch fails.
+void launch_local_resample(const ResampleParams& params, void* stream);
+void launch_pooled_mass(const PoolParams& params, void* stream);
+
+// 0 where there is no driver or no device.
+int device_count();
+
+}  // namespace mulosd

@@ -1,0 +1,207 @@
+"""The engine: prompts in, images out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .decoding import Batch, Decoder, MuloSD
+from .family import Family
+from .sampling import SamplingParams
+from .stats import GenerationStats, Progress, Recorder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Images of a call, in the order of the prompts (all images of a prompt together).
+
+    Attributes:
+        images: RGB pictures.
+        tokens: int64 [B, H, W].
+        stats, prompts, seeds: one entry an image.
+        warnings: what the family could not understand.
+    """
+
+    images: list[Image]
+    tokens: Tensor
+    stats: list[GenerationStats]
+    prompts: list[str]
+    seeds: list[int]
+    warnings: list[str] = field(default_factory=list)
+
+
+class Engine:
+    """Generates images with the models of one family.
+
+    Args:
+        family: a loaded family.
+        device: a torch device.
+        dtype: "float32" (exact), "bfloat16" or "float16" for the AR model; the tokenizer stays in float32.
+    """
+
+    def __init__(self, family: Family, *, device: str = "cpu", dtype: str | torch.dtype = "float32") -> None:
+        if isinstance(dtype, str) and dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
+        self.family = family.to(device, DTYPES[dtype] if isinstance(dtype, str) else dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls, family: str | Path = "emoji", *, device: str = "cpu", dtype: str | torch.dtype = "float32"
+    ) -> Engine:
+        """Load a bundled family by name, or a family folder; ValueError lists what there is."""
+        return cls(Family.load(family), device=device, dtype=dtype)
+
+    def check_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Warnings for words that the family does not know; ValueError for prompts that ask for nothing."""
+        warnings = []
+        for prompt in prompts:
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise ValueError("the prompt is empty; say what to draw, for example 'a cat on a blue background'")
+            known, unknown = self.family.vocabulary.parse(prompt)
+            if unknown:
+                words = ", ".join(repr(w) for w in dict.fromkeys(unknown))
+                warnings.append(
+                    f"family {self.family.name!r} does not know {words} in {prompt!r}: ignored; "
+                    f"`mulosd info {self.family.name}` lists its words"
+                )
+            self.family.vocabulary.encode(prompt, self.family.ar.config.cond_len)
+            if not known and not unknown:
+                raise ValueError(f"the prompt {prompt!r} has only filler words; say what to draw")
+        return warnings
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        decoder: Decoder | None = None,
+        sampling: SamplingParams | None = None,
+        seed: int | Sequence[int] = 0,
+        num_images: int = 1,
+        batch_size: int = 8,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> GenerationResult:
+        """Generate images.
+
+        The picture of a prompt depends on its own seed alone (in float32), not on what else is in the call.
+
+        Args:
+            prompts: one or several.
+            decoder: how to decode; None is `MuloSD()` with the family's calibrated settings.
+            sampling: None takes the family's defaults.
+            seed: of every prompt, or one for each; image n of a prompt uses seed + n.
+            num_images: images a prompt.
+            batch_size: most images decoded together.
+            progress: called with each `Progress`.
+
+        Raises:
+            ValueError: an empty prompt, or a setting that the family cannot serve (the message says what it can).
+        """
+        asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not asked:
+            raise ValueError("there is no prompt; give at least one")
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        seeds = [seed] * len(asked) if isinstance(seed, int) else [int(s) for s in seed]
+        if len(seeds) != len(asked):
+            raise ValueError(f"{len(asked)} prompts need one seed or {len(asked)} seeds, got {len(seeds)}")
+        if any(not 0 <= s < 2**63 - num_images for s in seeds):
+            raise ValueError(f"seeds must be 0 or more and below 2**63, got {seeds}")
+        warnings = self.check_prompts(asked)
+        chosen = (MuloSD() if decoder is None else decoder).resolve(self.family)
+        params = self.family.sampling if sampling is None else sampling
+        jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
+        images: list[Image] = []
+        tokens, stats = [], []
+        for at in range(0, len(jobs), batch_size):
+            part = jobs[at : at + batch_size]
+            made, pictures, figures = self._decode(part, chosen, params, progress)
+            tokens.append(made)
+            images += pictures
+            stats += figures
+        return GenerationResult(
+            images, torch.cat(tokens), stats, [p for p, _ in jobs], [s for _, s in jobs], warnings
+        )
+
+    def _decode(
+        self,
+        jobs: list[tuple[str, int]],
+        decoder: Decoder,
+        params: SamplingParams,
+        progress: Callable[[Progress], None] | None,
+    ) -> tuple[Tensor, list[Image], list[GenerationStats]]:
+        begun = time.perf_counter()
+        recorder = Recorder(progress)
+        seeds = [s for _, s in jobs]
+        with recorder.stage("text"):
+            cond = self.family.features([p for p, _ in jobs])
+            uncond = self.family.null_features(len(jobs)) if params.guided else None
+        outcome = decoder.decode(Batch(self.family, cond, uncond, seeds, params, recorder))
+        with recorder.stage("decode"):
+            images = self.to_images(outcome.tokens)
+        recorder.report("decode", len(jobs), len(jobs))
+        seconds = {**recorder.seconds, "total": time.perf_counter() - begun}
+
+        def figure(values: Tensor | None, i: int) -> float | None:
+            return None if values is None else float(values[i])
+
+        stats = [
+            GenerationStats(
+                decoder.name,
+                decoder.settings(),
+                seed,
+                len(jobs),
+                dict(recorder.forwards),
+                dict(recorder.fed),
+                seconds,
+                figure(outcome.rejection, i),
+                figure(outcome.coverage, i),
+                None if outcome.islands is None else int(outcome.islands[i]),
+            )
+            for i, seed in enumerate(seeds)
+        ]
+        return outcome.tokens.cpu(), images, stats
+
+    def to_images(self, tokens: Tensor) -> list[Image]:
+        """Decode tokens [B, H, W] to RGB pictures."""
+        from PIL import Image
+
+        with torch.inference_mode():
+            pixels = self.family.tokenizer.decode(tokens.to(self.family.device))
+        array = ((pixels.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        return [Image.fromarray(np.ascontiguousarray(a), "RGB") for a in array]
+
+    @torch.inference_mode()
+    def nll(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
+        """Negative log-likelihood of images under the model's own full context.
+
+        Args:
+            prompts: B prompts.
+            tokens: int64 [B, H, W] on one of the family's grids.
+
+        Returns:
+            float32 [B], mean nats a token of the conditional branch at temperature 1.
+        """
+        if tokens.dim() != 3 or len(prompts) != tokens.shape[0]:
+            raise ValueError(f"{len(prompts)} prompts need tokens [B, H, W], got {tuple(tokens.shape)}")
+        flat = tokens.flatten(1).to(self.family.device)
+        logits = self.family.ar(self.family.features(list(prompts)), flat, tokens.shape[-1])
+        losses = F.cross_entropy(logits.flatten(0, 1), flat.flatten(), reduction="none")
+        return losses.view(flat.shape).mean(dim=1).cpu()

@@ -1,0 +1,167 @@
+"""The autoregressive transformer: pre-norm, RMSNorm, SwiGLU, rotary attention, one vocabulary for every grid.
+
+One network may serve several grids (64, 128, 256 px of one family): all weights are shared, only the learned row
+and column embeddings and a grid embedding differ. Slot layout of every sequence: `cond_len` prefix slots, then the
+image tokens in raster order; the logits of image token i come from the slot before it (Sun et al., LlamaGen,
+arXiv 2406.06525).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .rope import apply_rotary, rotary_table
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of one AR transformer. `grids` lists the side lengths (in tokens) that it serves."""
+
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    ffn_dim: int
+    cond_len: int
+    cond_dim: int
+    grids: tuple[int, ...]
+    head_dim: int = 64
+    rope_base: float = 100.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "n_layers", "n_heads", "ffn_dim", "cond_len", "cond_dim", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.grids or any(g < 1 for g in self.grids):
+            raise ValueError(f"grids must list positive side lengths, got {self.grids}")
+        if self.head_dim % 4:
+            raise ValueError(f"head_dim must be a multiple of 4 for 2-D rotary embedding, got {self.head_dim}")
+        object.__setattr__(self, "grids", tuple(self.grids))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TransformerConfig:
+        return cls(**{**values, "grids": tuple(values["grids"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "grids": list(self.grids)}
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last axis, computed in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class Block(nn.Module):
+    """One transformer layer: fused q/k/v projection, attention, SwiGLU with fused gate and up projections."""
+
+    def __init__(self, dim: int, n_heads: int, head_dim: int, ffn_dim: int, eps: float) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim = n_heads, head_dim
+        self.attention_norm = RMSNorm(dim, eps)
+        self.wqkv = nn.Linear(dim, 3 * n_heads * head_dim, bias=False)
+        self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
+        self.ffn_norm = RMSNorm(dim, eps)
+        self.w13 = nn.Linear(dim, 2 * ffn_dim, bias=False)
+        self.w2 = nn.Linear(ffn_dim, dim, bias=False)
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project the normalised input [B, Q, dim] to q, k, v, each [B, Q, H, D], before rotation."""
+        qkv = self.wqkv(self.attention_norm(x)).unflatten(-1, (3, self.n_heads, self.head_dim))
+        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add the attention output [B, Q, H, D] and the feed-forward output to the residual stream [B, Q, dim]."""
+        x = x + self.wo(attended.flatten(-2))
+        gate, up = self.w13(self.ffn_norm(x)).chunk(2, dim=-1)
+        return x + self.w2(F.silu(gate) * up)
+
+
+class Transformer(nn.Module):
+    """AR transformer over VQ tokens. The engine drives it layer by layer through `blocks`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
+        self.cond_proj = nn.Linear(c.cond_dim, c.dim, bias=False)
+        self.grid_embedding = nn.Embedding(len(c.grids), c.dim)
+        self.prefix_position = nn.Parameter(torch.zeros(c.cond_len, c.dim))
+        self.row_embeddings = nn.ModuleList(nn.Embedding(g, c.dim) for g in c.grids)
+        self.col_embeddings = nn.ModuleList(nn.Embedding(g, c.dim) for g in c.grids)
+        self.blocks = nn.ModuleList(
+            Block(c.dim, c.n_heads, c.head_dim, c.ffn_dim, c.norm_eps) for _ in range(c.n_layers)
+        )
+        self.norm = RMSNorm(c.dim, c.norm_eps)
+        self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for grid in c.grids:
+            self.register_buffer(
+                f"rotary_{grid}",
+                rotary_table(grid, c.cond_len, c.head_dim, c.rope_base),
+                persistent=False,
+            )
+
+    def grid_index(self, grid: int) -> int:
+        """Index of a grid side length in the configuration; ValueError names the possible ones."""
+        if grid not in self.config.grids:
+            raise ValueError(f"this model has no {grid}x{grid} grid; it has {list(self.config.grids)}")
+        return self.config.grids.index(grid)
+
+    def rotary(self, grid: int) -> Tensor:
+        """Rotary table [cond_len + grid*grid, head_dim/2, 2] of a grid (cos, sin), by slot."""
+        self.grid_index(grid)
+        table: Tensor = getattr(self, f"rotary_{grid}")
+        return table
+
+    def embed_prefix(self, cond: Tensor, grid: int) -> Tensor:
+        """Embed condition features [B, cond_len, cond_dim] for the prefix slots -> [B, cond_len, dim]."""
+        g = self.grid_embedding.weight[self.grid_index(grid)]
+        return self.cond_proj(cond) + self.prefix_position + g
+
+    def position_embedding(self, grid: int) -> Tensor:
+        """Learned embedding of every raster position of a grid: row + column + grid -> [grid*grid, dim]."""
+        i = self.grid_index(grid)
+        rows, cols = self.row_embeddings[i].weight, self.col_embeddings[i].weight
+        return (rows[:, None] + cols[None] + self.grid_embedding.weight[i]).flatten(0, 1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and output head: [..., dim] -> float32 logits [..., V]."""
+        return self.output(self.norm(hidden)).float()
+
+    def forward(self, cond: Tensor, tokens: Tensor, grid: int) -> Tensor:
+        """Teacher-forced logits, the definition that every cached path must match.
+
+        Args:
+            cond: condition features [B, cond_len, cond_dim].
+            tokens: int64 [B, n] image tokens in raster order, n <= grid*grid.
+            grid: side length in tokens.
+
+        Returns:
+            float32 logits [B, n, V]; row i predicts token i from the condition and tokens before i.
+        """
+        n = tokens.shape[1]
+        image = self.tok_embeddings(tokens[:, :-1]) + self.position_embedding(grid)[: n - 1]
+        prefix = self.embed_prefix(cond, grid)
+        x = torch.cat([prefix.to(image.dtype), image], dim=1)
+        table = self.rotary(grid)[: x.shape[1]]
+        for block in self.blocks:
+            q, k, v = block.qkv(x)
+            q, k = apply_rotary(q, table), apply_rotary(k, table)
+            o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+            x = block.finish(x, o.transpose(1, 2))
+        return self.logits(x[:, self.config.cond_len - 1 :])

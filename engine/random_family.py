@@ -1,0 +1,37 @@
+"""A tiny family with random weights, for tests and for trying decoders without a trained model."""
+
+from __future__ import annotations
+
+import torch
+
+from .family import Family
+from .models.text import TextEncoder, TextEncoderConfig, Vocabulary
+from .models.tokenizer import Tokenizer, TokenizerConfig
+from .models.transformer import Transformer, TransformerConfig
+from .models.upsampler import LatentResampler, ResamplerConfig
+
+
+def random_family(
+    grids: tuple[int, ...] = (2, 4, 8), vocab_size: int = 24, seed: int = 0, sharpness: float = 6.0
+) -> Family:
+    """A family of random weights with two layers of 32 dimensions and 2 px a token.
+
+    Args:
+        grids: token side lengths; every pair that divides gets an up- and a down-sampler.
+        vocab_size: codebook size.
+        seed: of the weights.
+        sharpness: factor on the output head, so that distributions are far from uniform.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vocabulary = Vocabulary({"apple": 3, "pear": 4, "red": 5, "blue": 6}, frozenset({"a", "on", "and"}))
+        text = TextEncoder(TextEncoderConfig(vocabulary.size, 4, dim=16, n_heads=2, ffn_dim=32))
+        ar = Transformer(TransformerConfig(vocab_size, 32, 2, 2, 48, 4, 16, grids, head_dim=16))
+        for parameter in ar.parameters():
+            if parameter.dim() == 2:
+                parameter.data.normal_(std=0.15)
+        ar.output.weight.data *= sharpness
+        pairs = [(a, b) for a in grids for b in grids if a != b and max(a, b) % min(a, b) == 0]
+        resamplers = {(a, b): LatentResampler(ResamplerConfig(a, b, 4, channels=8, blocks=2)) for a, b in pairs}
+        tokenizer = Tokenizer(TokenizerConfig(vocab_size, 4, channels=(8,), decoder_blocks=1))
+        return Family({"name": "random", "format": 1}, tokenizer, text, ar, resamplers, vocabulary)

@@ -1,0 +1,79 @@
+"""What a generation did: forwards and tokens fed by role, seconds by stage, rejection and coverage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of progress: `done` of `total` positions of a stage."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass
+class GenerationStats:
+    """Figures of one image.
+
+    `forwards` and `seconds` are those of the batch the image travelled in; `rejection` is the share of positions whose
+    pooled mass fell below tau, `coverage` the share that was resampled, `islands` their number (None for decoders that
+    do not verify).
+    """
+
+    decoder: str
+    settings: dict[str, Any]
+    seed: int
+    batch: int = 1
+    forwards: dict[str, int] = field(default_factory=dict)
+    fed: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    rejection: float | None = None
+    coverage: float | None = None
+    islands: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __str__(self) -> str:
+        roles = ", ".join(f"{n} {role}" for role, n in self.forwards.items())
+        stages = ", ".join(f"{s} {t:.2f}" for s, t in self.seconds.items() if s != "total")
+        text = f"{self.decoder}: {self.seconds.get('total', 0.0):.2f} s ({stages}); forwards: {roles}"
+        if self.rejection is not None and self.coverage is not None:
+            text += f"; rejected {self.rejection:.1%}, resampled {self.coverage:.1%} in {self.islands} islands"
+        return text
+
+
+class Recorder:
+    """Counts and times one batch; decoders write to it, the engine turns it into `GenerationStats`."""
+
+    def __init__(self, progress: Callable[[Progress], None] | None = None) -> None:
+        self.forwards: dict[str, int] = {}
+        self.fed: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    def forward(self, role: str, tokens: int) -> None:
+        """Count one forward pass that fed `tokens` tokens of each image."""
+        self.forwards[role] = self.forwards.get(role, 0) + 1
+        self.fed[role] = self.fed.get(role, 0) + tokens
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; repeated stages add up."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Tell the caller's progress callback."""
+        if self._progress is not None:
+            self._progress(Progress(stage, done, total))

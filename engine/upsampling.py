@@ -1,0 +1,69 @@
+"""Up-samplers: drafted tokens of a small grid to candidate tokens of the target grid."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .family import Family
+
+UPSAMPLERS = ("latent", "pixel", "sr")
+
+
+def check_upsampler(name: str) -> None:
+    """Raise ValueError unless `name` is an up-sampler."""
+    if name not in UPSAMPLERS:
+        raise ValueError(f"there is no up-sampler {name!r}; choose one of {', '.join(UPSAMPLERS)}")
+
+
+def lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images [B, 3, H, W] to `size` (height, width) with Pillow's Lanczos filter, channel by channel."""
+    import numpy as np
+    from PIL import Image
+
+    resized = [
+        np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.LANCZOS))
+        for channel in image.flatten(0, 1).cpu().float().numpy()
+    ]
+    return torch.from_numpy(np.stack(resized)).view(*image.shape[:2], *size).to(image.device)
+
+
+def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor:
+    """Candidate tokens for the rows of the target grid that the drafted rows cover.
+
+    Args:
+        family: tokenizer and latent resamplers.
+        tokens: int64 [B, h, g]: h leading rows of a draft on a grid of side g.
+        target: side of the target grid.
+        method: "latent" (learned, row-causal), "pixel" (decode, Lanczos, encode) or "sr" (decode, a
+            super-resolution network, encode; needs `pip install 'mulosd[sr]'`).
+
+    Returns:
+        int64 [B, h*r, target].
+
+    Source: MuLo-SD, arXiv 2601.05149, the latent and the training-free pixel up-sampler.
+    """
+    check_upsampler(method)
+    source = tokens.shape[-1]
+    if method == "latent":
+        return family.resampler(source, target).resample(tokens, family.tokenizer.codebook)
+    image = family.tokenizer.decode(tokens)
+    size = (image.shape[2] * target // source, image.shape[3] * target // source)
+    if method == "sr":
+        from .super_resolution import super_resolve
+
+        image = super_resolve(image, target // source)
+    else:
+        image = lanczos(image, size)
+    return family.tokenizer.encode(image.clamp(-1, 1))
+
+
+def downsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor:
+    """D_r: verified rows [B, H, G] of the target grid to drafter tokens [B, H/r, target] (multi-cycle decoding)."""
+    check_upsampler(method)
+    source = tokens.shape[-1]
+    if method == "latent":
+        return family.resampler(source, target).resample(tokens, family.tokenizer.codebook)
+    image = family.tokenizer.decode(tokens)
+    return family.tokenizer.encode(F.avg_pool2d(image, source // target))

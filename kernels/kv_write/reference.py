@@ -1,0 +1,43 @@
+"""The specification of `kv_write` in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def kv_write_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slots: Tensor,
+    rotary: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    start: int | None,
+) -> Tensor:
+    """The rotated q, and k and v written in place; arguments are those of `kv_write`, already checked."""
+    if rotary is not None:
+        table = rotary[slots] if start is None else rotary[start : start + q.shape[1]]
+        heads = q.shape[2]
+        # One rotation for both: on small inputs the calls cost more than the copy.
+        both = rotate(torch.cat((q, k), dim=2), table)
+        q, k = both[:, :, :heads], both[:, :, heads:]
+    if start is None:
+        row = torch.arange(k.shape[0], device=k.device)[:, None]
+        k_cache[row, slots] = k.to(k_cache.dtype)
+        v_cache[row, slots] = v.to(v_cache.dtype)
+    else:
+        k_cache[:, start : start + k.shape[1]] = k
+        v_cache[:, start : start + k.shape[1]] = v
+    return q
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn interleaved pairs of x [B, Q, H, D] by table float32 [Q, D/2, 2] or [B, Q, D/2, 2]; keeps the dtype.
+
+    A turn is the product with cos + i sin, which torch computes in one pass.
+    """
+    pair = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = pair * torch.view_as_complex(table).unsqueeze(-2)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)

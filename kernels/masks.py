@@ -1,0 +1,75 @@
+"""Visibility masks inside a draft block, as booleans and as packed 32-bit words.
+
+Row i of a mask says which of the Q draft tokens query i may see. Packed, key j is bit `j % 32` (least significant
+first) of word `j // 32`, so a 32-key tile of a row is one register.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def raster_causal(length: int) -> Tensor:
+    """Mask bool [Q, Q] in which each token sees itself and all tokens before it."""
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    return torch.ones(length, length, dtype=torch.bool).tril()
+
+
+def tree(parents: Tensor) -> Tensor:
+    """Mask bool [Q, Q] in which each node of a draft tree sees itself and its ancestors.
+
+    Args:
+        parents: int [Q], the index of each node's parent, which comes earlier, or -1 for a root.
+
+    Raises:
+        ValueError: a parent does not come before its child.
+    """
+    mask = torch.eye(parents.numel(), dtype=torch.bool)
+    for node, parent in enumerate(parents.tolist()):
+        if not -1 <= parent < node:
+            raise ValueError(f"parent of node {node} must be -1 or an earlier node, got {parent}")
+        if parent >= 0:
+            mask[node] |= mask[parent]
+    return mask
+
+
+def islands(labels: Tensor) -> Tensor:
+    """Mask bool [Q, Q] in which each token sees itself and earlier tokens of its own island or of none.
+
+    Args:
+        labels: int [Q], island numbers in block order, 0 for tokens that belong to no island and are seen by all.
+    """
+    same = labels[:, None] == labels[None, :]
+    return (same | (labels == 0)[None, :]).tril()
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Pack a mask bool [..., Q] into little-endian words int32 [..., ceil(Q / 32)]; spare bits are 0.
+
+    Raises:
+        ValueError: the mask is not boolean.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool, got {mask.dtype}")
+    spare = -mask.shape[-1] % 32
+    bits = torch.nn.functional.pad(mask, (0, spare)).unflatten(-1, (-1, 32)).long()
+    words = (bits << torch.arange(32, device=mask.device)).sum(dim=-1)
+    # Bit 31 is the sign of an int32.
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+
+
+def unpack(words: Tensor, length: int) -> Tensor:
+    """Inverse of `pack`: mask bool [..., length] from words int32 [..., ceil(length / 32)].
+
+    Raises:
+        ValueError: the words are not int32 or are not as many as `length` needs.
+    """
+    if words.dtype != torch.int32 or words.shape[-1] != (length + 31) // 32:
+        raise ValueError(
+            f"words must be int32 [..., {(length + 31) // 32}] for length {length}, got {words.dtype} "
+            f"{list(words.shape)}"
+        )
+    bits = (words[..., None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1
+    return bits.flatten(-2)[..., :length].bool()

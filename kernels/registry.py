@@ -1,0 +1,123 @@
+"""Which backend serves a call of an op: cuda before triton before torch, each free to decline with a reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from torch import Tensor
+
+BACKENDS = ("cuda", "triton", "torch")
+ENVIRONMENT = "MULOSD_BACKEND"
+NOT_WRITTEN = "this op has no such backend"
+
+
+class BackendUnavailable(RuntimeError):
+    """No backend, or not the forced one, can serve a call; the message holds the reason of each."""
+
+
+class BackendModule(Protocol):
+    """What the module of an accelerated backend offers; both functions take the arguments of the op's reference."""
+
+    def unusable(self) -> str | None: ...
+
+    def decline(self, *args: Any, **kwargs: Any) -> str | None: ...
+
+    def run(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op with its torch reference and its accelerated backends.
+
+    Args:
+        name: the public name.
+        reference: the torch implementation; it serves every device.
+        modules: backend name -> module with `unusable`, `decline` and `run`, imported when first asked for.
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    modules: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.modules) - {"cuda", "triton"}
+        if unknown:
+            raise ValueError(f"op {self.name}: unknown backends {sorted(unknown)}, possible are cuda and triton")
+        OPS[self.name] = self
+
+    def __call__(self, tensor: Tensor, backend: str | None, *args: Any, **kwargs: Any) -> Any:
+        """Run the op where `tensor` lives; the backend is `backend`, else $MULOSD_BACKEND, else the first able one.
+
+        Raises:
+            BackendUnavailable: the forced backend is unknown or declines.
+        """
+        forced = backend or os.environ.get(ENVIRONMENT) or None
+        if forced is None and (not self.modules or tensor.device.type == "cpu"):
+            return self.reference(*args, **kwargs)
+        return self.select(forced, *args, **kwargs)(*args, **kwargs)
+
+    def select(self, forced: str | None, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """The implementation that serves these arguments."""
+        reasons: dict[str, str] = {}
+        for name in BACKENDS:
+            reason = self.reason(name, *args, **kwargs)
+            if reason is not None:
+                reasons[name] = reason
+            elif forced in (None, name):
+                return self.reference if name == "torch" else self._module(name).run
+        listing = "".join(f"\n  {name}: {reasons.get(name, 'able, but not the one asked for')}" for name in BACKENDS)
+        asked = f"{forced!r} (possible: {', '.join(BACKENDS)})" if forced not in BACKENDS else repr(forced)
+        raise BackendUnavailable(
+            f"{self.name}: backend {asked} cannot serve this call{listing}\n"
+            f"Leave backend= and ${ENVIRONMENT} unset to let the first able backend serve."
+        )
+
+    def reason(self, name: str, *args: Any, **kwargs: Any) -> str | None:
+        """Why backend `name` declines this call, or None when it would serve it."""
+        return self.unusable(name) or (None if name == "torch" else self._module(name).decline(*args, **kwargs))
+
+    def unusable(self, name: str) -> str | None:
+        """Why backend `name` can serve no call on this machine, or None."""
+        if name == "torch":
+            return None
+        if name not in self.modules:
+            return NOT_WRITTEN
+        try:
+            return self._module(name).unusable()
+        except ImportError as error:
+            return f"import failed: {error}"
+
+    def _module(self, name: str) -> BackendModule:
+        return cast(BackendModule, import_module(self.modules[name]))
+
+
+OPS: dict[str, Op] = {}
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Usability of one backend of one op on this machine; `reason` is empty when it is usable."""
+
+    op: str
+    backend: str
+    usable: bool
+    reason: str
+
+
+OP_MODULES = ("expand_islands", "kv_write", "local_resample", "upsample_pool", "verify_attention")
+
+
+def diagnose() -> list[BackendStatus]:
+    """Usability of every backend of every op on this machine, with the reason where there is none."""
+    for module in OP_MODULES:
+        import_module(f".{module}", __package__)
+    report = []
+    for op in sorted(OPS.values(), key=lambda op: op.name):
+        for name in BACKENDS:
+            reason = op.unusable(name)
+            report.append(BackendStatus(op.name, name, reason is None, reason or ""))
+    return report

@@ -1,0 +1,139 @@
+"""The two halves of verification around the codebook: nearest codes of up-sampled features, and pooled probability."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..registry import Op
+from ..sampling import check_logits, check_sampling
+from .reference import PooledMass, nearest_code_reference, neighbours_reference, pooled_mass_reference
+
+__all__ = ["PooledMass", "nearest_code", "neighbours", "pooled_mass", "shuffle_nearest"]
+
+_NEAREST = Op("nearest_code", nearest_code_reference)
+_POOLED = Op("pooled_mass", pooled_mass_reference, {"cuda": f"{__name__}.cuda"})
+
+
+def _check_codebook(codebook: Tensor) -> None:
+    if codebook.dim() != 2 or not codebook.is_floating_point() or codebook.shape[0] < 1:
+        raise ValueError(f"codebook must be floating point [V, d], got {codebook.dtype} {list(codebook.shape)}")
+
+
+def nearest_code(features: Tensor, codebook: Tensor, *, backend: str | None = None) -> Tensor:
+    """Index of the codebook row with the largest cosine to each feature.
+
+    The N x V similarities are made in chunks and never stored whole.
+
+    Args:
+        features: float [..., d], any length (they are normalised here).
+        codebook: float [V, d], rows of unit length.
+        backend: force "torch" (the one there is).
+
+    Returns:
+        int64 [...], the lower index where similarities are equal.
+
+    Raises:
+        ValueError: shapes do not fit, or a feature is NaN or infinite.
+    """
+    _check_codebook(codebook)
+    if features.dim() < 1 or features.shape[-1] != codebook.shape[1]:
+        raise ValueError(f"features must end in d = {codebook.shape[1]}, got {list(features.shape)}")
+    return _NEAREST(features, backend, features, codebook)
+
+
+def shuffle_nearest(features: Tensor, codebook: Tensor, r: int, *, backend: str | None = None) -> Tensor:
+    """Pixel shuffle by r, then the nearest code of every cell.
+
+    Args:
+        features: float [B, d*r*r, h, w], channels laid out as `torch.nn.functional.pixel_shuffle` reads them.
+        codebook: float [V, d], rows of unit length.
+        r: the scale ratio.
+        backend: force "torch" (the one there is).
+
+    Returns:
+        int64 [B, h*r, w*r].
+
+    Raises:
+        ValueError: shapes do not fit, or a feature is NaN or infinite.
+    """
+    _check_codebook(codebook)
+    if r < 1:
+        raise ValueError(f"r must be at least 1, got {r}")
+    if features.dim() != 4 or features.shape[1] != codebook.shape[1] * r * r:
+        raise ValueError(f"features must be [B, {codebook.shape[1] * r * r}, h, w], got {list(features.shape)}")
+    batch, channels, height, width = features.shape
+    cells = features.view(batch, channels // (r * r), r, r, height, width).permute(0, 4, 2, 5, 3, 1)
+    cells = cells.reshape(batch, height * r, width * r, channels // (r * r))
+    return _NEAREST(features, backend, cells, codebook)
+
+
+def neighbours(codebook: Tensor, k: int) -> Tensor:
+    """The k nearest codes of every code by cosine: B_k of the method.
+
+    A code itself always comes first, also when others equal it; further ties go to the lower index. The table of k is
+    the first k columns of the table of k + 1.
+
+    Args:
+        codebook: float [V, d], rows of unit length.
+        k: how many, 1 <= k <= V.
+
+    Returns:
+        int32 [V, k].
+
+    Raises:
+        ValueError: k is out of range or the codebook has the wrong shape or values that are not finite.
+    """
+    _check_codebook(codebook)
+    if not 1 <= k <= codebook.shape[0]:
+        raise ValueError(f"k must be in [1, V] = [1, {codebook.shape[0]}], got {k}")
+    return neighbours_reference(codebook, k)
+
+
+def pooled_mass(
+    cond: Tensor,
+    uncond: Tensor | None,
+    tokens: Tensor,
+    neighbours: Tensor,
+    *,
+    tau: float,
+    cfg_scale: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    backend: str | None = None,
+) -> PooledMass:
+    """Probability that the target gives to the neighbourhood of each draft token, and whether that is enough.
+
+    `mass = sum over v in neighbours[token] of softmax(processed_logits)[v]`, at most 1, and exactly 1 when the
+    neighbourhood is the whole vocabulary; `accept = mass >= tau`: tau = 0 accepts all, tau > 1 nothing.
+
+    Args:
+        cond: float [R, V], target logits under the condition.
+        uncond: like `cond`, or None for no guidance.
+        tokens: int64 [R], draft tokens in [0, V).
+        neighbours: int [V, k], see `neighbours`.
+        tau: the acceptance threshold.
+        cfg_scale, temperature, top_k, top_p: see `sampling.processed_logits`.
+        backend: force "cuda", "triton" or "torch".
+
+    Returns:
+        `PooledMass(mass float32 [R], accept bool [R])`. The CUDA backend does not wait for the device: there a row
+        without a finite maximum has mass 0 (and is accepted at tau = 0 alone).
+
+    Raises:
+        ValueError: an argument is wrong, or a row holds NaN or +inf, or nothing but -inf (the row is named).
+        BackendUnavailable: the forced backend cannot serve the call.
+
+    Source: MuLo-SD, arXiv 2601.05149, section 3 (pooled acceptance).
+    """
+    check_logits(cond, uncond)
+    check_sampling(cfg_scale, temperature, top_k, top_p)
+    if tokens.shape != cond.shape[:1]:
+        raise ValueError(f"tokens must be [R] = [{cond.shape[0]}], got {list(tokens.shape)}")
+    if neighbours.dim() != 2 or neighbours.shape[0] != cond.shape[1] or not 1 <= neighbours.shape[1] <= cond.shape[1]:
+        raise ValueError(
+            f"neighbours must be [V, k] with V = {cond.shape[1]} and 1 <= k <= V, got {list(neighbours.shape)}"
+        )
+    if not tau >= 0.0:
+        raise ValueError(f"tau must be at least 0, got {tau}")
+    return _POOLED(cond, backend, cond, uncond, tokens, neighbours, tau, cfg_scale, temperature, top_k, top_p)

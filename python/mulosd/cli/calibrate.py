@@ -1,0 +1,70 @@
+"""`mulosd calibrate`: the threshold that gives a wanted rejection rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import examples, stdout
+from .options import DeviceOption, ScaleOption, SeedOption, Upsampler
+
+EXAMPLES = examples(
+    "mulosd calibrate --family ./families/mine",
+    "mulosd calibrate --family ./families/mine --rejection 0.01 --scale 2 --pool 16 --prompts 64",
+)
+
+
+def calibrate(
+    family: Annotated[str, typer.Option(help="The family, by folder or name; its family.json is rewritten.")],
+    rejection: Annotated[float, typer.Option(help="Wanted share of rejected tokens, between 0 and 1.")] = 0.02,
+    scale: ScaleOption = None,
+    pool: Annotated[int, typer.Option(help="Codebook neighbours whose probability is pooled.")] = 10,
+    radius: Annotated[int, typer.Option(help="Radius to store along with tau.")] = 1,
+    upsampler: Annotated[Upsampler, typer.Option(help="How drafts are enlarged.")] = Upsampler.latent,
+    prompts: Annotated[int, typer.Option(help="How many held-out prompts of the family to draft.")] = 32,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Find the tau at which a wanted share of draft tokens is rejected, and store it in the family.
+
+    Every scale and every up-sampler has its own setting; `mulosd generate` uses it where nothing else is given.
+    """
+    if not 0 < rejection < 1:
+        raise ValueError(f"--rejection is a share between 0 and 1, such as 0.02; got {rejection}")
+    if prompts < 1:
+        raise ValueError(f"--prompts must be at least 1, got {prompts}")
+    if radius < 0:
+        raise ValueError(f"--radius must be 0 or more tokens, got {radius}")
+
+    from .. import Engine
+    from ..engine.calibrate import calibrate as run
+    from ..eval.prompts import held_out_prompts, read_prompts
+
+    own = None if prompts_file is None else read_prompts(prompts_file)
+    engine = Engine.from_pretrained(family, device=device)
+    found = run(
+        engine,
+        own or held_out_prompts(engine, prompts, seed),
+        rejection=rejection,
+        scale=scale,
+        pool=pool,
+        radius=radius,
+        upsampler=upsampler.value,
+        seed=seed,
+    )
+    folder = engine.family.path
+    if folder is None:
+        raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")
+    found.store(folder)
+    stdout.print(
+        f"scale {found.scale}, {found.upsampler} up-sampler: tau {found.tau:.3g} rejects {found.rejection:.2%} of "
+        f"draft tokens; stored in {folder / 'family.json'}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,106 @@
+"""Files that the command line writes: names, checks before any work starts, and writes that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+SLUG_LENGTH = 60
+# File systems count bytes, and letters beyond ASCII take up to four.
+SLUG_BYTES = 120
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes its name only once it is complete; on any failure nothing is left."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values` as indented JSON, whole or not at all."""
+    with atomic(path) as file:
+        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def check_file(option: str, path: Path) -> Path:
+    """A file that can be written at `path`; ValueError says what stands in the way."""
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a directory; name a file in it, such as {path / 'stats.json'}")
+    check_parent(option, path)
+    return path
+
+
+def check_parent(option: str, path: Path) -> None:
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no directory {parent}; create it first (mkdir -p '{parent}')")
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{option} {path}: the directory {parent} is not writable; choose another")
+
+
+def slug(prompt: str) -> str:
+    """A prompt as a file name: "A red apple!" -> "a-red-apple"."""
+    words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")
+    cut = words[:SLUG_LENGTH].encode()[:SLUG_BYTES].decode(errors="ignore")
+    return cut.rstrip("-") or "image"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where pictures go: one PNG file, or a directory with a name for each.
+
+    In a directory a picture is called `SLUG-seedN.png`, and with several prompts `02-SLUG-seedN.png` after the prompt's
+    number. A file that is already there is replaced.
+    """
+
+    path: Path
+    directory: bool
+
+    @classmethod
+    def check(cls, path: Path, images: int) -> Output:
+        """Decide what `path` means for this many pictures; ValueError when it cannot be."""
+        suffix = path.suffix.lower()
+        if path.is_dir():
+            return cls(path, True)
+        if suffix in OTHER_FORMATS:
+            raise ValueError(
+                f"--output {path}: pictures are written as PNG, not as {suffix[1:]}; use {path.with_suffix('.png')}"
+            )
+        if suffix == ".png":
+            if images > 1:
+                raise ValueError(
+                    f"--output {path} is one file, but {images} pictures were asked for; name a directory, such as "
+                    f"{path.with_suffix('')}/"
+                )
+            check_parent("--output", path)
+            return cls(path, False)
+        if path.exists():
+            raise ValueError(f"--output {path} is a file, but neither PNG nor a directory; choose another name")
+        check_parent("--output", path)
+        return cls(path, True)
+
+    def paths(self, prompts: list[str], seeds: list[int], numbers: list[int]) -> list[Path]:
+        """One path a picture. `numbers` holds the number, from 1 on, of the prompt that each picture belongs to."""
+        if not self.directory:
+            return [self.path]
+        several = len(set(numbers)) > 1
+        width = max(2, len(str(max(numbers))))
+        return [
+            self.path / (f"{number:0{width}}-" * several + f"{slug(prompt)}-seed{seed}.png")
+            for prompt, seed, number in zip(prompts, seeds, numbers, strict=True)
+        ]

@@ -1,0 +1,78 @@
+"""Options that several commands share, and how they become decoders and sampling parameters."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .. import DraftOnly, Engine, MuloSD, SamplingParams, Serial
+
+
+class DecoderName(str, Enum):
+    """Decoders by the name that the command line gives them."""
+
+    mulo = "mulo"
+    serial = "serial"
+    draft_only = "draft-only"
+
+
+class Upsampler(str, Enum):
+    latent = "latent"
+    pixel = "pixel"
+    sr = "sr"
+
+
+class Rejection(str, Enum):
+    local = "local"
+    naive = "naive"
+    raster = "raster"
+
+
+class Dtype(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+# Which decoder options each decoder has; the rest are refused rather than ignored.
+TAKES = {
+    DecoderName.mulo: ("scale", "tau", "radius", "pool", "upsampler", "rejection", "rows_per_cycle"),
+    DecoderName.draft_only: ("scale", "upsampler"),
+    DecoderName.serial: (),
+}
+
+FamilyOption = Annotated[str, typer.Option(help="A bundled family or the folder of one; `mulosd info` lists them.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+DtypeOption = Annotated[Dtype, typer.Option(help="float32 is exact and reproducible; the others may be faster.")]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same picture, whatever the batch.")]
+ScaleOption = Annotated[
+    int | None,
+    typer.Option(help="Ratio of target to draft side, 2 or 4 \\[default: the family's largest].", show_default=False),
+]
+
+
+def make_decoder(name: DecoderName, options: dict[str, Any]) -> MuloSD | DraftOnly | Serial:
+    """A decoder from the options that were given (None: not given); ValueError for one that it does not have."""
+    from .. import DraftOnly, MuloSD, Serial
+
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given:
+        if key not in TAKES[name]:
+            owners = ", ".join(decoder.value for decoder, keys in TAKES.items() if key in keys)
+            raise ValueError(
+                f"--{key.replace('_', '-')} has no meaning for --decoder {name.value}, only for: {owners}; leave it out"
+            )
+    if name is DecoderName.serial:
+        return Serial()
+    return DraftOnly(**given) if name is DecoderName.draft_only else MuloSD(**given)
+
+
+def make_sampling(engine: Engine, options: dict[str, Any]) -> SamplingParams:
+    """The family's own sampling parameters with what was given on top."""
+    from dataclasses import replace
+
+    given = {key: value for key, value in options.items() if value is not None}
+    return replace(engine.family.sampling, **given)

@@ -1,0 +1,126 @@
+"""`mulosd train`: the stages of a family, one command each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import examples, stdout
+from .files import check_file, check_parent
+from .options import DeviceOption
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Train a family of one's own, stage by stage. docs/training.md walks through it.",
+)
+
+# In the order in which they build on each other.
+STAGES = {
+    "tokenizer": "Train the VQ tokenizer: pictures to tokens and back.",
+    "ar": "Train the AR transformer and its text encoder on every grid. Needs the tokenizer.",
+    "text": "Train the text encoder alone, against a frozen AR transformer.",
+    "upsampler": "Train the latent up- and down-samplers. Needs the tokenizer.",
+    "reader": "Train the independent reader that object accuracy is measured with, on real renders only.",
+}
+# `text` is left out: `ar` trains the text encoder along.
+ALL = ("tokenizer", "ar", "upsampler", "reader")
+
+ConfigOption = Annotated[Path, typer.Option(help="The training file (YAML); configs/emoji.yaml is an example.")]
+RunOption = Annotated[Path, typer.Option(help="Folder for checkpoints and logs; a run that it holds is resumed.")]
+StepsOption = Annotated[
+    int | None, typer.Option(help="Stop after this many steps.", show_default="from the training file")
+]
+
+
+def run_stages(stages: tuple[str, ...], config: Path, run: Path, steps: int | None, device: str) -> None:
+    """Run stages one after the other."""
+    if not config.is_file():
+        raise ValueError(f"--config {config}: there is no such file; configs/emoji.yaml is an example")
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"--run {run} is a file; name a folder")
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+
+    from ..train.stages import run_stage
+
+    for stage in stages:
+        run_stage(stage, config, run, device=device, steps=steps)
+
+
+def stage_command(stages: tuple[str, ...]) -> Callable[..., None]:
+    def command(config: ConfigOption, run: RunOption, steps: StepsOption = None, device: DeviceOption = "cpu") -> None:
+        run_stages(stages, config, run, steps, device)
+
+    return command
+
+
+for name, purpose in STAGES.items():
+    app.command(
+        name, help=purpose, epilog=examples(f"mulosd train {name} --config configs/emoji.yaml --run runs/emoji")
+    )(stage_command((name,)))
+
+app.command(
+    "all",
+    help=f"Run {', '.join(ALL)} one after the other; finished stages are skipped.",
+    epilog=examples("mulosd train all --config configs/emoji.yaml --run runs/emoji --device cuda"),
+)(stage_command(ALL))
+
+
+@app.command(
+    "export", epilog=examples("mulosd train export --config configs/emoji.yaml --run runs/emoji --output families/mine")
+)
+def export(
+    config: ConfigOption,
+    run: RunOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the family to write.")],
+) -> None:
+    """Write the averaged weights of a run as a family that `--family DIR` takes."""
+    if not run.is_dir():
+        raise ValueError(f"--run {run}: there is no such folder; train into it first (mulosd train all)")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; name a folder")
+    check_parent("--output", output)
+
+    from ..train.stages import export as write
+
+    written = write(config, run, output)
+    stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    "sprites",
+    epilog=examples(
+        "mulosd train sprites --pack node_modules/@iconify-json/fluent-emoji-flat --config configs/emoji.yaml "
+        "--output sprites.png"
+    ),
+)
+def sprites(
+    pack: Annotated[Path, typer.Option(help="Folder of an Iconify icon pack, or its icons.json.")],
+    config: ConfigOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG sheet to write.")],
+    size: Annotated[int, typer.Option(help="Side of a sprite in px.")] = 96,
+) -> None:
+    """Render the objects of a training file from an icon pack into one sprite sheet."""
+    if not pack.exists():
+        raise ValueError(
+            f"--pack {pack}: there is no such folder; npm install @iconify-json/fluent-emoji-flat makes one"
+        )
+    if size < 1:
+        raise ValueError(f"--size must be at least 1 px, got {size}")
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"--output {output}: the sheet is a PNG; use {output.with_suffix('.png')}")
+    check_file("--output", output)
+
+    from ..data.sprites import render_icons
+    from ..train.config import FamilyConfig
+
+    objects = FamilyConfig.load(config).data.get("objects")
+    if not objects:
+        raise ValueError(f"{config} lists no objects; sprites are for data.kind 'scenes'")
+    icons = {name: spec[0] for name, spec in objects.items()}
+    render_icons(pack, icons, size).save(output)
+    stdout.print(f"{output}: {len(icons)} sprites of {size} px", soft_wrap=True, highlight=False)

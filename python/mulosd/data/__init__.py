@@ -1,0 +1,1 @@
+"""Training and evaluation data: sprites, captioned scenes, folders of images."""

@@ -1,0 +1,52 @@
+"""Prompts to measure on: captions of held-out scenes, or a file of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.scenes import scenes
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+
+# Draws after which a scarce held-out split is taken to be exhausted.
+PATIENCE = 10_000
+
+
+def held_out_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
+    """Distinct captions of scenes whose combination training never saw, the same for the same seed.
+
+    Args:
+        engine: of a family that is made of scenes.
+        n: how many.
+        seed: of the draw.
+
+    Raises:
+        ValueError: n is below 1, the family is not made of scenes, or its held-out split has fewer than n captions.
+    """
+    if n < 1:
+        raise ValueError(f"at least 1 prompt is needed, got {n}")
+    config = engine.family.scene_config()
+    if not config.held_out > 0:
+        raise ValueError(f"family {engine.family.name!r} holds out no scenes; give a file of prompts")
+    chosen: dict[str, None] = {}
+    idle = 0
+    for scene in scenes(config, seed, held_out=True):
+        idle = idle + 1 if scene.caption in chosen else 0
+        chosen[scene.caption] = None
+        if len(chosen) == n:
+            break
+        if idle > PATIENCE:
+            raise ValueError(f"the held-out scenes give {len(chosen)} captions, {n} were asked for")
+    return list(chosen)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a text file, one a line; blank lines are skipped. ValueError when there is no file or no prompt."""
+    if not path.is_file():
+        raise ValueError(f"there is no file of prompts {path}")
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} has no prompts; write one a line")
+    return prompts

@@ -1,0 +1,75 @@
+"""Intervals over prompts: bootstrap, Wilson, quantiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Z95 = 1.959963984540054
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of `n` independent trials (Wilson 1927), which stays sensible at 0 and at 1.
+
+    Raises:
+        ValueError: n is not positive, or successes are outside 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"a share needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    p, z2 = successes / n, Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    # Rounding must not leave the ends a hair inside.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    return low, 1.0 if successes == n else min(1.0, centre + half)
+
+
+def bootstrap_ratio(
+    numerators: ArrayLike, denominators: ArrayLike, *, resamples: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of sum(numerators) / sum(denominators), resampling whole prompts.
+
+    Objects of one prompt succeed or fail together, so the prompt is the unit and not the object.
+
+    Args:
+        numerators: [n], one a prompt.
+        denominators: [n], not negative, not all zero.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: shapes differ, nothing is given, or the denominators sum to zero.
+    """
+    a, b = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    if a.ndim != 1 or a.shape != b.shape or not a.size or (b < 0).any() or b.sum() <= 0:
+        raise ValueError(f"numerators and denominators must be [n] with a positive total, got {a.shape} and {b.shape}")
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(a.size, size=(resamples, a.size))
+    totals = b[picks].sum(axis=1)
+    ratios = a[picks].sum(axis=1)[totals > 0] / totals[totals > 0]
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def share_interval(successes: ArrayLike, trials: ArrayLike) -> tuple[float, float]:
+    """95 % interval of a pooled share over prompts.
+
+    The bootstrap over prompts, except where all or none succeed: there it collapses to a point, and Wilson's interval
+    over prompts with anything to find is taken instead.
+    """
+    a, b = np.asarray(successes, np.float64), np.asarray(trials, np.float64)
+    if a.sum() in (0.0, b.sum()) and b.sum() > 0:
+        n = int((b > 0).sum())
+        return wilson(0.0 if a.sum() == 0 else n, n)
+    return bootstrap_ratio(a, b)
+
+
+def spread(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
+    """Median, 20th and 80th percentile of a sample; ValueError when it is empty."""
+    if not len(values):
+        raise ValueError("no values to take quantiles of")
+    p20, median, p80 = np.quantile(np.asarray(values, np.float64), [0.2, 0.5, 0.8])
+    return {"median": float(median), "p20": float(p20), "p80": float(p80)}

@@ -1,0 +1,90 @@
+"""Training of the AR transformer and its text encoder on every grid of a family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
+from ..engine.models.tokenizer import Tokenizer
+from ..engine.models.transformer import Transformer, TransformerConfig
+from .sources import ImageSource
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Up to step `until`: which grids are drawn (grid -> share) and how many images a batch holds (grid -> count)."""
+
+    until: int
+    shares: dict[int, float]
+    batch: dict[int, int]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Phase:
+        return cls(**values)
+
+
+def tokens_of(tokenizer: Tokenizer, pictures: list[np.ndarray[Any, Any]], device: torch.device) -> Tensor:
+    """Tokens [B, grid*grid] of uint8 pictures [S, S, 3]."""
+    image = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        return tokenizer.encode(image.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+
+class ARTask:
+    """Next-token cross-entropy with condition dropout (for CFG) and a little token noise (against exposure bias)."""
+
+    def __init__(
+        self,
+        model: TransformerConfig,
+        text: TextEncoderConfig,
+        vocabulary: Vocabulary,
+        tokenizer: Tokenizer,
+        source: ImageSource,
+        phases: list[Phase],
+        *,
+        cond_dropout: float = 0.1,
+        token_noise: float = 0.02,
+        text_only: bool = False,
+    ) -> None:
+        self.module = nn.ModuleDict({"text": TextEncoder(text), "ar": Transformer(model)})
+        if text_only:
+            self.module["ar"].requires_grad_(False)
+        self.vocabulary, self.source, self.phases = vocabulary, source, phases
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.cond_dropout, self.token_noise = cond_dropout, token_noise
+        self.figures: dict[int, float] = {}
+
+    def batch(self, rng: np.random.Generator, grid: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Prompt ids [B, T] and tokens [B, grid*grid]."""
+        size = grid * self.tokenizer.config.patch
+        length = self.module["text"].config.length
+        drawn = [self.source.captioned(rng, (size,)) for _ in range(count)]
+        ids = torch.tensor([self.vocabulary.encode(caption, length) for caption, _ in drawn], device=device)
+        return ids, tokens_of(self.tokenizer, [pictures[0] for _, pictures in drawn], device)
+
+    def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+        phase = next((p for p in self.phases if step < p.until), self.phases[-1])
+        grids = list(phase.shares)
+        share = np.asarray([phase.shares[g] for g in grids], dtype=float)
+        grid = int(rng.choice(grids, p=share / share.sum()))
+        self.tokenizer.to(device)
+        ids, tokens = self.batch(rng, grid, phase.batch[grid], device)
+        null = torch.from_numpy(rng.random(len(ids)) < self.cond_dropout).to(device)
+        ids = torch.where(null[:, None], torch.tensor(self.vocabulary.null(ids.shape[1]), device=device), ids)
+        noisy = torch.from_numpy(rng.random(tuple(tokens.shape)) < self.token_noise).to(device)
+        noise = torch.from_numpy(rng.integers(self.tokenizer.config.codebook_size, size=tuple(tokens.shape))).to(device)
+        logits = self.module["ar"](self.module["text"](ids), torch.where(noisy, noise, tokens), grid)
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        value = float(loss.detach())
+        old = self.figures.get(grid, value)
+        self.figures[grid] = old + 0.1 * (value - old)
+        return loss, {f"nll{g}": v for g, v in sorted(self.figures.items())}
+
+    def after_step(self, step: int) -> None:
+        """Nothing to do."""

@@ -1,0 +1,187 @@
+"""The one training loop: resumable, deterministic by seed, EMA, bf16, progress on screen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how fast to train.
+
+    The learning rate warms up over `warmup` steps, stays, and falls linearly to zero over the last `decay` steps, so
+    that a run can be prolonged by raising `steps` before the decay begins.
+    """
+
+    steps: int
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: int = 500
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.97)
+    clip: float = 1.0
+    ema: float = 0.999
+    muon_lr: float = 0.0
+    precision: str = "bf16"
+    log_every: int = 20
+    save_every: int = 500
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision must be 'bf16' or 'fp32', got {self.precision!r}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+
+    def rate(self, step: int) -> float:
+        """Share of the peak learning rate at a step."""
+        up = min(1.0, (step + 1) / max(1, self.warmup))
+        down = min(1.0, (self.steps - step) / max(1, self.decay))
+        return max(0.0, min(up, down))
+
+
+class Task(Protocol):
+    """What a training command supplies to the loop."""
+
+    module: nn.Module
+
+    def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one batch drawn with `rng`, and figures to log."""
+
+    def after_step(self, step: int) -> None:
+        """Anything to do after the optimiser's step."""
+
+
+def optimizers(module: nn.Module, config: LoopConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+    """AdamW, and Muon for the matrices of transformer blocks when `muon_lr` is set; each with its peak rate."""
+    muon = [
+        p
+        for n, p in module.named_parameters()
+        if config.muon_lr > 0 and p.requires_grad and p.dim() == 2 and "blocks." in n
+    ]
+    taken = {id(p) for p in muon}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
+    result: list[tuple[torch.optim.Optimizer, float]] = []
+    if rest:
+        adamw = torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        result.append((adamw, config.lr))
+    if muon:
+        result.append((torch.optim.Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay), config.muon_lr))
+    return result
+
+
+def average(target: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    """Move the running average of every floating tensor towards the module's; copy the others."""
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                target[name].lerp_(value.to(target[name].dtype), 1 - decay)
+            else:
+                target[name].copy_(value)
+
+
+@contextlib.contextmanager
+def ema_weights(module: nn.Module, ema: dict[str, Tensor]) -> Iterator[None]:
+    """Run a block with the averaged weights in the module, then put its own back."""
+    own = {k: v.clone() for k, v in module.state_dict().items()}
+    module.load_state_dict(ema)
+    try:
+        yield
+    finally:
+        module.load_state_dict(own)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a crash leaves either the old file or the new one."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, device: str = "cpu") -> dict[str, Tensor]:
+    """Train `task.module` and return its averaged weights; resumes from `run`/NAME.pt when that exists.
+
+    The batch of step i depends on (seed, i) alone, so that an interrupted run goes on as if it had not been.
+    """
+    torch.set_num_threads(config.threads)
+    # Averages of vanishing gradients become denormal numbers, which slow a CPU down many times.
+    torch.set_flush_denormal(True)
+    run.mkdir(parents=True, exist_ok=True)
+    where = torch.device(device)
+    module = task.module.to(where)
+    steppers = optimizers(module, config)
+    ema = {k: v.detach().clone() for k, v in module.state_dict().items()}
+    checkpoint = run / f"{name}.pt"
+    start = 0
+    console = Console()
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=where, weights_only=True)
+        module.load_state_dict(state["module"])
+        ema = state["ema"]
+        for (stepper, _), values in zip(steppers, state["optimizers"], strict=True):
+            stepper.load_state_dict(values)
+        start = state["step"]
+        console.print(f"{name}: resuming at step {start} from {checkpoint}")
+    log = (run / f"{name}.jsonl").open("a")
+    console.print(f"{name}: {sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters")
+    begun, seen = time.perf_counter(), start
+
+    def save(step: int) -> None:
+        save_atomically(
+            {
+                "module": module.state_dict(),
+                "ema": ema,
+                "optimizers": [s.state_dict() for s, _ in steppers],
+                "step": step,
+            },
+            checkpoint,
+        )
+
+    module.train()
+    figures: dict[str, float] = {}
+    for step in range(start, config.steps):
+        rng = np.random.default_rng([seed, step])
+        torch.manual_seed(int(rng.integers(2**62)))
+        for stepper, peak in steppers:
+            for group in stepper.param_groups:
+                group["lr"] = peak * config.rate(step)
+            stepper.zero_grad(set_to_none=True)
+        with torch.autocast(where.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, logged = task.loss(rng, step, where)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+        if not torch.isfinite(norm):
+            raise RuntimeError(f"{name}: the gradient is not finite at step {step}; lower lr or use precision fp32")
+        for stepper, _ in steppers:
+            stepper.step()
+        task.after_step(step)
+        average(ema, module, min(config.ema, (step + 1) / (step + 10)))
+        for key, value in {"loss": loss.item(), **logged}.items():
+            figures[key] = value if key not in figures else figures[key] + 0.1 * (value - figures[key])
+        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+            speed = (step + 1 - seen) / (time.perf_counter() - begun)
+            left = (config.steps - step - 1) / max(speed, 1e-9)
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+            console.print(f"{name} {step + 1}/{config.steps}  {shown}  {speed:.2f} steps/s  {left / 60:.1f} min left")
+            log.write(json.dumps({"step": step + 1, "steps_per_s": speed, **figures}) + "\n")
+            log.flush()
+            begun, seen = time.perf_counter(), step + 1
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            save(step + 1)
+    log.close()
+    return ema

@@ -1,0 +1,91 @@
+"""Training of the VQ tokenizer: L1 and gradient reconstruction, commitment, EMA codebook with dead-code restart."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
+from .sources import ImageSource
+
+
+def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of horizontal and vertical finite differences of images [B, 3, H, W]."""
+    d = a - b
+    return d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
+
+
+class TokenizerTask:
+    """The loss of a tokenizer on random images of a source."""
+
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        source: ImageSource,
+        *,
+        batch: dict[int, int],
+        crop: int = 128,
+        commitment: float = 0.25,
+        codebook_decay: float = 0.99,
+        restart_every: int = 100,
+    ) -> None:
+        self.module = Tokenizer(config).to(memory_format=torch.channels_last)
+        self.source, self.batch, self.crop = source, batch, crop
+        self.commitment, self.decay, self.restart_every = commitment, codebook_decay, restart_every
+        self.counts = torch.ones(config.codebook_size)
+        self.sums = self.module.codebook.clone()
+        self._last = torch.empty(0)
+        self._used = torch.zeros(config.codebook_size)
+
+    def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+        latents, images = [], []
+        for size, count in self.batch.items():
+            batch = np.stack([self.source.image(rng, size, self.crop) for _ in range(count)])
+            image = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            images.append(image)
+            latents.append(self.module.latents(image.contiguous(memory_format=torch.channels_last)))
+        total = torch.zeros((), device=device)
+        error = 0.0
+        for image, z in zip(images, latents, strict=True):
+            with torch.no_grad():
+                index = self.module.quantize(z)
+                q = self.module.codebook[index]
+            out = self.module.decode_latents(z + (q - z).detach())
+            weight = image.shape[0] / sum(self.batch.values())
+            pixel = (out - image).abs().mean() + ((out - image) ** 2).mean()
+            total = total + weight * (
+                pixel + gradient_loss(out, image) + self.commitment * ((z - q) ** 2).sum(-1).mean()
+            )
+            error += weight * float(((out.detach().clamp(-1, 1) - image) ** 2).mean()) / 4
+        with torch.no_grad():
+            flat = torch.cat([z.reshape(-1, z.shape[-1]) for z in latents])
+            self._update_codebook(flat)
+        return total, {"psnr": -10 * float(np.log10(max(error, 1e-10))), "codes": float((self.counts > 0.05).sum())}
+
+    def _update_codebook(self, flat: Tensor) -> None:
+        index = self.module.quantize(flat)
+        self.counts, self.sums = self.counts.to(flat.device), self.sums.to(flat.device)
+        # The many identical background patches would drag every mean; a code moves by the share of its own vectors.
+        counts = torch.zeros_like(self.counts).index_add_(0, index, torch.ones_like(index, dtype=torch.float32))
+        sums = torch.zeros_like(self.sums).index_add_(0, index, flat)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        live = self.counts > 1e-3
+        self.module.codebook[live] = F.normalize(self.sums[live], dim=-1)
+        self._last = flat
+
+    def after_step(self, step: int) -> None:
+        if (step + 1) % self.restart_every or not self._last.numel():
+            return
+        dead = (self.counts < 0.05).nonzero()[:, 0]
+        if not dead.numel():
+            return
+        # Restart on vectors that are served worst, so that a new code goes where it is needed.
+        badness = 1 - (self._last @ self.module.codebook.t()).amax(dim=-1)
+        pick = torch.multinomial(badness.clamp_min(1e-6), dead.numel(), replacement=self._last.shape[0] < dead.numel())
+        fresh = self._last[pick]
+        self.module.codebook[dead] = fresh
+        self.sums[dead] = fresh
+        self.counts[dead] = 1.0

@@ -1,0 +1,8 @@
+// Stand-in for the CUDA header of this name.
+#pragma once
+
+struct __half {
+  _Float16 value;
+};
+
+inline float __half2float(__half v) { return static_cast<float>(v.value); }

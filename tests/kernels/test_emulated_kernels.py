@@ -1,0 +1,245 @@
+"""The CUDA sources of csrc/, compiled for the host and run thread by thread, against the torch references.
+
+This finds wrong indices, reductions, selections and missing barriers without a GPU; it says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mulosd.kernels import gumbel, local_resample, pooled_mass
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent / "emulator"
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+Pointer, Int, Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+
+
+class LogitParams(ctypes.Structure):
+    _fields_ = [
+        ("cond", Pointer),
+        ("uncond", Pointer),
+        ("cond_stride", ctypes.c_int64),
+        ("uncond_stride", ctypes.c_int64),
+        ("type", Int),
+        ("rows", Int),
+        ("vocab", Int),
+        ("cfg_scale", Float),
+        ("temperature", Float),
+        ("top_k", Int),
+    ]
+
+
+class ResampleParams(ctypes.Structure):
+    _fields_ = [
+        ("logits", LogitParams),
+        ("gumbel", Pointer),
+        ("seed", Pointer),
+        ("position", Pointer),
+        ("purpose", ctypes.c_uint32),
+        ("token", Pointer),
+    ]
+
+
+class PoolParams(ctypes.Structure):
+    _fields_ = [
+        ("logits", LogitParams),
+        ("token", Pointer),
+        ("neighbours", Pointer),
+        ("k", Int),
+        ("tau", Float),
+        ("mass", Pointer),
+        ("accept", Pointer),
+    ]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    build = tmp_path_factory.mktemp("emulator")
+    (build / "mulosd").mkdir()
+    for source in (ROOT / "csrc" / "include" / "mulosd").iterdir():
+        # Dynamic shared memory becomes an array that the driver defines.
+        (build / "mulosd" / source.name).write_text(source.read_text().replace("extern __shared__", "extern"))
+    target = build / "kernels.so"
+    command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
+    include = [f"-I{HERE}", f"-I{build}"]
+    done = subprocess.run(
+        [*command, *include, str(HERE / "driver.cpp"), "-o", str(target)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(target))
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def logit_params(
+    cond: Tensor, uncond: Tensor | None, cfg_scale: float = 1.0, temperature: float = 1.0, top_k: int = 0
+) -> LogitParams:
+    stride = 0 if uncond is None else uncond.stride(0)
+    shape = (TYPES[cond.dtype], *cond.shape)
+    return LogitParams(address(cond), address(uncond), cond.stride(0), stride, *shape, cfg_scale, temperature, top_k)
+
+
+def emulate_resample(
+    library: ctypes.CDLL,
+    cond: Tensor,
+    uncond: Tensor | None,
+    noise: Tensor | None,
+    seed: Tensor | None = None,
+    position: Tensor | None = None,
+    purpose: int = 0,
+    **options: float,
+) -> Tensor:
+    token = torch.full((len(cond),), -99)
+    logits = logit_params(cond, uncond, **options)  # type: ignore[arg-type]
+    params = ResampleParams(logits, address(noise), address(seed), address(position), purpose, address(token))
+    library.emulate_local_resample(ctypes.byref(params))
+    return token
+
+
+def emulate_mass(
+    library: ctypes.CDLL,
+    cond: Tensor,
+    uncond: Tensor | None,
+    token: Tensor,
+    table: Tensor,
+    tau: float,
+    **options: float,
+) -> tuple[Tensor, Tensor]:
+    mass, accept = torch.full((len(cond),), math.nan), torch.full((len(cond),), 77, dtype=torch.uint8)
+    logits = logit_params(cond, uncond, **options)  # type: ignore[arg-type]
+    params = PoolParams(logits, address(token), address(table), table.shape[1], tau, address(mass), address(accept))
+    library.emulate_pooled_mass(ctypes.byref(params))
+    return mass, accept
+
+
+def logits_of(kind: str, rows: int, vocab: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(vocab)
+    values = 3 * torch.randn(rows, vocab, generator=generator)
+    if kind == "ties":
+        values = values.round().clamp(-1, 1)
+        values[values == 0] *= -1  # zeros of both signs
+    if kind == "sparse" and vocab > 1:
+        values[torch.rand(rows, vocab, generator=generator) < 0.7] = -math.inf
+        values[:, vocab // 2] = -20.0
+    return values.to(dtype)
+
+
+OPTIONS = [
+    {},
+    {"temperature": 0.0},
+    {"temperature": 0.5, "top_k": 1},
+    {"top_k": 3},
+    {"temperature": 2.0, "top_k": 300},
+]
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 513, 2500])
+@pytest.mark.parametrize("kind", ["normal", "ties", "sparse"])
+def test_resample_by_given_noise(library: ctypes.CDLL, vocab: int, kind: str) -> None:
+    cond = logits_of(kind, 3, vocab)
+    noise = gumbel(torch.arange(3), torch.arange(3), vocab, 0)
+    for options in OPTIONS:
+        expected = local_resample(cond, None, noise, **options)  # type: ignore[arg-type]
+        assert torch.equal(emulate_resample(library, cond, None, noise, **options), expected), options
+
+
+@pytest.mark.parametrize("cfg_scale", [0.25, 1.0, 3.5, -1.0])
+def test_resample_with_guidance_and_row_strides(library: ctypes.CDLL, cfg_scale: float) -> None:
+    both = torch.randn(4, 2, 700)
+    cond, uncond = both[:, 0], both.flip(1)[:, 0]
+    noise = gumbel(torch.zeros(4, dtype=torch.int64), torch.arange(4), 700, 1)
+    options = {"cfg_scale": cfg_scale, "temperature": 0.8, "top_k": 50}
+    expected = local_resample(cond, uncond, noise, **options)  # type: ignore[arg-type]
+    assert torch.equal(emulate_resample(library, cond, uncond, noise, **options), expected)
+
+
+def test_guidance_of_scale_one_is_the_condition_itself(library: ctypes.CDLL) -> None:
+    """Beside an uncond of 1e8 the plain formula would round every difference of cond away."""
+    cond, uncond = torch.arange(64.0)[None], torch.full((1, 64), 1e8)
+    token = emulate_resample(library, cond, uncond, torch.zeros(1, 64), cfg_scale=1.0)
+    assert token.tolist() == local_resample(cond, uncond, torch.zeros(1, 64)).tolist() == [63]
+
+
+@pytest.mark.parametrize("vocab", [7, 512, 1030])
+def test_resample_by_its_own_philox(library: ctypes.CDLL, vocab: int) -> None:
+    """Flat logits: the noise alone decides, so one wrong word or counter changes the tokens."""
+    seed, position = torch.tensor([0, -1, 2**40 + 5]), torch.tensor([0, 2**32 - 1, 77])
+    cond = torch.zeros(3, vocab)
+    for purpose in (0, 1):
+        expected = local_resample(cond, seed=seed, position=position, purpose=purpose)
+        assert torch.equal(emulate_resample(library, cond, None, None, seed, position, purpose), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    cond, uncond = logits_of("normal", 2, 600, dtype), logits_of("ties", 2, 600, dtype)
+    noise = gumbel(torch.zeros(2, dtype=torch.int64), torch.arange(2), 600, 0)
+    expected = local_resample(cond, uncond, noise, cfg_scale=2.0, top_k=40)
+    assert torch.equal(emulate_resample(library, cond, uncond, noise, cfg_scale=2.0, top_k=40), expected)
+    table = torch.randint(600, (600, 9), dtype=torch.int32)
+    mass, _ = emulate_mass(library, cond, uncond, expected, table, 0.1, cfg_scale=2.0, top_k=40)
+    reference = pooled_mass(cond, uncond, expected, table, tau=0.1, cfg_scale=2.0, top_k=40)
+    torch.testing.assert_close(mass, reference.mass, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 513, 2500])
+@pytest.mark.parametrize("kind", ["normal", "ties", "sparse"])
+def test_pooled_mass(library: ctypes.CDLL, vocab: int, kind: str) -> None:
+    cond, uncond = logits_of(kind, 3, vocab), logits_of("normal", 3, vocab)
+    generator = torch.Generator().manual_seed(1)
+    token = torch.randint(vocab, (3,), generator=generator)
+    for k in sorted({1, min(50, vocab), vocab}):
+        table = torch.stack([torch.randperm(vocab, generator=generator)[:k] for _ in range(vocab)]).int()
+        for options in OPTIONS[1:4] if k < vocab else OPTIONS[:1]:
+            other = None if kind == "sparse" else uncond  # guidance between two -inf is NaN
+            full = {"cfg_scale": 1.5} | options
+            mass, accept = emulate_mass(library, cond, other, token, table, 0.2, **full)
+            expected = pooled_mass(cond, other, token, table, tau=0.2, **full)  # type: ignore[arg-type]
+            torch.testing.assert_close(mass, expected.mass, atol=2e-6, rtol=1e-5)
+            assert torch.equal(accept.bool(), mass >= 0.2)
+            assert ((accept == 0) | (accept == 1)).all()
+
+
+def bad_rows(vocab: int) -> Tensor:
+    cond = torch.zeros(5, vocab)
+    cond[0, vocab - 1] = math.nan
+    cond[1, 0] = math.inf
+    cond[2] = -math.inf
+    cond[3, 1] = 9.0
+    return cond
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}])
+def test_bad_rows_are_marked(library: ctypes.CDLL, options: dict[str, float]) -> None:
+    cond, noise = bad_rows(600), torch.zeros(5, 600)
+    assert emulate_resample(library, cond, None, noise, **options).tolist() == [-1, -1, -1, 1, 0]
+    table = torch.arange(600, dtype=torch.int32)[:, None].expand(600, 2).contiguous()
+    token = torch.tensor([0, 0, 0, 1, 600])  # the last is out of range
+    mass, accept = emulate_mass(library, cond, None, token, table[:, :1].contiguous(), 0.001, **options)
+    assert mass[[0, 1, 2, 4]].tolist() == [0.0] * 4
+    assert mass[3] > 0.9
+    assert accept.tolist() == [0, 0, 0, 1, 0]
+
+
+def test_the_emulator_can_fail(library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other noise gives other tokens: the comparisons above do not hold by themselves."""
+    cond = torch.zeros(8, 512)
+    noise: Callable[[int], Tensor] = lambda purpose: gumbel(torch.arange(8), torch.arange(8), 512, purpose)  # noqa: E731
+    assert not torch.equal(
+        emulate_resample(library, cond, None, noise(0)), emulate_resample(library, cond, None, noise(1))
+    )

@@ -1,0 +1,124 @@
+"""The native module: it builds, its kernels spill nothing, it imports without a driver, and its Philox is torch's."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mulosd.kernels import native, philox
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PROBE = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("mulosd._C", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+cases = json.loads(sys.argv[2])
+print(json.dumps([module.device_count(), module.compiled_archs(), [module.philox_host(k, c) for k, c in cases]]))
+"""
+
+
+def cases() -> list[tuple[int, list[int]]]:
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(2**32, (20, 6), generator=generator).tolist()
+    return [(0, [0] * 4), (2**64 - 1, [2**32 - 1] * 4), *((w[0] + (w[1] << 32), w[2:]) for w in words)]
+
+
+def by_torch(key: int, counter: list[int]) -> list[int]:
+    return philox.philox4x32(torch.tensor([key % 2**32, key >> 32]), torch.tensor(counter)).tolist()
+
+
+def test_philox_of_the_installed_module() -> None:
+    module = pytest.importorskip("mulosd._C")
+    for key, counter in cases():
+        assert module.philox_host(key, counter) == by_torch(key, counter)
+
+
+def test_reason_is_given_where_the_module_cannot_serve() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    reason = native.unusable()
+    assert reason is not None
+    assert "mulosd._C" in reason or "nvcc" in reason or "device" in reason
+
+
+def need_tools() -> None:
+    for tool in ("nvcc", "cmake", "ninja"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool} on PATH")
+    if importlib.util.find_spec("pybind11") is None:
+        pytest.skip("needs pybind11")
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A fresh build for sm_90, away from the installed one: the module's path and the compiler's output."""
+    need_tools()
+    folder = tmp_path_factory.mktemp("native")
+    for name in ("setup.py", "CMakeLists.txt"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    wanted = {
+        "MULOSD_REQUIRE_NATIVE": "1",
+        "MULOSD_VERBOSE_BUILD": "1",
+        "MULOSD_CUDA_ARCHS": "90-real",
+        "MULOSD_BUILD_JOBS": "1",
+        "MULOSD_SKIP_NATIVE": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", "lib", "--build-temp", "temp"],
+        cwd=folder,
+        env=os.environ | wanted,
+        capture_output=True,
+        text=True,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-3000:]
+    return next((folder / "lib").rglob("_C*.so")), output
+
+
+@pytest.mark.slow
+def test_default_architectures_reach_the_compiler(tmp_path: Path) -> None:
+    need_tools()
+    import pybind11
+
+    paths = [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+    clean = {name: value for name, value in os.environ.items() if name != "CUDAARCHS"}
+    command = ["cmake", str(ROOT), "-G", "Ninja", *paths]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rules = (tmp_path / "build.ninja").read_text()
+    assert "sm_80" in rules
+    assert "sm_90" in rules
+
+
+@pytest.mark.slow
+def test_kernels_spill_nothing(build: tuple[Path, str]) -> None:
+    entries = re.findall(r"Compiling entry function '(\w+)' for 'sm_90'", build[1])
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", build[1])
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", build[1])]
+    assert len(entries) == len(spills) == len(registers) == 6  # two kernels, three types
+    assert all(numbers == ("0", "0", "0") for numbers in spills)
+    assert max(registers) <= 64  # two blocks of 512 threads a multiprocessor
+
+
+@pytest.mark.slow
+def test_module_imports_without_a_driver(build: tuple[Path, str]) -> None:
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", PROBE, str(build[0]), json.dumps(cases())]
+    done = subprocess.run(command, env=hidden, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    count, archs, words = json.loads(done.stdout)
+    assert count == 0
+    assert archs == ["90-real"]
+    assert words == [by_torch(key, counter) for key, counter in cases()]

@@ -1,0 +1,104 @@
+"""The other commands, and what `--help` promises."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+from typer.testing import Result
+
+import mulosd
+
+Run = Callable[..., Result]
+
+COMMANDS = [
+    ["generate"],
+    ["info"],
+    ["calibrate"],
+    ["diagnose"],
+    ["bench", "decode"],
+    *(["train", stage] for stage in ("tokenizer", "ar", "text", "upsampler", "reader", "all", "export", "sprites")),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_examples(run: Run, command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Examples" in result.stdout
+    assert f"$ mulosd {' '.join(command)}" in result.stdout
+
+
+def test_root_help_lists_the_commands(run: Run) -> None:
+    text = run("--help").stdout
+    for command in ("generate", "info", "calibrate", "bench", "train", "diagnose"):
+        assert re.search(rf"\b{command}\b", text)
+
+
+def test_version(run: Run) -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.strip() == f"mulosd {mulosd.__version__}"
+
+
+def test_info_of_one(run: Run, family: Path) -> None:
+    text = run("info", family).stdout
+    for part in ("random", "16 px", "2, 4", "apple", "tau"):
+        assert part in text
+
+
+def test_info_json(run: Run, family: Path) -> None:
+    described = json.loads(run("info", family, "--json").stdout)
+    assert described["image_sizes"] == [4, 8, 16]
+    assert described["scales"] == [2, 4]
+    assert described["calibration"]["4-latent"]["tau"] == 0.05
+    assert sum(described["parameters"].values()) > 0
+    assert "apple" in described["words"]
+
+
+def test_info_lists_the_bundled_families(run: Run) -> None:
+    listed = json.loads(run("info", "--json").stdout)["families"]
+    assert [f["name"] for f in listed] == mulosd.list_families()
+    assert run("info").exit_code == 0
+
+
+def test_diagnose(run: Run) -> None:
+    text = run("diagnose").stdout
+    assert "verify_attention" in text
+    assert "torch" in text
+    assert mulosd.__version__ in text
+
+
+def test_calibrate_stores_what_generate_uses(run: Run, family: Path, tmp_path: Path) -> None:
+    own = copytree(family, tmp_path / "own")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red apple\n\nblue pear\n")
+    options = ("--scale", 2, "--pool", 4, "--radius", 0, "--rejection", 0.25, "--prompts-file", prompts)
+    result = run("calibrate", "--family", own, *options)
+    assert result.exit_code == 0, result.output
+    found = json.loads((own / "family.json").read_text())["calibration"]
+    assert found["2-latent"]["pool"] == 4
+    assert found["2-latent"]["radius"] == 0
+    assert found["4-latent"]["pool"] == 3
+    assert f"{found['2-latent']['tau']:.3g}" in result.stdout
+    run("generate", "apple", "--family", own, "--scale", 2, "--output", "a.png", "--stats", "s.json")
+    used = json.loads(Path("s.json").read_text())["images"][0]["settings"]
+    assert used["tau"] == found["2-latent"]["tau"]
+
+
+def test_bench_writes_its_report(run: Run, family: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red apple\nblue pear\n")
+    options = ("--prompts-file", prompts, "--taus", "0.01,0.2", "--scale", 2, "--json", "b.json")
+    result = run("bench", "decode", "--family", family, *options)
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("b.json").read_text())
+    assert {"device", "versions", "commit", "family", "rows"} <= set(report)
+    assert [row["decoder"] for row in report["rows"]] == ["serial", "draft-only", "mulo", "mulo"]
+    for row in report["rows"]:
+        assert {"median", "p20", "p80"} <= set(row["seconds_per_image"])
+        assert row["forwards"]

@@ -1,0 +1,139 @@
+"""`mulosd generate`: files, names, metadata, statistics, warnings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import Result
+
+import mulosd
+
+Run = Callable[..., Result]
+
+
+def pixels(path: Path | str) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_one_file(run: Run, family: Path) -> None:
+    result = run("generate", "a red apple", "--family", family, "--seed", 5, "--output", "apple.png")
+    assert result.exit_code == 0, result.output
+    assert [p.name for p in Path().iterdir()] == ["apple.png"]
+    assert "apple.png" in result.stdout
+    assert "draft" in result.stdout
+    assert " s" in result.stdout
+    with Image.open("apple.png") as image:
+        assert image.format == "PNG"
+        assert image.size == (16, 16)
+
+
+def test_picture_is_that_of_the_api(run: Run, family: Path) -> None:
+    run("generate", "pear", "--family", family, "--seed", 3, "--scale", 2, "--tau", 0.1, "--output", "pear.png")
+    engine = mulosd.Engine.from_pretrained(family)
+    made = engine.generate("pear", decoder=mulosd.MuloSD(scale=2, tau=0.1), seed=3).images[0]
+    assert np.array_equal(pixels("pear.png"), np.asarray(made))
+
+
+def test_metadata_repeats_the_picture(run: Run, family: Path) -> None:
+    options = ("--scale", 2, "--tau", 0.1, "--radius", 0, "--pool", 2, "--temperature", 0.7, "--top-k", 5)
+    run("generate", "blue pear", "--family", family, "--seed", 9, *options, "--output", "a.png")
+    text = Image.open("a.png").text  # type: ignore[attr-defined]
+    assert text["prompt"] == "blue pear"
+    assert text["seed"] == "9"
+    assert text["family"] == "random"
+    assert text["decoder"] == "mulo"
+    assert text["version"] == mulosd.__version__
+    settings, sampling = json.loads(text["settings"]), json.loads(text["sampling"])
+    assert settings["tau"] == 0.1
+    assert settings["scale"] == 2
+    assert sampling == {"cfg_scale": 1.0, "temperature": 0.7, "top_k": 5, "top_p": 1.0}
+    again = mulosd.Engine.from_pretrained(family).generate(
+        text["prompt"],
+        decoder=mulosd.MuloSD(**settings),
+        sampling=mulosd.SamplingParams(**sampling),
+        seed=int(text["seed"]),
+    )
+    assert np.array_equal(pixels("a.png"), np.asarray(again.images[0]))
+
+
+def test_prompt_beyond_latin_survives_the_metadata(run: Run, family: Path) -> None:
+    prompt = "a red apple 🍎 для тебя"
+    assert run("generate", prompt, "--family", family, "--output", "a.png").exit_code == 0
+    assert Image.open("a.png").text["prompt"] == prompt  # type: ignore[attr-defined]
+
+
+def test_several_prompts_and_images(run: Run, family: Path) -> None:
+    result = run("generate", "A red apple!", "pear", "--family", family, "-n", 2, "--seed", 7, "--output", "out")
+    assert result.exit_code == 0, result.output
+    names = ["01-a-red-apple-seed7.png", "01-a-red-apple-seed8.png", "02-pear-seed7.png", "02-pear-seed8.png"]
+    assert sorted(p.name for p in Path("out").iterdir()) == names
+    alone = run("generate", "pear", "--family", family, "--seed", 8, "--output", "alone.png")
+    assert alone.exit_code == 0
+    assert np.array_equal(pixels("alone.png"), pixels("out/02-pear-seed8.png"))
+
+
+def test_default_output_is_the_current_directory(run: Run, family: Path) -> None:
+    run("generate", "pear", "--family", family)
+    assert [p.name for p in Path().iterdir()] == ["pear-seed0.png"]
+
+
+def test_file_is_replaced_as_a_whole(run: Run, family: Path) -> None:
+    Path("a.png").write_bytes(b"old")
+    assert run("generate", "pear", "--family", family, "--output", "a.png").exit_code == 0
+    assert pixels("a.png").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("decoder", ["mulo", "serial", "draft-only"])
+def test_stats_file(run: Run, family: Path, decoder: str) -> None:
+    run("generate", "apple", "-n", 2, "--family", family, "--decoder", decoder, "--output", "o", "--stats", "s.json")
+    stats = json.loads(Path("s.json").read_text())
+    assert stats["version"] == mulosd.__version__
+    assert [i["seed"] for i in stats["images"]] == [0, 1]
+    for image in stats["images"]:
+        assert Path(image["file"]).is_file()
+        assert image["decoder"] == decoder
+        assert image["prompt"] == "apple"
+        assert image["seconds"]["total"] > 0
+        assert sum(image["forwards"].values()) > 0
+        assert (image["rejection"] is not None) == (decoder == "mulo")
+
+
+def test_unknown_words_are_named(run: Run, family: Path) -> None:
+    result = run("generate", "an apple and a zeppelin", "--family", family, "--output", "a.png", "--stats", "s.json")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: ")
+    assert "'zeppelin'" in result.stderr
+    assert "'apple'" not in result.stderr
+    assert "zeppelin" in json.loads(Path("s.json").read_text())["warnings"][0]
+
+
+@pytest.mark.parametrize("moment", ["picture", "stats"])
+def test_interrupted_write_leaves_nothing(run: Run, family: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    if moment == "picture":
+
+        def save(self: Image.Image, file: object, **options: object) -> None:
+            file.write(b"half")  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Image.Image, "save", save)
+    else:
+
+        def dumps(values: object, **options: object) -> str:
+            if "indent" in options:
+                raise OSError(28, "No space left on device")
+            return "{}"
+
+        monkeypatch.setattr("mulosd.cli.files.json.dumps", dumps)
+    Path("a.png").write_bytes(b"old")
+    result = run("generate", "pear", "--family", family, "--output", "a.png", "--stats", "s.json")
+    assert result.exit_code != 0
+    assert [p.name for p in Path().iterdir()] == ["a.png"]
+    if moment == "picture":
+        assert Path("a.png").read_bytes() == b"old"
+    else:
+        assert "No space left" in result.stderr
