@@ -77,7 +77,9 @@ void pooled_mass(const LogitArgs& logits, uintptr_t token, uintptr_t neighbours,
 
 #else
 
-std::vector<std::string> compiled_archs() { return {}; }
+std::vector<std::string> compiled_archs() {
+  return {};
+}
 
 #endif
 
@@ -96,7 +98,6 @@ PYBIND11_MODULE(_C, m) {
         py::arg("tau"), py::arg("mass"), py::arg("accept"), py::arg("stream"));
 #else
   m.attr("MAX_VOCAB") = 0;
-  m.def(
-      "device_count", [] { return 0; }, "Number of CUDA devices; 0 in a build without CUDA.");
+  m.def("device_count", [] { return 0; }, "Number of CUDA devices; 0 in a build without CUDA.");
 #endif
 }

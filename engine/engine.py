@@ -136,9 +136,7 @@ class Engine:
             tokens.append(made)
             images += pictures
             stats += figures
-        return GenerationResult(
-            images, torch.cat(tokens), stats, [p for p, _ in jobs], [s for _, s in jobs], warnings
-        )
+        return GenerationResult(images, torch.cat(tokens), stats, [p for p, _ in jobs], [s for _, s in jobs], warnings)
 
     def _decode(
         self,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,7 @@ FORMAT = 1
 
 def bundled_folder() -> Path:
     """Folder of the families that ship with the package."""
-    import mulosd
-
-    return Path(mulosd.__file__).parent / "families"
+    return Path(str(files("mulosd.families")))
 
 
 def list_families() -> list[str]:
@@ -157,20 +157,12 @@ class Family:
 
     def save(self, folder: Path) -> Path:
         """Write the family to a new folder in float16; the folder appears whole or not at all."""
-        if folder.exists():
-            raise ValueError(f"{folder} exists already; choose a new folder or remove it")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        try:
-            self._write(temporary)
-            temporary.chmod(0o755)
-            os.replace(temporary, folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        with new_folder(folder) as temporary:
+            self.write(temporary)
         return folder
 
-    def _write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
+        """Write family.json and the weights into an existing folder."""
         metadata = {
             **self.metadata,
             "format": FORMAT,
@@ -182,7 +174,9 @@ class Family:
         }
         for name, module in self._parts().items():
             tensors = {k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}
-            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, folder / f"{name}.safetensors")
+            path = folder / f"{name}.safetensors"
+            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, path)
+            path.chmod(0o644)  # safetensors writes for the owner alone
         (folder / "family.json").write_text(json.dumps(metadata, indent=1) + "\n")
 
     def _parts(self) -> dict[str, nn.Module]:
@@ -201,8 +195,8 @@ class Family:
             named = bundled_folder() / str(family)
             if not (named / "family.json").is_file():
                 raise ValueError(
-                    f"there is no family {str(family)!r}: bundled families are {', '.join(list_families()) or '(none)'}; "
-                    f"otherwise give a folder that holds a family.json"
+                    f"there is no family {str(family)!r}: bundled families are "
+                    f"{', '.join(list_families()) or '(none)'}; otherwise give a folder that holds a family.json"
                 )
             folder = named
         metadata = json.loads((folder / "family.json").read_text())
@@ -227,6 +221,22 @@ class Family:
             except RuntimeError as error:
                 raise ValueError(f"{file} does not fit family.json: {error}") from error
         return loaded
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not."""
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; choose a new folder or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def update_metadata(folder: Path, **changes: Any) -> None:

@@ -124,9 +124,7 @@ class Generation:
                 logits = self._verify(target, ahead, top, bottom)
             with self.recorder.stage("resample"):
                 plan = self._plan(top, bottom)
-                resample_raster(
-                    target, self.x, plan, logits, top * self.target, self.target_noise, self.batch.sampling
-                )
+                resample_raster(target, self.x, plan, logits, top * self.target, self.target_noise, self.batch.sampling)
                 if bottom < self.target:
                     ahead = self._advance(target, plan, bottom)
         grid = (self.batch.size, self.target, self.target)
@@ -191,5 +189,3 @@ class Generation:
         if fed is None:
             raise RuntimeError("no logits after the last verified row")
         return fed
-
-

@@ -35,9 +35,7 @@ def resample_raster(
     device = tokens.device
     row = torch.arange(len(plan), device=device)
     # A request that is done repeats its last position: it feeds and draws the same token again, which changes nothing.
-    padded = torch.stack(
-        [torch.cat([p, (p[-1:] if len(p) else p.new_zeros(1)).expand(steps - len(p))]) for p in plan]
-    )
+    padded = torch.stack([torch.cat([p, (p[-1:] if len(p) else p.new_zeros(1)).expand(steps - len(p))]) for p in plan])
     active = torch.tensor([len(p) for p in plan], device=device)
     gumbel = noise.rows(padded)
     for step in range(steps):

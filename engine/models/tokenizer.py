@@ -92,7 +92,7 @@ class Tokenizer(nn.Module):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Code vectors [B, h, w, code_dim] -> images [B, 3, H, W], not clipped."""
-        return self.decoder(z.permute(0, 3, 1, 2).to(self.decoder[0].weight.dtype)).float()
+        return self.decoder(z.permute(0, 3, 1, 2)).float()
 
     def decode(self, indices: Tensor) -> Tensor:
         """Indices [B, h, w] -> images [B, 3, H, W] in [-1, 1]."""

@@ -109,12 +109,8 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for grid in c.grids:
-            self.register_buffer(
-                f"rotary_{grid}",
-                rotary_table(grid, c.cond_len, c.head_dim, c.rope_base),
-                persistent=False,
-            )
+        # Not buffers: they stay in float32 when the weights are moved to another type.
+        self._rotary: dict[tuple[int, torch.device], Tensor] = {}
 
     def grid_index(self, grid: int) -> int:
         """Index of a grid side length in the configuration; ValueError names the possible ones."""
@@ -123,10 +119,13 @@ class Transformer(nn.Module):
         return self.config.grids.index(grid)
 
     def rotary(self, grid: int) -> Tensor:
-        """Rotary table [cond_len + grid*grid, head_dim/2, 2] of a grid (cos, sin), by slot."""
+        """Float32 rotary table [cond_len + grid*grid, head_dim/2, 2] of a grid (cos, sin), by slot."""
         self.grid_index(grid)
-        table: Tensor = getattr(self, f"rotary_{grid}")
-        return table
+        key = (grid, self.output.weight.device)
+        if key not in self._rotary:
+            c = self.config
+            self._rotary[key] = rotary_table(grid, c.cond_len, c.head_dim, c.rope_base).to(key[1])
+        return self._rotary[key]
 
     def embed_prefix(self, cond: Tensor, grid: int) -> Tensor:
         """Embed condition features [B, cond_len, cond_dim] for the prefix slots -> [B, cond_len, dim]."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from mulosd.engine.calibrate import calibrate
 from mulosd.engine.decoding import DraftOnly, MuloSD, Serial
 from mulosd.engine.engine import Engine
@@ -98,7 +99,9 @@ def test_calibration_meets_the_wanted_rejection_and_is_stored(tmp_path: Path) ->
 
 
 def test_greedy_ignores_the_seed_and_sampling_does_not(engine: Engine) -> None:
-    greedy = [engine.generate("apple", sampling=SamplingParams(temperature=0), decoder=Serial(), seed=s) for s in (1, 2)]
+    greedy = [
+        engine.generate("apple", sampling=SamplingParams(temperature=0), decoder=Serial(), seed=s) for s in (1, 2)
+    ]
     assert torch.equal(greedy[0].tokens, greedy[1].tokens)
     drawn = [engine.generate("apple", decoder=Serial(), seed=s).tokens for s in (1, 2, 1)]
     assert not torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mulosd.engine.decoding import DraftOnly, MuloSD, Serial
 from mulosd.engine.engine import Engine
 from mulosd.engine.sampling import SamplingParams

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mulosd.engine.models.rope import apply_rotary, rotary_table
 from mulosd.engine.models.text import END, PAD, Vocabulary
 from mulosd.engine.models.tokenizer import Tokenizer, TokenizerConfig

@@ -1,6 +1,7 @@
 """The forward primitive against the definition, `Transformer.forward`."""
 
 import torch
+
 from mulosd.engine.engine import Engine
 from mulosd.engine.session import Session
 from mulosd.engine.stats import Recorder

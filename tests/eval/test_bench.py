@@ -17,7 +17,9 @@ from PIL import Image
 from rich.console import Console
 
 import mulosd
-from mulosd.data.scenes import COUNTS, RELATIONS, Renderer, Scene, SceneConfig, scenes
+from mulosd.atomic import write_json
+from mulosd.data.family import scene_config, sprites
+from mulosd.data.scenes import COUNTS, RELATIONS, Renderer, Scene, scenes
 from mulosd.data.sprites import Sprites
 from mulosd.engine.decoding.mulo import MuloSD
 from mulosd.engine.engine import Engine
@@ -30,7 +32,7 @@ from mulosd.eval import judge as judge_module
 from mulosd.eval.bench import bench_decode, plan_rows
 from mulosd.eval.prompts import held_out_prompts, read_prompts
 from mulosd.eval.reader import Reader, read_background
-from mulosd.eval.report import bench_table, write_json
+from mulosd.eval.report import bench_table
 
 FOLDER = Path(mulosd.__file__).parent / "families" / "emoji"
 COLOURS = {"blue": (122, 170, 222), "white": (250, 250, 250), "gray": (150, 156, 166)}
@@ -44,11 +46,13 @@ class FakeFamily:
     sampling = SamplingParams()
 
     def __init__(self) -> None:
-        self.metadata = {"calibration": {"4-latent": {"tau": 0.08, "radius": 1, "pool": 10}}}
+        names = Sprites.load(FOLDER / "sprites.png").names
+        self.metadata = {
+            "calibration": {"4-latent": {"tau": 0.08, "radius": 1, "pool": 10}},
+            "scenes": {"objects": {name: name + "s" for name in names}, "backgrounds": COLOURS},
+        }
         self.ar = SimpleNamespace(config=SimpleNamespace(vocab_size=512))
-        self._sprites = Sprites.load(FOLDER / "sprites.png")
-        self._config = SceneConfig({name: name + "s" for name in self._sprites.names}, COLOURS)
-        words = [(n, n + "s") for n in self._sprites.names] + [(c,) for c in COLOURS]
+        words = [(n, n + "s") for n in names] + [(c,) for c in COLOURS]
         words += [(r.removesuffix(" of"),) for r in RELATIONS] + [(c,) for c in COUNTS.values()]
         phrases = {phrase: 3 + i for i, both in enumerate(words) for phrase in both}
         self.vocabulary = Vocabulary(phrases, frozenset({"a", "an", "and", "on", "of", "background"}))
@@ -58,12 +62,6 @@ class FakeFamily:
         if scale not in self.scales:
             raise ValueError(f"no scale {scale}")
         return 32 // scale
-
-    def scene_config(self) -> SceneConfig:
-        return self._config
-
-    def sprites(self) -> Sprites:
-        return self._sprites
 
     def _remember(self, images: torch.Tensor) -> torch.Tensor:
         self.encoded = images
@@ -75,7 +73,7 @@ class FakeEngine:
 
     def __init__(self, family: Any) -> None:
         self.family, self.calls = family, []
-        self.renderer = Renderer(family.scene_config(), family.sprites())
+        self.renderer = Renderer(scene_config(family), sprites(family))
 
     def generate(self, prompts: list[str], *, decoder: Any, sampling: Any, seed: list[int], batch_size: int = 8) -> Any:
         self.calls.append((decoder.name, len(prompts), tuple(seed)))
@@ -136,10 +134,10 @@ def rows_of(report: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 def test_the_bundled_reader_reads_unseen_real_scenes() -> None:
     family = FakeFamily()
-    config, renderer = family.scene_config(), Renderer(family.scene_config(), family.sprites())
+    config, renderer = scene_config(family), Renderer(scene_config(family), sprites(family))
     some = list(islice(scenes(config, 77, True), 96))
     images = np.stack([renderer.render(s, 256) for s in some])
-    read = Reader.load(FOLDER / "reader.safetensors", family.sprites().names).read(images)
+    read = Reader.load(FOLDER / "reader.safetensors", sprites(family).names).read(images)
     truth = [sorted(zip(s.objects, s.cells, strict=True)) for s in some]
     right = [sorted((r.name, (r.row, r.col)) for r in found) == t for found, t in zip(read, truth, strict=True)]
     assert np.mean(right) > 0.97
@@ -179,7 +177,7 @@ def test_the_report_has_the_agreed_keys_and_tells_good_from_bad(
     assert max(done for what, done, total in seen if what != "quality") == 60
 
     path = tmp_path / "new" / "report.json"
-    write_json(report, path)
+    write_json(path, report)
     assert json.loads(path.read_text()) == report
     assert [p.name for p in path.parent.iterdir()] == ["report.json"]
     console = Console(width=200, record=True, file=io.StringIO())
@@ -278,7 +276,7 @@ def test_prompts_are_held_out_distinct_and_repeatable(engine: FakeEngine) -> Non
     assert len(set(prompts)) == 40
     assert prompts == held_out_prompts(engine, 40, seed=1)
     assert prompts != held_out_prompts(engine, 40, seed=2)
-    trained_on = {s.caption for s in islice(scenes(engine.family.scene_config(), 1, held_out=False), 3000)}
+    trained_on = {s.caption for s in islice(scenes(scene_config(engine.family), 1, held_out=False), 3000)}
     assert not trained_on & set(prompts)
     with pytest.raises(ValueError, match="at least 1"):
         held_out_prompts(engine, 0)
@@ -297,9 +295,9 @@ def test_prompts_are_read_from_a_file(tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    write_json({"nll": random.Random(0).random()}, path)
+    write_json(path, {"nll": random.Random(0).random()})
     before = path.read_text()
     with pytest.raises(ValueError, match="JSON"):
-        write_json({"nll": float("nan")}, path)
+        write_json(path, {"nll": float("nan")})
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]

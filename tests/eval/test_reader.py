@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+import mulosd
 from mulosd.data.scenes import Renderer, SceneConfig, scenes
 from mulosd.eval.reader import Reader, ReaderConfig, ReaderNet, as_array, find_objects, read_background
+from mulosd.train.config import FamilyConfig
 from mulosd.train.loop import LoopConfig, train
 from mulosd.train.reader import ReaderTask, disturb, spoil
 
+BUNDLED = Path(mulosd.__file__).parent / "families" / "emoji" / "reader.safetensors"
 CONFIG = ReaderConfig(("ball", "box"), cells=8, sprite_cells=3)
 
 
@@ -143,6 +146,17 @@ def test_spoiled_objects_change_and_are_not_labelled(renderer: Renderer, scene_c
     counts = [(task.example(np.random.default_rng(s))[1] > 0).sum() for s in range(40)]
     assert min(counts) == 0, "the only object of a single scene is spoiled, so nothing is to be read"
     assert max(counts) <= 2
+
+
+def test_a_training_file_makes_the_task(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "configs"
+    pytest.importorskip("yaml")
+    task = ReaderTask.from_config(FamilyConfig.load(folder / "emoji.yaml"))
+    assert set(task.config.names) == set(Reader.load(BUNDLED).config.names), "the bundled reader knows other objects"
+    file = tmp_path / "photos.yaml"
+    file.write_text("family: photos\ndata: {kind: folder, path: .}\nreader: {}\n")
+    with pytest.raises(ValueError, match=r"needs data\.kind 'scenes'"):
+        ReaderTask.from_config(FamilyConfig.load(file))
 
 
 def test_disturbance_depends_on_the_generator_alone() -> None:

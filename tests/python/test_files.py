@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mulosd.cli.files import SLUG_BYTES, SLUG_LENGTH, Output, atomic, slug, write_json
+from mulosd.atomic import atomic, write_json
+from mulosd.cli.files import SLUG_BYTES, SLUG_LENGTH, Output, slug
 
 
 @given(st.text(max_size=200))

@@ -88,6 +88,11 @@ def test_file_is_replaced_as_a_whole(run: Run, family: Path) -> None:
     assert pixels("a.png").shape == (16, 16, 3)
 
 
+def test_stats_beside_the_pictures(run: Run, family: Path) -> None:
+    assert run("generate", "pear", "--family", family, "--output", "new", "--stats", "new/s.json").exit_code == 0
+    assert sorted(p.name for p in Path("new").iterdir()) == ["pear-seed0.png", "s.json"]
+
+
 @pytest.mark.parametrize("decoder", ["mulo", "serial", "draft-only"])
 def test_stats_file(run: Run, family: Path, decoder: str) -> None:
     run("generate", "apple", "-n", 2, "--family", family, "--decoder", decoder, "--output", "o", "--stats", "s.json")

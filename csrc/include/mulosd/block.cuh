@@ -29,7 +29,9 @@ struct BestOp {
   }
 };
 
-__device__ __forceinline__ float shuffle_xor(float v, int lane) { return __shfl_xor_sync(0xffffffffu, v, lane); }
+__device__ __forceinline__ float shuffle_xor(float v, int lane) {
+  return __shfl_xor_sync(0xffffffffu, v, lane);
+}
 
 __device__ __forceinline__ Best shuffle_xor(Best v, int lane) {
   return Best{__shfl_xor_sync(0xffffffffu, v.value, lane), __shfl_xor_sync(0xffffffffu, v.index, lane)};

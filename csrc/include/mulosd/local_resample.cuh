@@ -8,7 +8,9 @@
 
 namespace mulosd {
 
-__device__ __forceinline__ float gumbel_of(uint32_t word) { return -logf(-logf(open_uniform(word))); }
+__device__ __forceinline__ float gumbel_of(uint32_t word) {
+  return -logf(-logf(open_uniform(word)));
+}
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) local_resample_kernel(ResampleParams p) {

@@ -13,7 +13,7 @@ constexpr int kMaxVocab = 24576;
 // Two [rows, vocab] matrices of logits and what is done to them.
 struct LogitParams {
   const void* cond;
-  const void* uncond;  // null: no guidance
+  const void* uncond;   // null: no guidance
   int64_t cond_stride;  // elements from row to row
   int64_t uncond_stride;
   LogitType type;
@@ -26,7 +26,7 @@ struct LogitParams {
 
 struct ResampleParams {
   LogitParams logits;
-  const float* gumbel;  // [rows, vocab] contiguous, or null: Philox of the four members below
+  const float* gumbel;      // [rows, vocab] contiguous, or null: Philox of the four members below
   const int64_t* seed;      // [rows]
   const int64_t* position;  // [rows]
   uint32_t purpose;

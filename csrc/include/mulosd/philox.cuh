@@ -1,7 +1,7 @@
 // Philox4x32-10, the same function on the host and on the device.
 //
-// Counter layout (see kernels/philox.py): key = request seed (low, high word); counter = (vocabulary index / 4, position,
-// purpose, 0); a vocabulary entry takes output word `index % 4`.
+// Counter layout (see kernels/philox.py): key = request seed (low, high word); counter = (vocabulary index / 4,
+// position, purpose, 0); a vocabulary entry takes output word `index % 4`.
 #pragma once
 
 #include <cstdint>

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ..atomic import write_json
 from .console import count_bar, examples, stdout
-from .files import check_file, write_json
+from .files import check_file
 from .options import DecoderName, DeviceOption, FamilyOption, ScaleOption, SeedOption
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure speed and quality.")

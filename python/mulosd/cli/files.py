@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 SLUG_LENGTH = 60
@@ -18,31 +13,12 @@ SLUG_LENGTH = 60
 SLUG_BYTES = 120
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes its name only once it is complete; on any failure nothing is left."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with partial.open("xb") as file:
-            yield file
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write `values` as indented JSON, whole or not at all."""
-    with atomic(path) as file:
-        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def check_file(option: str, path: Path) -> Path:
-    """A file that can be written at `path`; ValueError says what stands in the way."""
+def check_file(option: str, path: Path, made: Path | None = None) -> None:
+    """ValueError when no file can be written at `path`; the directory `made` may be missing, it is about to be made."""
     if path.is_dir():
-        raise ValueError(f"{option} {path} is a directory; name a file in it, such as {path / 'stats.json'}")
-    check_parent(option, path)
-    return path
+        raise ValueError(f"{option} {path} is a directory; name a file in it")
+    if made is None or path.absolute().parent != made.absolute():
+        check_parent(option, path)
 
 
 def check_parent(option: str, path: Path) -> None:

@@ -10,8 +10,9 @@ import typer
 from rich.markup import escape
 
 from .._version import __version__
+from ..atomic import atomic, write_json
 from .console import examples, stage_bar, stdout, warn
-from .files import Output, atomic, check_file, write_json
+from .files import Output, check_file
 from .options import (
     DecoderName,
     DeviceOption,
@@ -100,7 +101,7 @@ def generate(
         raise ValueError(f"--num-images must be at least 1, got {num_images}")
     where = Output.check(output, len(prompts) * num_images)
     if stats is not None:
-        check_file("--stats", stats)
+        check_file("--stats", stats, where.path if where.directory else None)
     chosen = make_decoder(
         decoder,
         {

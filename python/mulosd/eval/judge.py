@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..data.family import scene_config, sprites
 from ..data.scenes import Renderer, scenes
 from .accuracy import PromptParser, Score, score, summarise
 from .kid import MIN_SET, Lite0Features, kid
@@ -47,8 +48,8 @@ class Judge:
         self._perfect: NDArray[np.uint8] | None = None
         family = engine.family
         try:
-            self.scenes = family.scene_config()
-            renderer = Renderer(self.scenes, family.sprites())
+            self.scenes = scene_config(family)
+            renderer = Renderer(self.scenes, sprites(family))
         except ValueError as error:
             self.notes.append(f"accuracy and kid are null: {error}")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.family import scene_config
 from ..data.scenes import scenes
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def held_out_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
     """
     if n < 1:
         raise ValueError(f"at least 1 prompt is needed, got {n}")
-    config = engine.family.scene_config()
+    config = scene_config(engine.family)
     if not config.held_out > 0:
         raise ValueError(f"family {engine.family.name!r} holds out no scenes; give a file of prompts")
     chosen: dict[str, None] = {}

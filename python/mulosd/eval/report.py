@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -51,19 +48,3 @@ def bench_table(report: dict[str, Any]) -> Table:
             "-" if kid is None else f"{kid['value']:.1f} ± {kid['std']:.1f}",
         )
     return table
-
-
-def write_json(report: dict[str, Any], path: Path) -> None:
-    """Write a report so that a crash leaves the old file or the new one; missing folders are made.
-
-    Raises:
-        ValueError: the report holds a value that JSON has no form for, such as NaN.
-    """
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -67,13 +67,13 @@ class FamilyConfig:
         )
 
     def vocabulary(self) -> Vocabulary:
-        """Phrases of scenes (objects, colours, relations, counts with synonyms), or the words of a folder's captions."""
+        """Phrases of scenes (objects, colours, relations, counts, synonyms), or the words of a folder's captions."""
         at = len(SPECIALS)
         phrases: dict[str, int] = {}
 
         def add(*words: str) -> None:
             nonlocal at
-            phrases.update({w: at for w in words})
+            phrases.update(dict.fromkeys(words, at))
             at += 1
 
         if self.data["kind"] == "folder":

@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,16 +56,24 @@ class LoopConfig:
         return max(0.0, min(up, down))
 
 
-class Task(Protocol):
-    """What a training command supplies to the loop."""
+class Task(ABC):
+    """What a training command supplies to the loop: a module, and the loss of a batch."""
 
     module: nn.Module
 
+    @abstractmethod
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch drawn with `rng`, and figures to log."""
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int) -> None:  # noqa: B027 - most tasks have nothing to do
         """Anything to do after the optimiser's step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs beyond the module and the optimiser."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most tasks have none
+        """Put back what `state` gave."""
 
 
 def optimizers(module: nn.Module, config: LoopConfig) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -135,6 +144,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
         ema = state["ema"]
         for (stepper, _), values in zip(steppers, state["optimizers"], strict=True):
             stepper.load_state_dict(values)
+        task.load_state(state.get("task", {}))
         start = state["step"]
         console.print(f"{name}: resuming at step {start} from {checkpoint}")
     log = (run / f"{name}.jsonl").open("a")
@@ -147,6 +157,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
                 "module": module.state_dict(),
                 "ema": ema,
                 "optimizers": [s.state_dict() for s, _ in steppers],
+                "task": task.state(),
                 "step": step,
             },
             checkpoint,

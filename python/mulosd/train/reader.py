@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.scenes import Renderer, Scene, is_held_out, sample_scene
 from ..data.sprites import Sprites
 from ..eval.reader import CELL_PX, ReaderConfig, ReaderNet
+from .loop import Task
 
 if TYPE_CHECKING:
     from .config import FamilyConfig
@@ -77,7 +78,7 @@ def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
     return images + noise * draw(0, 0.12, (b, 1, 1, 1))
 
 
-class ReaderTask:
+class ReaderTask(Task):
     """Cross-entropy of the centre map on renders of the training split.
 
     Args:
@@ -102,7 +103,8 @@ class ReaderTask:
         self.renderer, self.batch, self.spoiled = renderer, batch, spoiled
         c = renderer.config
         self.config = ReaderConfig(tuple(c.objects), c.cells, c.sprite_cells, channels)
-        self.module = ReaderNet(self.config)
+        self.net = ReaderNet(self.config)
+        self.module = self.net
         self._class = {name: i + 1 for i, name in enumerate(self.config.names)}
 
     @classmethod
@@ -154,6 +156,3 @@ class ReaderTask:
             objects = classes > 0
             right = (logits.argmax(dim=1) == classes)[objects].float().mean()
         return loss, {"objects": float(right)}
-
-    def after_step(self, step: int) -> None:
-        """Nothing beyond the optimiser's step."""

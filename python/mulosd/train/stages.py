@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.models.text import TextEncoderConfig
+from ..engine.family import Family, new_folder
+from ..engine.models.text import TextEncoder, TextEncoderConfig
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
-from ..engine.models.transformer import TransformerConfig
-from ..engine.models.upsampler import ResamplerConfig
+from ..engine.models.transformer import Transformer, TransformerConfig
+from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 from .ar import ARTask, Phase
 from .config import FamilyConfig
 from .loop import LoopConfig, Task, train
@@ -85,6 +87,7 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
         [Phase.from_dict(p) for p in options["phases"]],
         cond_dropout=options.get("cond_dropout", 0.1),
         token_noise=options.get("token_noise", 0.0),
+        entropy_weight=options.get("entropy_weight", 0.0),
         text_only=stage == "text",
     )
     if stage == "text":
@@ -122,3 +125,56 @@ def load_averaged(module: nn.Module, run: Path, stage: str) -> nn.Module:
     """Put a stage's averaged weights into a module and freeze it."""
     module.load_state_dict(averaged(run, stage))
     return module.eval().requires_grad_(False)
+
+
+def export(config_path: Path, run: Path, output: Path) -> Path:
+    """Assemble the trained stages of a run into a family folder, which appears whole or not at all.
+
+    A family of scenes also gets its sprite sheet and, once trained, its reader. The family still needs
+    `mulosd calibrate`.
+
+    Raises:
+        ValueError: a stage is missing from the run, or `output` exists already.
+    """
+    config = FamilyConfig.load(config_path)
+    ar, text = model_configs(config)
+    encoder, transformer = TextEncoder(text), Transformer(ar)
+    for stage in ("ar", "text"):
+        if stage == "ar" or (run / f"{stage}.pt").exists():
+            load_averaged(nn.ModuleDict({"text": encoder, "ar": transformer}), run, stage)
+    resamplers = {(p.source, p.target): LatentResampler(p) for p in resampler_configs(config)}
+    load_averaged(nn.ModuleDict({m.config.name: m for m in resamplers.values()}), run, "upsampler")
+    metadata: dict[str, Any] = {
+        "name": config.name,
+        "sampling": config.values.get("sampling", {}),
+        "calibration": {},
+    }
+    scenes = config.data["kind"] == "scenes"
+    if scenes:
+        d = config.scenes()
+        metadata["scenes"] = {**d.__dict__, "mix": list(d.mix)}
+    family = Family(
+        metadata,
+        trained_tokenizer(config, run),
+        encoder,
+        transformer,
+        resamplers,
+        config.vocabulary(),
+    )
+    with new_folder(output) as folder:
+        family.write(folder)
+        if scenes:
+            shutil.copyfile(config.resolve(config.data["sprites"]), folder / "sprites.png")
+            if (run / "reader.pt").exists():
+                export_reader(config, run, folder / "reader.safetensors")
+    return output
+
+
+def export_reader(config: FamilyConfig, run: Path, path: Path) -> None:
+    """Write the trained reader of a run to a safetensors file."""
+    from ..eval.reader import Reader
+    from .reader import ReaderTask
+
+    net = ReaderTask.from_config(config).net
+    load_averaged(net, run, "reader")
+    Reader(net).save(path)

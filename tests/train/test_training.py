@@ -1,0 +1,145 @@
+"""Training: every stage of the smoke family, resuming, determinism, export, and one's own folder of images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mulosd.engine.decoding import MuloSD, Serial
+from mulosd.engine.engine import Engine
+from mulosd.train.config import FamilyConfig
+from mulosd.train.loop import LoopConfig
+from mulosd.train.sources import FolderSource
+from mulosd.train.stages import averaged, export, run_stage
+from mulosd.train.upsampler import ResamplerTask
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMOKE = CONFIGS / "smoke.yaml"
+
+
+@pytest.mark.slow
+def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for stage in ("tokenizer", "ar", "upsampler", "reader", "text"):
+        run_stage(stage, SMOKE, run)
+    log = [json.loads(line) for line in (run / "ar.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 40 and log[-1]["loss"] < log[0]["loss"]
+    folder = export(SMOKE, run, tmp_path / "family")
+    assert {p.name for p in folder.iterdir()} >= {"family.json", "ar.safetensors", "sprites.png", "reader.safetensors"}
+    engine = Engine.from_pretrained(folder)
+    assert engine.family.scales == (2,) and engine.family.objects == ["apple", "panda", "cat", "car"]
+    result = engine.generate(
+        "a panda left of a cat on a blue background", decoder=MuloSD(tau=0.01, radius=1, pool=4), seed=1
+    )
+    assert result.images[0].size == (128, 128) and not result.warnings
+    assert engine.generate("two cars", decoder=Serial(8)).tokens.shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="exists already"):
+        export(SMOKE, run, folder)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    values = yaml.safe_load(SMOKE.read_text())
+    values["data"]["sprites"] = str((SMOKE.parent / values["data"]["sprites"]).resolve())
+    values["upsampler"]["loop"] |= {"steps": 6, "precision": "fp32", "threads": 1, "save_every": 3}
+    values["tokenizer"]["loop"] |= {"steps": 2, "decay": 1, "threads": 1}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    for name in ("straight", "broken"):
+        run_stage("tokenizer", path, tmp_path / name)
+    straight = run_stage("upsampler", path, tmp_path / "straight")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResamplerTask, "after_step", lambda _, step: stop() if step == 4 else None)
+        with pytest.raises(Stopped):
+            run_stage("upsampler", path, tmp_path / "broken")
+    resumed = run_stage("upsampler", path, tmp_path / "broken")
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+    fresh = averaged(tmp_path / "broken", "tokenizer")
+    assert all(torch.equal(v, averaged(tmp_path / "straight", "tokenizer")[k]) for k, v in fresh.items())
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    loop = LoopConfig(steps=100, warmup=10, decay=20)
+    rates = [loop.rate(i) for i in range(100)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and rates[80] == 1.0 and rates[90] == 0.5 and rates[99] == 0.05
+    assert max(rates) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"kind": "video"}}, "scenes"),
+        ({"family": None}, None),
+    ],
+)
+def test_a_wrong_training_file_says_what_is_wrong(
+    tmp_path: Path, change: dict[str, object], message: str | None
+) -> None:
+    values = yaml.safe_load(SMOKE.read_text()) | change
+    if message is None:
+        del values["family"]
+        message = "family"
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=message):
+        FamilyConfig.load(path)
+
+
+def test_stages_ask_for_what_they_need(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="train tokenizer"):
+        run_stage("ar", SMOKE, tmp_path)
+    with pytest.raises(ValueError, match="tokenizer, ar"):
+        run_stage("vae", SMOKE, tmp_path)
+    with pytest.raises(ValueError, match=r"emoji\.yaml"):
+        run_stage("ar", tmp_path / "none.yaml", tmp_path)
+    with pytest.raises(ValueError, match=r"ar\.pt"):
+        averaged(tmp_path, "ar")
+
+
+def test_captions_of_every_scene_are_known_to_the_vocabulary() -> None:
+    config = FamilyConfig.load(CONFIGS / "emoji.yaml")
+    vocabulary, source = config.vocabulary(), config.source()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        caption, (small, large) = source.captioned(rng, (64, 128))
+        ids, unknown = vocabulary.parse(caption)
+        assert ids and not unknown
+        assert len(ids) + 1 <= 12
+        # Aligned at every size: the small picture is the area average of the large one.
+        reduced = large.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+        assert np.abs(reduced - small).max() <= 1.5
+
+
+def test_relations_survive_the_filler_words() -> None:
+    vocabulary = FamilyConfig.load(CONFIGS / "emoji.yaml").vocabulary()
+    assert vocabulary.parse("a cat to the left of a dog") == vocabulary.parse("cat left of dog")
+    left, right = vocabulary.parse("a cat left of a dog")[0], vocabulary.parse("a cat right of a dog")[0]
+    assert left != right and left[0] == right[0]
+
+
+def test_a_folder_of_images_is_a_source(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i, colour in enumerate([(255, 0, 0), (0, 255, 0)] * 20):
+        Image.new("RGB", (40, 32), colour).save(tmp_path / f"a_{'red' if i % 2 == 0 else 'green'}_wall-{i}.png")
+    (tmp_path / "a_red_wall-0.txt").write_text("crimson")
+    source = FolderSource(tmp_path)
+    caption, (small, large) = source.captioned(rng, (8, 16))
+    assert (
+        caption in ("a red wall", "a green wall", "crimson") and small.shape == (8, 8, 3) and large.shape == (16, 16, 3)
+    )
+    assert FolderSource.caption(tmp_path / "a_red_wall-0.png") == "crimson"
+    held = FolderSource(tmp_path, held_out=True, share=0.3)
+    assert not set(held.paths) & set(FolderSource(tmp_path, share=0.3).paths)
+    with pytest.raises(ValueError, match="not a folder"):
+        FolderSource(tmp_path / "none")
