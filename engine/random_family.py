@@ -26,7 +26,7 @@ def random_family(
         torch.manual_seed(seed)
         vocabulary = Vocabulary({"apple": 3, "pear": 4, "red": 5, "blue": 6}, frozenset({"a", "on", "and"}))
         text = TextEncoder(TextEncoderConfig(vocabulary.size, 4, dim=16, n_heads=2, ffn_dim=32))
-        ar = Transformer(TransformerConfig(vocab_size, 32, 2, 2, 48, 4, 16, grids, head_dim=16))
+        ar = Transformer(TransformerConfig(vocab_size, 32, 2, 2, 48, 4, 16, grids, head_dim=16, global_cond=True))
         for parameter in ar.parameters():
             if parameter.dim() == 2:
                 parameter.data.normal_(std=0.15)

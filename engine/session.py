@@ -43,6 +43,7 @@ class Session:
         self.v = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in model.blocks]
         self._rotary = model.rotary(grid)
         self._position = model.position_embedding(grid)
+        self._everywhere = model.embed_global(features)
         self._slots = torch.arange(shape[1], device=weight.device)
         x = self._layers(model.embed_prefix(features, grid), None, 0)
         self.first = self._logits(x[:, -1:])
@@ -94,6 +95,8 @@ class Session:
             slots = None
         if self.guided:
             x = torch.cat([x, x])
+        if self._everywhere is not None:
+            x = x + self._everywhere
         x = self._layers(x, slots, start)
         self.recorder.forward(role or self.role, n)
         if logits == "none":

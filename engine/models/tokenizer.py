@@ -39,11 +39,11 @@ class TokenizerConfig:
 
 
 class Residual(nn.Module):
-    """Channel-normalised residual pair of convolutions."""
+    """Residual pair of a 3x3 and a pointwise convolution."""
 
-    def __init__(self, channels: int, kernel: int = 3) -> None:
+    def __init__(self, channels: int, padding_mode: str = "zeros") -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding_mode)
         self.conv2 = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,9 +59,10 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         widths = list(config.channels)
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1)]
+        # Padding by repetition: a background at the border gives the same token as one in the middle.
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1, padding_mode="replicate")]
         for width, wider in zip(widths, [*widths[1:], widths[-1]], strict=True):
-            layers += [Residual(width), nn.Conv2d(width, wider, 2, stride=2)]
+            layers += [Residual(width, "replicate"), nn.Conv2d(width, wider, 2, stride=2)]
         layers += [nn.SiLU(), nn.Conv2d(widths[-1], config.code_dim, 1)]
         self.encoder = nn.Sequential(*layers)
         layers = [nn.Conv2d(config.code_dim, widths[-1], 3, padding=1)]

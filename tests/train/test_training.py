@@ -40,6 +40,18 @@ def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exists already"):
         export(SMOKE, run, folder)
 
+    values = yaml.safe_load(SMOKE.read_text()) | {"init": str(folder)}
+    values["data"]["sprites"] = str((SMOKE.parent / values["data"]["sprites"]).resolve())
+    further = tmp_path / "further.yaml"
+    further.write_text(yaml.safe_dump(values))
+    run_stage("ar", further, tmp_path / "second", steps=20)
+    second = [json.loads(line) for line in (tmp_path / "second" / "ar.jsonl").read_text().splitlines()]
+    assert second[-1]["step"] == 20 and second[0]["loss"] < log[0]["loss"]
+    values["data"]["backgrounds"] = {"black": [0, 0, 0]}
+    further.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="other words"):
+        run_stage("ar", further, tmp_path / "third")
+
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ class Phase:
 def tokens_of(tokenizer: Tokenizer, pictures: list[np.ndarray[Any, Any]], device: torch.device) -> Tensor:
     """Tokens [B, grid*grid] of uint8 pictures [S, S, 3]."""
     image = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with torch.no_grad():
+    # In float32 even inside bf16 training: rounding would give other tokens than generation and evaluation see.
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         return tokenizer.encode(image.contiguous(memory_format=torch.channels_last)).flatten(1)
 
 

@@ -34,10 +34,18 @@ def averaged(run: Path, stage: str) -> dict[str, Tensor]:
 
 
 def trained_tokenizer(config: FamilyConfig, run: Path) -> Tokenizer:
-    """The tokenizer of a run, with its averaged weights."""
+    """The tokenizer of a run, with its averaged weights, or that of the family to start from when the run has none."""
+    start = initial_family(config)
+    if start is not None and not (run / "tokenizer.pt").exists():
+        return start.tokenizer
     tokenizer = Tokenizer(TokenizerConfig.from_dict(config.section("tokenizer")["model"]))
     tokenizer.load_state_dict(averaged(run, "tokenizer"))
     return tokenizer.eval()
+
+
+def initial_family(config: FamilyConfig) -> Family | None:
+    """The family named by `init`, whose models training starts from."""
+    return Family.load(config.resolve(config.values["init"])) if "init" in config.values else None
 
 
 def model_configs(config: FamilyConfig) -> tuple[TransformerConfig, TextEncoderConfig]:
@@ -75,7 +83,8 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
         return ReaderTask.from_config(config)
     tokenizer = trained_tokenizer(config, run)
     if stage == "upsampler":
-        return ResamplerTask(resampler_configs(config), tokenizer, config.source(), batch=section["batch"])
+        options = {k: v for k, v in section.items() if k != "pairs"}
+        return ResamplerTask(resampler_configs(config), tokenizer, config.source(), **options)
     ar, text = model_configs(config)
     options = config.section("ar")
     task = ARTask(
@@ -92,7 +101,25 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
     )
     if stage == "text":
         task.module.load_state_dict(averaged(run, "ar"))
+    else:
+        start = initial_family(config)
+        if start is not None:
+            start_from(start, task)
     return task
+
+
+def start_from(family: Family, task: ARTask) -> None:
+    """Start the AR model and the text encoder from those of a family of the same sizes and vocabulary.
+
+    Raises:
+        ValueError: the family's sizes or words differ from the training file's.
+    """
+    if family.vocabulary.to_dict() != task.vocabulary.to_dict():
+        raise ValueError(f"init: family {family.name!r} has other words than this training file")
+    if family.ar.config != task.ar.config or family.text.config != task.text.config:
+        raise ValueError(f"init: family {family.name!r} has other sizes than this training file: {family.ar.config}")
+    task.ar.load_state_dict(family.ar.state_dict())
+    task.text.load_state_dict(family.text.state_dict())
 
 
 def run_stage(
