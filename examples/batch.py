@@ -10,10 +10,10 @@ from PIL import Image
 import mulosd
 
 PROMPTS = [
-    "a fox on a green background",
-    "two owls on a pink background",
+    "a frog on a green background",
+    "two penguins on a pink background",
     "a rocket above a house on a blue background",
-    "a cake and an umbrella on a white background",
+    "a house and a tree on a white background",
 ]
 
 

@@ -23,8 +23,7 @@ class TransformerConfig:
     """Sizes of one AR transformer.
 
     `grids` lists the side lengths (in tokens) that it serves. With `global_cond` a projection of the whole condition
-    is added to every image token, beside the prefix that attention reads: small models then learn in minutes which
-    object to draw, where the prefix alone leaves them guessing for hours.
+    is added to every image token, beside the prefix that attention reads.
     """
 
     vocab_size: int

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples(
     'mulosd generate "a cat left of a guitar on a yellow background" --output cat.png',
-    'mulosd generate "two owls on a pink background" --num-images 4 --seed 7 --output owls/',
+    'mulosd generate "two penguins on a pink background" --num-images 4 --seed 7 --output penguins/',
     'mulosd generate "an apple" "a panda" --decoder serial --output out/ --stats out.json',
     'mulosd generate "a rocket" --scale 2 --tau 0.02 --radius 1 --cfg-scale 3 --output rocket.png',
 )

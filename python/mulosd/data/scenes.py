@@ -75,6 +75,13 @@ class Scene:
         """What the hash split looks at: everything but the positions."""
         return "|".join((self.kind, *self.objects, self.relation, self.background))
 
+    def is_held_out(self, share: float) -> bool:
+        """Whether the scene belongs to the held-out split: some combinations of different objects do.
+
+        Scenes of one kind of object are all trained on; that an object exists on every background is no combination.
+        """
+        return len(set(self.objects)) > 1 and is_held_out(self.combination, share)
+
 
 def article(name: str) -> str:
     return ("an " if name[0] in "aeiou" else "a ") + name
@@ -135,7 +142,7 @@ def scenes(config: SceneConfig, seed: int, held_out: bool) -> Iterator[Scene]:
     rng = np.random.default_rng(seed)
     while True:
         scene = sample_scene(config, rng)
-        if is_held_out(scene.combination, config.held_out) == held_out:
+        if scene.is_held_out(config.held_out) == held_out:
             yield scene
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.scenes import Renderer, Scene, is_held_out, sample_scene
+from ..data.scenes import Renderer, Scene, sample_scene
 from ..data.sprites import Sprites
 from ..eval.reader import CELL_PX, ReaderConfig, ReaderNet
 from .loop import Task
@@ -124,7 +124,7 @@ class ReaderTask(Task):
         """One render, shifted by up to half a cell, uint8 [S, S, 3], and its classes, int64 [cells, cells]."""
         scenes = self.renderer.config
         scene = sample_scene(scenes, rng)
-        while is_held_out(scene.combination, scenes.held_out):
+        while scene.is_held_out(scenes.held_out):
             scene = sample_scene(scenes, rng)
         size = self.config.size
         picture = self.renderer.render(scene, size)

@@ -41,7 +41,7 @@ class SceneSource:
         config = self.renderer.config
         while True:
             scene = sample_scene(config, rng)
-            if is_held_out(scene.combination, config.held_out) == self.held_out:
+            if scene.is_held_out(config.held_out) == self.held_out:
                 return scene.caption, [self.renderer.render(scene, s) for s in sizes]
 
     def image(self, rng: np.random.Generator, size: int, crop: int) -> NDArray[np.uint8]:
