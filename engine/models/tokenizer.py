@@ -7,7 +7,7 @@ token grid; the decoder looks wider, which costs nothing in determinism.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class TokenizerConfig:
 class Residual(nn.Module):
     """Residual pair of a 3x3 and a pointwise convolution."""
 
-    def __init__(self, channels: int, padding_mode: str = "zeros") -> None:
+    def __init__(self, channels: int, padding_mode: Literal["zeros", "replicate"] = "zeros") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding_mode)
         self.conv2 = nn.Conv2d(channels, channels, 1)
