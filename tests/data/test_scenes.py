@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mulosd.data.scenes import Renderer, Scene, SceneConfig, is_held_out, sample_scene, scenes
 from mulosd.data.sprites import Sprites
 
