@@ -119,7 +119,7 @@ def test_images_become_one_array() -> None:
 def test_examples_come_from_the_training_split_and_label_the_shifted_centre(renderer: Renderer) -> None:
     task = ReaderTask(renderer, batch=1, spoiled=0.0)
     seen_shift = False
-    for seed in range(20):
+    for seed in range(200):
         picture, classes = task.example(np.random.default_rng(seed))
         assert picture.shape == (128, 128, 3)
         rows, cols = classes.nonzero()
@@ -152,7 +152,7 @@ def test_a_training_file_makes_the_task(tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "configs"
     pytest.importorskip("yaml")
     task = ReaderTask.from_config(FamilyConfig.load(folder / "emoji.yaml"))
-    assert set(task.config.names) == set(Reader.load(BUNDLED).config.names), "the bundled reader knows other objects"
+    assert set(task.config.names) <= set(Reader.load(BUNDLED).config.names), "the bundled reader lacks objects"
     file = tmp_path / "photos.yaml"
     file.write_text("family: photos\ndata: {kind: folder, path: .}\nreader: {}\n")
     with pytest.raises(ValueError, match=r"needs data\.kind 'scenes'"):

@@ -43,12 +43,12 @@ def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
     values = yaml.safe_load(SMOKE.read_text()) | {"init": str(folder)}
     values["data"]["sprites"] = str((SMOKE.parent / values["data"]["sprites"]).resolve())
     further = tmp_path / "further.yaml"
-    further.write_text(yaml.safe_dump(values))
+    further.write_text(yaml.safe_dump(values, sort_keys=False))
     run_stage("ar", further, tmp_path / "second", steps=20)
     second = [json.loads(line) for line in (tmp_path / "second" / "ar.jsonl").read_text().splitlines()]
     assert second[-1]["step"] == 20 and second[0]["loss"] < log[0]["loss"]
     values["data"]["backgrounds"] = {"black": [0, 0, 0]}
-    further.write_text(yaml.safe_dump(values))
+    further.write_text(yaml.safe_dump(values, sort_keys=False))
     with pytest.raises(ValueError, match="other words"):
         run_stage("ar", further, tmp_path / "third")
 
@@ -60,7 +60,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
     values["upsampler"]["loop"] |= {"steps": 6, "precision": "fp32", "threads": 1, "save_every": 3}
     values["tokenizer"]["loop"] |= {"steps": 2, "decay": 1, "threads": 1}
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     for name in ("straight", "broken"):
         run_stage("tokenizer", path, tmp_path / name)
     straight = run_stage("upsampler", path, tmp_path / "straight")
@@ -103,7 +103,7 @@ def test_a_wrong_training_file_says_what_is_wrong(
         del values["family"]
         message = "family"
     path = tmp_path / "x.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     with pytest.raises(ValueError, match=message):
         FamilyConfig.load(path)
 
