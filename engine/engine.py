@@ -55,7 +55,11 @@ class Engine:
     def __init__(self, family: Family, *, device: str = "cpu", dtype: str | torch.dtype = "float32") -> None:
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        try:
+            kind = torch.device(device).type
+        except RuntimeError as error:
+            raise ValueError(f"there is no device {device!r}; use 'cpu', 'cuda' or 'cuda:0'") from error
+        if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
         self.family = family.to(device, DTYPES[dtype] if isinstance(dtype, str) else dtype)
 

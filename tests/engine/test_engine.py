@@ -40,6 +40,7 @@ from mulosd.engine.stats import Progress
         (lambda _: SamplingParams(temperature=-1), "temperature"),
         (lambda _: Engine.from_pretrained("no-such-family"), "bundled families"),
         (lambda _: Engine(random_family(), dtype="int8"), "float32"),
+        (lambda _: Engine(random_family(), device="banana"), "'banana'"),
     ],
 )
 def test_mistakes_get_a_clear_value_error(engine: Engine, call: object, message: str) -> None:
