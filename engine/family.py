@@ -156,13 +156,13 @@ class Family:
         return features
 
     def save(self, folder: Path) -> Path:
-        """Write the family to a new folder in float16; the folder appears whole or not at all."""
+        """Write the family to a new folder (see `write`); the folder appears whole or not at all."""
         with new_folder(folder) as temporary:
             self.write(temporary)
         return folder
 
     def write(self, folder: Path) -> None:
-        """Write family.json and the weights into an existing folder."""
+        """Write family.json and the weights into an existing folder, in float16 but for the tokenizer's encoder."""
         metadata = {
             **self.metadata,
             "format": FORMAT,
@@ -173,7 +173,11 @@ class Family:
             "vocabulary": self.vocabulary.to_dict(),
         }
         for name, module in self._parts().items():
-            tensors = {k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}
+            state = module.state_dict()
+            # What decides which token a picture gets is not rounded: near codes differ by less than float16 can tell,
+            # and an encoder that differs from the one the AR model was trained with speaks another language.
+            kept = {k for k in state if name == "tokenizer" and k.startswith(("encoder.", "codebook"))}
+            tensors = {k: v if k in kept or not v.is_floating_point() else v.half() for k, v in state.items()}
             path = folder / f"{name}.safetensors"
             save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, path)
             path.chmod(0o644)  # safetensors writes for the owner alone

@@ -1,5 +1,6 @@
 """Scenes: layout, captions, rendering aligned at every size, and the split."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,11 +21,13 @@ def sprites() -> Sprites:
     return Sprites(("cat", "owl", "car"), rng.integers(0, 256, (3, 96, 96, 4), dtype=np.uint8))
 
 
-def test_layout_matches_the_caption() -> None:
+@pytest.mark.parametrize("jitter", [None, 0, 1])
+def test_layout_matches_the_caption(jitter: int | None) -> None:
     rng = np.random.default_rng(1)
+    config = replace(CONFIG, jitter=jitter)
     seen = set()
     for _ in range(2000):
-        scene = sample_scene(CONFIG, rng)
+        scene = sample_scene(config, rng)
         seen.add(scene.kind)
         assert all(0 <= v <= CONFIG.cells - CONFIG.sprite_cells for cell in scene.cells for v in cell)
         for i, a in enumerate(scene.cells):
@@ -43,6 +46,16 @@ def test_layout_matches_the_caption() -> None:
         else:
             assert list(scene.cells) == sorted(scene.cells), "lists stand in reading order"
     assert len(seen) == 6
+
+
+def test_jitter_bounds_the_places_of_a_scene() -> None:
+    places: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    for scene in islice(scenes(replace(CONFIG, jitter=1), 5, held_out=False), 3000):
+        for i, cell in enumerate(scene.cells):
+            places.setdefault((scene.kind + scene.relation, str(i)), set()).add(cell)
+    assert {len(v) for v in places.values()} == {4}, "two rows times two columns for every object of a kind of scene"
+    with pytest.raises(ValueError, match=r"jitter must be in \[0, 1\]"):
+        replace(CONFIG, jitter=2)
 
 
 def test_articles_counts_and_backgrounds_are_worded() -> None:

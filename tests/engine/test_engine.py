@@ -84,6 +84,16 @@ def test_family_round_trip_and_damage(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["one"]
 
 
+def test_a_saved_tokenizer_gives_the_same_tokens(tmp_path: Path) -> None:
+    """The encoder and the codebook are stored exactly: near codes differ by less than half precision can tell."""
+    family = random_family(vocab_size=512)
+    image = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    again = Family.load(family.save(tmp_path / "one")).tokenizer
+    with torch.no_grad():
+        assert torch.equal(family.tokenizer.latents(image), again.latents(image))
+        assert torch.equal(family.tokenizer.encode(image), again.encode(image))
+
+
 def test_calibration_meets_the_wanted_rejection_and_is_stored(tmp_path: Path) -> None:
     folder = random_family().save(tmp_path / "family")
     engine = Engine.from_pretrained(folder)

@@ -21,7 +21,10 @@ COMMANDS = [
     ["calibrate"],
     ["diagnose"],
     ["bench", "decode"],
-    *(["train", stage] for stage in ("tokenizer", "ar", "text", "upsampler", "reader", "all", "export", "sprites")),
+    *(
+        ["train", stage]
+        for stage in ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "all", "export", "sprites")
+    ),
 ]
 
 

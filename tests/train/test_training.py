@@ -9,12 +9,15 @@ import torch
 import yaml
 from PIL import Image
 
+from mulosd.data.scenes import Scene
 from mulosd.engine.decoding import MuloSD, Serial
 from mulosd.engine.engine import Engine
+from mulosd.train.ar import ARTask
+from mulosd.train.captions import CaptionsTask, raster_order
 from mulosd.train.config import FamilyConfig
 from mulosd.train.loop import LoopConfig
 from mulosd.train.sources import FolderSource
-from mulosd.train.stages import averaged, export, run_stage
+from mulosd.train.stages import averaged, build_task, export, run_stage
 from mulosd.train.upsampler import ResamplerTask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -24,7 +27,7 @@ SMOKE = CONFIGS / "smoke.yaml"
 @pytest.mark.slow
 def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for stage in ("tokenizer", "ar", "upsampler", "reader", "text"):
+    for stage in ("tokenizer", "captions", "ar", "upsampler", "reader", "text"):
         run_stage(stage, SMOKE, run)
     log = [json.loads(line) for line in (run / "ar.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 40 and log[-1]["loss"] < log[0]["loss"]
@@ -108,10 +111,33 @@ def test_a_wrong_training_file_says_what_is_wrong(
         FamilyConfig.load(path)
 
 
+def test_the_caption_stage_asks_for_raster_order() -> None:
+    scene = Scene(("cat", "car"), ((0, 4), (0, 1)), "white", "pair", "right of", "a cat right of a car on a white ...")
+    assert raster_order(scene) == ["car", "cat"]
+    config = FamilyConfig.load(SMOKE)
+    task = build_task("captions", config, Path("unused"))
+    assert isinstance(task, CaptionsTask)
+    objects = list(config.scenes().objects)
+    truth = task.truth(scene)
+    assert truth[:3] == [objects.index("car"), objects.index("cat"), len(objects)]
+    assert truth[3] == list(config.scenes().backgrounds).index("white")
+    other = Scene(("car", "cat"), ((0, 1), (0, 4)), "white", "pair", "left of", "")
+    assert task.truth(other)[:4] == truth[:4] and task.truth(other)[4] != truth[4]
+
+
+def test_the_ar_stage_goes_on_from_the_caption_stage(tmp_path: Path) -> None:
+    run_stage("tokenizer", SMOKE, tmp_path, steps=1)
+    learnt = run_stage("captions", SMOKE, tmp_path, steps=2)
+    task = build_task("ar", FamilyConfig.load(SMOKE), tmp_path)
+    assert isinstance(task, ARTask)
+    for name, value in task.text.state_dict().items():
+        assert torch.equal(value, learnt[f"text.{name}"])
+
+
 def test_stages_ask_for_what_they_need(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train tokenizer"):
         run_stage("ar", SMOKE, tmp_path)
-    with pytest.raises(ValueError, match="tokenizer, ar"):
+    with pytest.raises(ValueError, match="tokenizer, captions, ar"):
         run_stage("vae", SMOKE, tmp_path)
     with pytest.raises(ValueError, match=r"emoji\.yaml"):
         run_stage("ar", tmp_path / "none.yaml", tmp_path)

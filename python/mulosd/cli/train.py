@@ -21,13 +21,15 @@ app = typer.Typer(
 # In the order in which they build on each other.
 STAGES = {
     "tokenizer": "Train the VQ tokenizer: pictures to tokens and back.",
+    "captions": "Train the text encoder to say what a caption describes (scenes only); ar goes on from there.",
     "ar": "Train the AR transformer and its text encoder on every grid. Needs the tokenizer.",
     "text": "Train the text encoder alone, against a frozen AR transformer.",
     "upsampler": "Train the latent up- and down-samplers. Needs the tokenizer.",
     "reader": "Train the independent reader that object accuracy is measured with, on real renders only.",
 }
 # `text` is left out: `ar` trains the text encoder along.
-ALL = ("tokenizer", "ar", "upsampler", "reader")
+ALL = ("tokenizer", "captions", "ar", "upsampler", "reader")
+SCENES_ONLY = ("captions", "reader")
 
 ConfigOption = Annotated[Path, typer.Option(help="The training file (YAML); configs/emoji.yaml is an example.")]
 RunOption = Annotated[Path, typer.Option(help="Folder for checkpoints and logs; a run that it holds is resumed.")]
@@ -45,8 +47,12 @@ def run_stages(stages: tuple[str, ...], config: Path, run: Path, steps: int | No
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
 
+    from ..train.config import FamilyConfig
     from ..train.stages import run_stage
 
+    if len(stages) > 1:
+        written = FamilyConfig.load(config).values
+        stages = tuple(s for s in stages if s in written or s not in SCENES_ONLY)
     for stage in stages:
         run_stage(stage, config, run, device=device, steps=steps)
 

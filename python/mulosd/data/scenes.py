@@ -33,6 +33,9 @@ class SceneConfig:
         sprite_cells: side of an object in cells.
         mix: share of each kind of scene, in the order of `KINDS`.
         held_out: share of combinations kept out of training.
+        jitter: cells that an object may be off its place, in each direction; None lets objects stand anywhere that
+            the caption allows. A raster model must decide at every token whether an object begins there, so that this
+            is what makes scenes hard to learn: with jitter 1 it chooses among 4 places, without among 36.
     """
 
     objects: dict[str, str]
@@ -41,12 +44,16 @@ class SceneConfig:
     sprite_cells: int = 3
     mix: tuple[float, ...] = (0.3, 0.35, 0.1, 0.1, 0.1, 0.05)
     held_out: float = 0.15
+    jitter: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.mix) != len(KINDS):
             raise ValueError(f"mix needs {len(KINDS)} shares, for {KINDS}; got {len(self.mix)}")
         if 2 * self.sprite_cells > self.cells:
             raise ValueError(f"two objects of {self.sprite_cells} cells do not fit side by side in {self.cells} cells")
+        room = (self.cells - 2 * self.sprite_cells) // 2
+        if self.jitter is not None and not 0 <= self.jitter <= room:
+            raise ValueError(f"jitter must be in [0, {room}] cells, so that two objects do not overlap; {self.jitter}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SceneConfig:
@@ -98,43 +105,75 @@ def sample_scene(config: SceneConfig, rng: np.random.Generator) -> Scene:
     kind = KINDS[rng.choice(len(KINDS), p=np.asarray(config.mix) / sum(config.mix))]
     names = list(config.objects)
     background = str(rng.choice(list(config.backgrounds)))
-    free = config.cells - config.sprite_cells
     relation = ""
+    count = 1 if kind == "single" else 2 if kind == "pair" else int(kind[-1])
+    if kind.startswith("count"):
+        name = str(rng.choice(names))
+        chosen = [name] * count
+        phrase = f"{COUNTS[count]} {config.objects[name]}"
+    else:
+        chosen = [str(n) for n in rng.choice(names, count, replace=False)]
+        if kind == "pair":
+            relation = str(rng.choice(RELATIONS))
+            phrase = f"{article(chosen[0])} {relation} {article(chosen[1])}"
+        else:
+            with_article = [article(n) for n in chosen]
+            phrase = " and ".join([*filter(None, [", ".join(with_article[:-1])]), with_article[-1]])
+    place = free_places if config.jitter is None else fixed_places
+    cells = place(config, kind, relation, count, rng)
+    caption = f"{phrase} on {article(background)} background"
+    return Scene(tuple(chosen), tuple(cells), background, kind, relation, caption)
+
+
+def in_relation(relation: str, first: int, second: int, across: tuple[int, int]) -> list[tuple[int, int]]:
+    """Cells of a pair: `first` < `second` along the axis of the relation, `across` on the other one."""
+    a, b = (first, across[0]), (second, across[1])
+    if relation in ("right of", "below"):
+        a, b = b, a
+    return [a, b] if relation in ("above", "below") else [a[::-1], b[::-1]]
+
+
+def free_places(
+    config: SceneConfig, kind: str, relation: str, count: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Cells anywhere that the caption allows."""
+    free = config.cells - config.sprite_cells
     if kind == "single":
-        chosen = [str(rng.choice(names))]
-        cells = [(int(rng.integers(free + 1)), int(rng.integers(free + 1)))]
-        phrase = article(chosen[0])
-    elif kind == "pair":
-        chosen = [str(n) for n in rng.choice(names, 2, replace=False)]
-        relation = str(rng.choice(RELATIONS))
+        return [(int(rng.integers(free + 1)), int(rng.integers(free + 1)))]
+    if kind == "pair":
         first = int(rng.integers(free - config.sprite_cells + 1))
         second = int(rng.integers(first + config.sprite_cells, free + 1))
         across = int(rng.integers(free + 1))
-        vertical = relation in ("above", "below")
         # Side by side means in one row, so that the caption alone tells which object the raster meets first.
-        shifted = int(np.clip(across + rng.integers(-1, 2), 0, free)) if vertical else across
-        a, b = (first, across), (second, shifted)
-        if relation in ("right of", "below"):
-            a, b = b, a
-        cells = [a, b] if vertical else [a[::-1], b[::-1]]
-        phrase = f"{article(chosen[0])} {relation} {article(chosen[1])}"
-    else:
-        count = int(kind[-1])
-        quadrants = sorted(int(q) for q in rng.choice(4, count, replace=False))
-        half = config.cells // 2
-        slack = half - config.sprite_cells
-        rows = [half * band + int(rng.integers(slack + 1)) for band in range(2)]
-        cells = [(rows[q // 2], half * (q % 2) + int(rng.integers(slack + 1))) for q in quadrants]
-        if kind.startswith("list"):
-            chosen = [str(n) for n in rng.choice(names, count, replace=False)]
-            with_article = [article(n) for n in chosen]
-            phrase = ", ".join(with_article[:-1]) + " and " + with_article[-1]
-        else:
-            name = str(rng.choice(names))
-            chosen = [name] * count
-            phrase = f"{COUNTS[count]} {config.objects[name]}"
-    caption = f"{phrase} on {article(background)} background"
-    return Scene(tuple(chosen), tuple(cells), background, kind, relation, caption)
+        shift = int(rng.integers(-1, 2)) if relation in ("above", "below") else 0
+        return in_relation(relation, first, second, (across, int(np.clip(across + shift, 0, free))))
+    quadrants = sorted(int(q) for q in rng.choice(4, count, replace=False))
+    half = config.cells // 2
+    slack = half - config.sprite_cells
+    rows = [half * band + int(rng.integers(slack + 1)) for band in range(2)]
+    return [(rows[q // 2], half * (q % 2) + int(rng.integers(slack + 1))) for q in quadrants]
+
+
+def fixed_places(
+    config: SceneConfig, kind: str, relation: str, count: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Cells at most `jitter` off fixed places: the middle, side by side, one above the other, or two above one."""
+    jitter = config.jitter or 0
+    end = config.cells - config.sprite_cells - jitter
+    middle = end // 2
+
+    def near(cell: int) -> int:
+        return cell + int(rng.integers(jitter + 1))
+
+    if kind == "single":
+        return [(near(middle), near(middle))]
+    if kind == "pair":
+        across = near(middle)
+        beside = near(middle) if relation in ("above", "below") else across
+        return in_relation(relation, near(0), near(end), (across, beside))
+    row = near(middle if count == 2 else 0)
+    side_by_side = [(row, near(0)), (row, near(end))]
+    return side_by_side if count == 2 else [*side_by_side, (near(end), near(middle))]
 
 
 def scenes(config: SceneConfig, seed: int, held_out: bool) -> Iterator[Scene]:

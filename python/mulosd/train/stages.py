@@ -15,13 +15,13 @@ from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
 from ..engine.models.transformer import Transformer, TransformerConfig
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 from .ar import ARTask, Phase
+from .captions import CaptionsTask
 from .config import FamilyConfig
 from .loop import LoopConfig, Task, train
 from .tokenizer import TokenizerTask
 from .upsampler import ResamplerTask
 
-STAGES = ("tokenizer", "ar", "text", "upsampler", "reader")
-NEEDS = {"tokenizer": (), "ar": ("tokenizer",), "text": ("tokenizer", "ar"), "upsampler": ("tokenizer",), "reader": ()}
+STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "reader")
 
 
 def averaged(run: Path, stage: str) -> dict[str, Tensor]:
@@ -81,6 +81,8 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
         from .reader import ReaderTask
 
         return ReaderTask.from_config(config)
+    if stage == "captions":
+        return CaptionsTask(model_configs(config)[1], config.vocabulary(), config.scenes(), **section)
     tokenizer = trained_tokenizer(config, run)
     if stage == "upsampler":
         options = {k: v for k, v in section.items() if k != "pairs"}
@@ -104,22 +106,26 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
     else:
         start = initial_family(config)
         if start is not None:
-            start_from(start, task)
+            start_from(start, task, text=not (run / "captions.pt").exists())
+        if (run / "captions.pt").exists():
+            own = {k.removeprefix("text."): v for k, v in averaged(run, "captions").items() if k.startswith("text.")}
+            task.text.load_state_dict(own)
     return task
 
 
-def start_from(family: Family, task: ARTask) -> None:
-    """Start the AR model and the text encoder from those of a family of the same sizes and vocabulary.
+def start_from(family: Family, task: ARTask, *, text: bool = True) -> None:
+    """Start the AR model, and with `text` the text encoder, from those of a family of the same sizes and vocabulary.
 
     Raises:
         ValueError: the family's sizes or words differ from the training file's.
     """
     if family.vocabulary.to_dict() != task.vocabulary.to_dict():
         raise ValueError(f"init: family {family.name!r} has other words than this training file")
-    if family.ar.config != task.ar.config or family.text.config != task.text.config:
+    if family.ar.config != task.ar.config or (text and family.text.config != task.text.config):
         raise ValueError(f"init: family {family.name!r} has other sizes than this training file: {family.ar.config}")
     task.ar.load_state_dict(family.ar.state_dict())
-    task.text.load_state_dict(family.text.state_dict())
+    if text:
+        task.text.load_state_dict(family.text.state_dict())
 
 
 def run_stage(
