@@ -54,6 +54,7 @@ test: lint pytest
 
 pytest: $(VENV)/.develop
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 quick: $(VENV)/.develop
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,18 +1,27 @@
-"""Which backend serves a call of an op: cuda before triton before torch, each free to decline with a reason."""
+"""Which backend serves a call of an op: cuda before triton before torch, each free to decline with a reason.
+
+Every op is also registered with torch.library as `torch.ops.mulosd.NAME`, schema and fake implementation included. A
+call outside of a compiled region goes straight to its backend, which saves the dispatcher's microseconds; inside one it
+is the registered op, which `torch.compile` keeps as one opaque node.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor
 
 BACKENDS = ("cuda", "triton", "torch")
 ENVIRONMENT = "MULOSD_BACKEND"
 NOT_WRITTEN = "this op has no such backend"
+NAMESPACE = "mulosd"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
 class BackendUnavailable(RuntimeError):
@@ -24,9 +33,9 @@ class BackendModule(Protocol):
 
     def unusable(self) -> str | None: ...
 
-    def decline(self, *args: Any, **kwargs: Any) -> str | None: ...
+    def decline(self, *args: Any) -> str | None: ...
 
-    def run(self, *args: Any, **kwargs: Any) -> Any: ...
+    def run(self, *args: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,16 @@ class Op:
     Args:
         name: the public name.
         reference: the torch implementation; it serves every device.
+        schema: the arguments and results in the notation of torch.library, without the name; the arguments are those
+            of the reference, in its order, and last `str? backend=None`. Empty: the op is not registered.
+        fake: the shapes and dtypes of the results, from the arguments of the schema.
         modules: backend name -> module with `unusable`, `decline` and `run`, imported when first asked for.
     """
 
     name: str
     reference: Callable[..., Any]
+    schema: str = ""
+    fake: Callable[..., Any] | None = None
     modules: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -48,23 +62,44 @@ class Op:
         if unknown:
             raise ValueError(f"op {self.name}: unknown backends {sorted(unknown)}, possible are cuda and triton")
         OPS[self.name] = self
+        if not self.schema or self.fake is None:
+            return
+        LIBRARY.define(f"{self.name}{self.schema}")
+        LIBRARY.impl(self.name, self._registered, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{self.name}", self.fake, lib=LIBRARY)
 
-    def __call__(self, tensor: Tensor, backend: str | None, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, tensor: Tensor, backend: str | None, *args: Any) -> Any:
         """Run the op where `tensor` lives; the backend is `backend`, else $MULOSD_BACKEND, else the first able one.
+
+        Args:
+            tensor: decides the device.
+            backend: forces one.
+            args: the arguments of the reference, by position.
 
         Raises:
             BackendUnavailable: the forced backend is unknown or declines.
         """
+        if torch.compiler.is_compiling():
+            return getattr(getattr(torch.ops, NAMESPACE), self.name)(*args, backend)
         forced = backend or os.environ.get(ENVIRONMENT) or None
         if forced is None and (not self.modules or tensor.device.type == "cpu"):
-            return self.reference(*args, **kwargs)
-        return self.select(forced, *args, **kwargs)(*args, **kwargs)
+            return self.reference(*args)
+        return self.select(forced, *args)(*args)
 
-    def select(self, forced: str | None, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+    def _registered(self, *args: Any, backend: str | None = None) -> Any:
+        """The implementation of the registered op, which returns contiguous tensors and never its arguments."""
+        if len(args) > len(inspect.signature(self.reference).parameters):
+            args, backend = args[:-1], args[-1]
+        result = self(next(a for a in args if isinstance(a, Tensor)), backend, *args)
+        if isinstance(result, Tensor):
+            return result.clone() if any(result is a for a in args) else result.contiguous()
+        return tuple(t.contiguous() for t in result)
+
+    def select(self, forced: str | None, *args: Any) -> Callable[..., Any]:
         """The implementation that serves these arguments."""
         reasons: dict[str, str] = {}
         for name in BACKENDS:
-            reason = self.reason(name, *args, **kwargs)
+            reason = self.reason(name, *args)
             if reason is not None:
                 reasons[name] = reason
             elif forced in (None, name):
@@ -76,9 +111,9 @@ class Op:
             f"Leave backend= and ${ENVIRONMENT} unset to let the first able backend serve."
         )
 
-    def reason(self, name: str, *args: Any, **kwargs: Any) -> str | None:
+    def reason(self, name: str, *args: Any) -> str | None:
         """Why backend `name` declines this call, or None when it would serve it."""
-        return self.unusable(name) or (None if name == "torch" else self._module(name).decline(*args, **kwargs))
+        return self.unusable(name) or (None if name == "torch" else self._module(name).decline(*args))
 
     def unusable(self, name: str) -> str | None:
         """Why backend `name` can serve no call on this machine, or None."""

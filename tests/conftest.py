@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests that need a CUDA device where there is none."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the Triton interpreter's tests to a process of their own, and skip what needs a CUDA device without one.
+
+    Triton reads TRITON_INTERPRET when a kernel is decorated: interpreted and compiled kernels do not mix.
+    """
+    interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    others = [item for item in items if bool(item.get_closest_marker("interpreter")) != interpreting]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if bool(item.get_closest_marker("interpreter")) == interpreting]
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return

@@ -10,7 +10,16 @@ from .reference import Expansion, expand_islands_reference
 
 __all__ = ["Expansion", "expand_islands"]
 
-_OP = Op("expand_islands", expand_islands_reference)
+_OP = Op(
+    "expand_islands",
+    expand_islands_reference,
+    schema="(Tensor rejected, int radius, int? window, str? backend=None) -> (Tensor, Tensor, Tensor)",
+    fake=lambda rejected, *_, **__: (
+        torch.empty_like(rejected),
+        torch.empty_like(rejected, dtype=torch.int32),
+        torch.empty_like(rejected, dtype=torch.int32),
+    ),
+)
 
 
 def expand_islands(
@@ -47,4 +56,4 @@ def expand_islands(
         raise ValueError(f"radius must be at least 0, got {radius}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, or None for one cell a step, got {window}")
-    return _OP(rejected, backend, rejected, radius, window)
+    return Expansion(*_OP(rejected, backend, rejected, radius, window))

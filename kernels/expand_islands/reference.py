@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
-class Expansion:
+class Expansion(NamedTuple):
     """Cells to resample: `expanded` bool, `labels` int32 (0 = none), `order` int32 (-1 = none), each [B, H, W]."""
 
     expanded: Tensor

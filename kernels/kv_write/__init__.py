@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..registry import Op
 from .reference import kv_write_reference
 
-_OP = Op("kv_write", kv_write_reference)
+_OP = Op(
+    "kv_write",
+    kv_write_reference,
+    schema="(Tensor q, Tensor k, Tensor v, Tensor slots, Tensor? rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+    "int? start, str? backend=None) -> Tensor",
+    fake=lambda q, *_, **__: q.new_empty(q.shape),
+)
 
 
 def kv_write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import philox
@@ -9,7 +10,14 @@ from ..registry import Op
 from ..sampling import check_logits, check_sampling
 from .reference import local_resample_reference
 
-_OP = Op("local_resample", local_resample_reference, {"cuda": f"{__name__}.cuda"})
+_OP = Op(
+    "local_resample",
+    local_resample_reference,
+    schema="(Tensor cond, Tensor? uncond, Tensor? gumbel, float cfg_scale, float temperature, int top_k, float top_p, "
+    "Tensor? seed, Tensor? position, int purpose, str? backend=None) -> Tensor",
+    fake=lambda cond, *_, **__: cond.new_empty(cond.shape[:1], dtype=torch.int64),
+    modules={"cuda": f"{__name__}.cuda"},
+)
 
 
 def local_resample(

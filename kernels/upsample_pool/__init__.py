@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..registry import Op
@@ -10,8 +11,23 @@ from .reference import PooledMass, nearest_code_reference, neighbours_reference,
 
 __all__ = ["PooledMass", "nearest_code", "neighbours", "pooled_mass", "shuffle_nearest"]
 
-_NEAREST = Op("nearest_code", nearest_code_reference)
-_POOLED = Op("pooled_mass", pooled_mass_reference, {"cuda": f"{__name__}.cuda"})
+_NEAREST = Op(
+    "nearest_code",
+    nearest_code_reference,
+    schema="(Tensor features, Tensor codebook, str? backend=None) -> Tensor",
+    fake=lambda features, *_, **__: features.new_empty(features.shape[:-1], dtype=torch.int64),
+)
+_POOLED = Op(
+    "pooled_mass",
+    pooled_mass_reference,
+    schema="(Tensor cond, Tensor? uncond, Tensor tokens, Tensor neighbours, float tau, float cfg_scale, "
+    "float temperature, int top_k, float top_p, str? backend=None) -> (Tensor, Tensor)",
+    fake=lambda cond, *_, **__: (
+        cond.new_empty(cond.shape[:1], dtype=torch.float32),
+        cond.new_empty(cond.shape[:1], dtype=torch.bool),
+    ),
+    modules={"cuda": f"{__name__}.cuda"},
+)
 
 
 def _check_codebook(codebook: Tensor) -> None:
@@ -136,4 +152,6 @@ def pooled_mass(
         )
     if not tau >= 0.0:
         raise ValueError(f"tau must be at least 0, got {tau}")
-    return _POOLED(cond, backend, cond, uncond, tokens, neighbours, tau, cfg_scale, temperature, top_k, top_p)
+    return PooledMass(
+        *_POOLED(cond, backend, cond, uncond, tokens, neighbours, tau, cfg_scale, temperature, top_k, top_p)
+    )

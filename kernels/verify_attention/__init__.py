@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..registry import Op
 from .reference import verify_attention_reference
 
-_OP = Op("verify_attention", verify_attention_reference)
+_OP = Op(
+    "verify_attention",
+    verify_attention_reference,
+    schema="(Tensor q, Tensor k_cache, Tensor v_cache, Tensor slots, Tensor? valid, int kv_len, int? start, "
+    "float? scale, str? backend=None) -> Tensor",
+    fake=lambda q, *_, **__: q.new_empty(q.shape),
+)
 
 
 def verify_attention(

@@ -35,7 +35,7 @@ def op(monkeypatch: pytest.MonkeyPatch) -> Op:
             return "cuda", x
 
     monkeypatch.setitem(sys.modules, "fake_cuda", Fake)  # type: ignore[arg-type]
-    return Op("fake", lambda x: ("torch", x), {"cuda": "fake_cuda", "triton": "mulosd.kernels.no_such_module"})
+    return Op("fake", lambda x: ("torch", x), modules={"cuda": "fake_cuda", "triton": "mulosd.kernels.no_such_module"})
 
 
 CPU = torch.zeros(1)
@@ -74,7 +74,7 @@ def test_impossible_choice_prints_every_reason(op: Op, forced: str) -> None:
 
 def test_unknown_backend_in_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="opencl"):
-        Op("bad", lambda: None, {"opencl": "x"})
+        Op("bad", lambda: None, modules={"opencl": "x"})
     assert "bad" not in registry.OPS
 
 
