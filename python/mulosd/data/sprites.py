@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..atomic import atomic
+
 
 @dataclass(frozen=True)
 class Sprites:
@@ -47,7 +49,8 @@ class Sprites:
         info.add_text("names", json.dumps(list(self.names)))
         n, s = len(self.names), self.size
         sheet = self.rgba.transpose(1, 0, 2, 3).reshape(s, n * s, 4)
-        Image.fromarray(sheet, "RGBA").save(path, pnginfo=info, optimize=True)
+        with atomic(path) as file:
+            Image.fromarray(sheet, "RGBA").save(file, "PNG", pnginfo=info, optimize=True)
 
     @classmethod
     def load(cls, path: Path) -> Sprites:

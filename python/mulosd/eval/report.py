@@ -1,9 +1,11 @@
-"""A benchmark report as a table on screen and as a JSON file."""
+"""A benchmark report as tables on screen."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rich import box
+from rich.console import Group
 from rich.table import Table
 
 
@@ -11,35 +13,41 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def bench_table(report: dict[str, Any]) -> Table:
-    """A table of the rows of `bench_decode`."""
+def bench_table(report: dict[str, Any]) -> Group:
+    """The rows of `bench_decode` as two tables, time and quality, which fit 80 columns each."""
     runs = report["timing"]["runs"]
-    table = Table(
+    speed = Table(
         title=f"{report['family']}: {report['prompts']} prompts, medians of {runs} runs at batch 1",
         caption=report["device"],
+        box=box.SIMPLE,
+        padding=0,
     )
-    for heading in ("decoder", "tau"):
-        table.add_column(heading)
-    for heading in (
-        "s/image (p20-p80)", "speed-up", "forwards", "rejected", "resampled", "NLL", "objects right (95 %)",
-        "scenes right", "KID-Lite0",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
+    quality = Table(title="quality of the same pictures", box=box.SIMPLE, padding=0)
+    for table in (speed, quality):
+        table.add_column("decoder", no_wrap=True)
+        table.add_column("tau", justify="right", no_wrap=True)
+    for heading in ("s/image (p20-p80)", "speed-up", "forwards"):
+        speed.add_column(heading, justify="right")
+    for heading in ("rejected", "resampled", "NLL", "objects (95 %)", "scenes", "KID-Lite0"):
+        quality.add_column(heading, justify="right")
     for row in report["rows"]:
         seconds, accuracy, kid = row["seconds_per_image"], row["accuracy"], row["kid"]
         tau = row["settings"].get("tau")
+        key = (row["decoder"], "-" if tau is None else f"{tau:.2g}")
         objects = scenes = "-"
         if accuracy is not None:
             scenes = percent(accuracy["scene"]["value"])
             if accuracy["value"] is not None:
                 low, high = accuracy["ci95"]
                 objects = f"{percent(accuracy['value'])} ({100 * low:.0f}-{100 * high:.0f})"
-        table.add_row(
-            row["decoder"],
-            "-" if tau is None else f"{tau:.3g}",
+        speed.add_row(
+            *key,
             f"{seconds['median']:.3g} ({seconds['p20']:.3g}-{seconds['p80']:.3g})",
             f"{row['speedup']:.2f}x" if "speedup" in row else "-",
             ", ".join(f"{role} {count:.0f}" for role, count in row["forwards"].items()),
+        )
+        quality.add_row(
+            *key,
             percent(row["rejection"]),
             percent(row["coverage"]),
             f"{row['nll']:.3f}",
@@ -47,4 +55,4 @@ def bench_table(report: dict[str, Any]) -> Table:
             scenes,
             "-" if kid is None else f"{kid['value']:.1f} ± {kid['std']:.1f}",
         )
-    return table
+    return Group(speed, quality)
