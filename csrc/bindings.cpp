@@ -35,15 +35,15 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// (cond, uncond, cond_stride, uncond_stride, type, rows, vocab, cfg_scale, temperature, top_k)
-using LogitArgs = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int, int, int, float, float, int>;
+// (cond, uncond, cond_stride, uncond_stride, type, rows, vocab, cfg_scale, temperature, top_k, top_p)
+using LogitArgs = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int, int, int, float, float, int, float>;
 
 mulosd::LogitParams logit_params(const LogitArgs& args) {
   mulosd::LogitParams p{};
   uintptr_t cond = 0, uncond = 0;
   int type = 0;
-  std::tie(cond, uncond, p.cond_stride, p.uncond_stride, type, p.rows, p.vocab, p.cfg_scale, p.temperature, p.top_k) =
-      args;
+  std::tie(cond, uncond, p.cond_stride, p.uncond_stride, type, p.rows, p.vocab, p.cfg_scale, p.temperature, p.top_k,
+           p.top_p) = args;
   p.cond = pointer<const void>(cond);
   p.uncond = pointer<const void>(uncond);
   p.type = static_cast<mulosd::LogitType>(type);
@@ -75,6 +75,30 @@ void pooled_mass(const LogitArgs& logits, uintptr_t token, uintptr_t neighbours,
   mulosd::launch_pooled_mass(p, pointer<void>(stream));
 }
 
+// (features, batch_stride, channel_stride, row_stride, column_stride, type, height, width, r)
+using CellArgs = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int>;
+// (codebook, code_stride, vocab, dim)
+using CodebookArgs = std::tuple<uintptr_t, int64_t, int, int>;
+
+void nearest_code(const CellArgs& features, const CodebookArgs& codes, uintptr_t neighbours, int k, int64_t cells,
+                  uintptr_t code, uintptr_t sets, uintptr_t stream) {
+  mulosd::NearestParams p{};
+  uintptr_t source = 0, codebook = 0;
+  int type = 0;
+  std::tie(source, p.batch_stride, p.channel_stride, p.row_stride, p.column_stride, type, p.height, p.width, p.r) =
+      features;
+  std::tie(codebook, p.code_stride, p.vocab, p.dim) = codes;
+  p.features = pointer<const void>(source);
+  p.type = static_cast<mulosd::LogitType>(type);
+  p.codebook = pointer<const float>(codebook);
+  p.neighbours = pointer<const int32_t>(neighbours);
+  p.k = k;
+  p.cells = cells;
+  p.code = pointer<int64_t>(code);
+  p.sets = pointer<int32_t>(sets);
+  mulosd::launch_nearest_code(p, pointer<void>(stream));
+}
+
 #else
 
 std::vector<std::string> compiled_archs() {
@@ -96,6 +120,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("purpose"), py::arg("token"), py::arg("stream"));
   m.def("pooled_mass", &pooled_mass, py::arg("logits"), py::arg("token"), py::arg("neighbours"), py::arg("k"),
         py::arg("tau"), py::arg("mass"), py::arg("accept"), py::arg("stream"));
+  m.def("nearest_code", &nearest_code, py::arg("features"), py::arg("codebook"), py::arg("neighbours"), py::arg("k"),
+        py::arg("cells"), py::arg("code"), py::arg("sets"), py::arg("stream"));
 #else
   m.attr("MAX_VOCAB") = 0;
   m.def("device_count", [] { return 0; }, "Number of CUDA devices; 0 in a build without CUDA.");

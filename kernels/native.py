@@ -39,16 +39,14 @@ def unusable() -> str | None:
     return None
 
 
-def decline_logits(cond: Tensor, uncond: Tensor | None, top_p: float) -> str | None:
+def decline_logits(cond: Tensor, uncond: Tensor | None) -> str | None:
     """Why the row kernels cannot take these logits, or None."""
     if not cond.is_cuda or (uncond is not None and uncond.device != cond.device):
         return f"logits must lie on one CUDA device, got {cond.device}"
     if cond.dtype not in TYPES:
         return f"logits must be float32, float16 or bfloat16, got {cond.dtype}"
     if cond.shape[1] > module().MAX_VOCAB:
-        return f"a vocabulary of {cond.shape[1]} exceeds the {module().MAX_VOCAB} that fit in shared memory"
-    if top_p < 1.0:
-        return f"top_p = {top_p} is not supported, only 1"
+        return f"a vocabulary of {cond.shape[1]} exceeds {module().MAX_VOCAB}"
     return None
 
 
@@ -57,10 +55,12 @@ def rows_in_order(logits: Tensor) -> Tensor:
     return logits if logits.stride(1) == 1 else logits.contiguous()
 
 
-LogitArgs = tuple[int, int, int, int, int, int, int, float, float, int]
+LogitArgs = tuple[int, int, int, int, int, int, int, float, float, int, float]
 
 
-def logit_args(cond: Tensor, uncond: Tensor | None, cfg_scale: float, temperature: float, top_k: int) -> LogitArgs:
+def logit_args(
+    cond: Tensor, uncond: Tensor | None, cfg_scale: float, temperature: float, top_k: int, top_p: float
+) -> LogitArgs:
     """The tuple that the native functions take for a pair of logits; both must come from `rows_in_order`."""
     rows, vocab = cond.shape
     return (
@@ -74,6 +74,7 @@ def logit_args(cond: Tensor, uncond: Tensor | None, cfg_scale: float, temperatur
         cfg_scale,
         temperature,
         min(top_k, vocab),
+        top_p,
     )
 
 

@@ -16,7 +16,7 @@ _OP = Op(
     schema="(Tensor cond, Tensor? uncond, Tensor? gumbel, float cfg_scale, float temperature, int top_k, float top_p, "
     "Tensor? seed, Tensor? position, int purpose, str? backend=None) -> Tensor",
     fake=lambda cond, *_, **__: cond.new_empty(cond.shape[:1], dtype=torch.int64),
-    modules={"cuda": f"{__name__}.cuda"},
+    modules={"cuda": f"{__name__}.cuda", "triton": f"{__name__}.triton"},
 )
 
 
@@ -49,7 +49,8 @@ def local_resample(
         backend: force "cuda", "triton" or "torch".
 
     Returns:
-        int64 [R]. The CUDA backend does not wait for the device: there a row without a finite maximum gives -1.
+        int64 [R]. The CUDA and Triton backends do not wait for the device: there a row that the torch backend raises
+        for gives -1.
 
     Raises:
         ValueError: an argument is wrong, or a row holds NaN or +inf, or nothing but -inf (the row is named).

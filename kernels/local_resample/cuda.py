@@ -29,7 +29,7 @@ def decline(
             return f"{name} must be on the device of the logits ({cond.device}), got {tensor.device}"
     if gumbel is not None and gumbel.dtype != torch.float32:
         return f"gumbel must be float32, got {gumbel.dtype}"
-    return native.decline_logits(cond, uncond, top_p)
+    return native.decline_logits(cond, uncond)
 
 
 def run(
@@ -52,7 +52,7 @@ def run(
     token = torch.empty(cond.shape[0], dtype=torch.int64, device=cond.device)
     with torch.cuda.device(cond.device):
         native.module().local_resample(
-            native.logit_args(cond, uncond, cfg_scale, temperature, top_k),
+            native.logit_args(cond, uncond, cfg_scale, temperature, top_k, top_p),
             0 if noise is None else noise.data_ptr(),
             0 if seeds is None else seeds.data_ptr(),
             0 if positions is None else positions.data_ptr(),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
 from ..registry import Op
 from ..sampling import check_logits, check_sampling
+from .cells import Cells
 from .reference import PooledMass, nearest_code_reference, neighbours_reference, pooled_mass_reference
 
 __all__ = ["PooledMass", "nearest_code", "neighbours", "pooled_mass", "shuffle_nearest"]
@@ -14,8 +17,9 @@ __all__ = ["PooledMass", "nearest_code", "neighbours", "pooled_mass", "shuffle_n
 _NEAREST = Op(
     "nearest_code",
     nearest_code_reference,
-    schema="(Tensor features, Tensor codebook, str? backend=None) -> Tensor",
-    fake=lambda features, *_, **__: features.new_empty(features.shape[:-1], dtype=torch.int64),
+    schema="(Tensor features, Tensor codebook, int r, Tensor? neighbours, str? backend=None) -> (Tensor, Tensor)",
+    fake=lambda features, codebook, r, neighbours, **__: Cells(features, r).outputs(neighbours),
+    modules={"cuda": f"{__name__}.nearest_code_cuda", "triton": f"{__name__}.nearest_code_triton"},
 )
 _POOLED = Op(
     "pooled_mass",
@@ -26,7 +30,7 @@ _POOLED = Op(
         cond.new_empty(cond.shape[:1], dtype=torch.float32),
         cond.new_empty(cond.shape[:1], dtype=torch.bool),
     ),
-    modules={"cuda": f"{__name__}.cuda"},
+    modules={"cuda": f"{__name__}.pooled_mass_cuda", "triton": f"{__name__}.pooled_mass_triton"},
 )
 
 
@@ -43,44 +47,66 @@ def nearest_code(features: Tensor, codebook: Tensor, *, backend: str | None = No
     Args:
         features: float [..., d], any length (they are normalised here).
         codebook: float [V, d], rows of unit length.
-        backend: force "torch" (the one there is).
+        backend: force "cuda", "triton" or "torch".
 
     Returns:
-        int64 [...], the lower index where similarities are equal.
+        int64 [...], the lower index where similarities are equal. The CUDA and Triton backends do not wait for the
+        device: there a feature that is NaN or infinite gives -1.
 
     Raises:
         ValueError: shapes do not fit, or a feature is NaN or infinite.
+        BackendUnavailable: the forced backend cannot serve the call.
     """
     _check_codebook(codebook)
     if features.dim() < 1 or features.shape[-1] != codebook.shape[1]:
         raise ValueError(f"features must end in d = {codebook.shape[1]}, got {list(features.shape)}")
-    return _NEAREST(features, backend, features, codebook)
+    rows = features.reshape(-1, features.shape[-1])
+    # One image of one line, whose channels lie next to each other in memory: a view, not a copy.
+    code, _ = _NEAREST(features, backend, rows.T[None, :, None, :], codebook, 1, None)
+    return code.view(features.shape[:-1])
 
 
-def shuffle_nearest(features: Tensor, codebook: Tensor, r: int, *, backend: str | None = None) -> Tensor:
+@overload
+def shuffle_nearest(
+    features: Tensor, codebook: Tensor, r: int, neighbours: None = None, *, backend: str | None = None
+) -> Tensor: ...
+
+
+@overload
+def shuffle_nearest(
+    features: Tensor, codebook: Tensor, r: int, neighbours: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]: ...
+
+
+def shuffle_nearest(
+    features: Tensor, codebook: Tensor, r: int, neighbours: Tensor | None = None, *, backend: str | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
     """Pixel shuffle by r, then the nearest code of every cell.
 
     Args:
         features: float [B, d*r*r, h, w], channels laid out as `torch.nn.functional.pixel_shuffle` reads them.
         codebook: float [V, d], rows of unit length.
         r: the scale ratio.
-        backend: force "torch" (the one there is).
+        neighbours: int [V, k], see `neighbours`; its rows of the found codes are returned too.
+        backend: force "cuda", "triton" or "torch".
 
     Returns:
-        int64 [B, h*r, w*r].
+        int64 [B, h*r, w*r], and with `neighbours` also [B, h*r, w*r, k] of its dtype. The CUDA and Triton backends do
+        not wait for the device: there a cell with a feature that is NaN or infinite gives -1, and neighbours of -1.
 
     Raises:
         ValueError: shapes do not fit, or a feature is NaN or infinite.
+        BackendUnavailable: the forced backend cannot serve the call.
     """
     _check_codebook(codebook)
     if r < 1:
         raise ValueError(f"r must be at least 1, got {r}")
     if features.dim() != 4 or features.shape[1] != codebook.shape[1] * r * r:
         raise ValueError(f"features must be [B, {codebook.shape[1] * r * r}, h, w], got {list(features.shape)}")
-    batch, channels, height, width = features.shape
-    cells = features.view(batch, channels // (r * r), r, r, height, width).permute(0, 4, 2, 5, 3, 1)
-    cells = cells.reshape(batch, height * r, width * r, channels // (r * r))
-    return _NEAREST(features, backend, cells, codebook)
+    if neighbours is not None and (neighbours.dim() != 2 or neighbours.shape[0] != codebook.shape[0]):
+        raise ValueError(f"neighbours must be [V, k] with V = {codebook.shape[0]}, got {list(neighbours.shape)}")
+    code, sets = _NEAREST(features, backend, features, codebook, r, neighbours)
+    return code if neighbours is None else (code, sets)
 
 
 def neighbours(codebook: Tensor, k: int) -> Tensor:
@@ -133,8 +159,9 @@ def pooled_mass(
         backend: force "cuda", "triton" or "torch".
 
     Returns:
-        `PooledMass(mass float32 [R], accept bool [R])`. The CUDA backend does not wait for the device: there a row
-        without a finite maximum has mass 0 (and is accepted at tau = 0 alone).
+        `PooledMass(mass float32 [R], accept bool [R])`. The CUDA and Triton backends do not wait for the device: there
+        a row that the torch backend raises for, or whose token is out of range, has mass 0 (and is accepted at tau = 0
+        alone).
 
     Raises:
         ValueError: an argument is wrong, or a row holds NaN or +inf, or nothing but -inf (the row is named).

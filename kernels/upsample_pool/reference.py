@@ -22,9 +22,17 @@ class PooledMass(NamedTuple):
     accept: Tensor
 
 
-def nearest_code_reference(features: Tensor, codebook: Tensor) -> Tensor:
-    """Codes int64 [...] of features [..., d]; arguments are those of `nearest_code`, already checked."""
-    rows = features.reshape(-1, features.shape[-1]).to(codebook.dtype)
+def nearest_code_reference(
+    features: Tensor, codebook: Tensor, r: int, neighbours: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Codes int64 [B, h*r, w*r] of features [B, d*r*r, h, w] shuffled by r, and their rows of `neighbours`.
+
+    Arguments are those of `shuffle_nearest`, already checked; without `neighbours` the second result is int32
+    [B, h*r, w*r, 0].
+    """
+    batch, channels, height, width = features.shape
+    cells = features.reshape(batch, channels // (r * r), r, r, height, width).permute(0, 4, 2, 5, 3, 1)
+    rows = cells.reshape(-1, channels // (r * r)).to(codebook.dtype)
     step = max(1, CHUNK // codebook.shape[0])
     out = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
     for begin in range(0, rows.shape[0], step):
@@ -34,7 +42,10 @@ def nearest_code_reference(features: Tensor, codebook: Tensor) -> Tensor:
             row = begin + int((~best.isfinite()).nonzero()[0, 0])
             raise ValueError(f"feature {row} (counted over all leading axes) is NaN or infinite")
         out[begin : begin + step] = code
-    return out.view(features.shape[:-1])
+    code = out.view(batch, height * r, width * r)
+    if neighbours is None:
+        return code, torch.empty((*code.shape, 0), dtype=torch.int32, device=code.device)
+    return code, neighbours[code]
 
 
 def neighbours_reference(codebook: Tensor, k: int) -> Tensor:

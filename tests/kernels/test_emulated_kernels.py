@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mulosd.kernels import gumbel, local_resample, pooled_mass
+from mulosd.kernels import gumbel, local_resample, pooled_mass, shuffle_nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent / "emulator"
@@ -39,6 +39,8 @@ class LogitParams(ctypes.Structure):
         ("cfg_scale", Float),
         ("temperature", Float),
         ("top_k", Int),
+        ("top_p", Float),
+        ("in_shared", Int),
     ]
 
 
@@ -65,6 +67,23 @@ class PoolParams(ctypes.Structure):
     ]
 
 
+class NearestParams(ctypes.Structure):
+    _fields_ = [
+        ("features", Pointer),
+        *((name, ctypes.c_int64) for name in ("batch_stride", "channel_stride", "row_stride", "column_stride")),
+        *((name, Int) for name in ("type", "height", "width", "r")),
+        ("codebook", Pointer),
+        ("code_stride", ctypes.c_int64),
+        ("vocab", Int),
+        ("dim", Int),
+        ("neighbours", Pointer),
+        ("k", Int),
+        ("cells", ctypes.c_int64),
+        ("code", Pointer),
+        ("sets", Pointer),
+    ]
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     build = tmp_path_factory.mktemp("emulator")
@@ -87,11 +106,17 @@ def address(tensor: Tensor | None) -> int | None:
 
 
 def logit_params(
-    cond: Tensor, uncond: Tensor | None, cfg_scale: float = 1.0, temperature: float = 1.0, top_k: int = 0
+    cond: Tensor,
+    uncond: Tensor | None,
+    cfg_scale: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> LogitParams:
     stride = 0 if uncond is None else uncond.stride(0)
     shape = (TYPES[cond.dtype], *cond.shape)
-    return LogitParams(address(cond), address(uncond), cond.stride(0), stride, *shape, cfg_scale, temperature, top_k)
+    sampling = (cfg_scale, temperature, top_k, top_p)
+    return LogitParams(address(cond), address(uncond), cond.stride(0), stride, *shape, *sampling, 0)
 
 
 def emulate_resample(
@@ -102,12 +127,13 @@ def emulate_resample(
     seed: Tensor | None = None,
     position: Tensor | None = None,
     purpose: int = 0,
+    room: int = 65536,
     **options: float,
 ) -> Tensor:
     token = torch.full((len(cond),), -99)
     logits = logit_params(cond, uncond, **options)  # type: ignore[arg-type]
     params = ResampleParams(logits, address(noise), address(seed), address(position), purpose, address(token))
-    library.emulate_local_resample(ctypes.byref(params))
+    library.emulate_local_resample(ctypes.byref(params), room)
     return token
 
 
@@ -118,12 +144,13 @@ def emulate_mass(
     token: Tensor,
     table: Tensor,
     tau: float,
+    room: int = 65536,
     **options: float,
 ) -> tuple[Tensor, Tensor]:
     mass, accept = torch.full((len(cond),), math.nan), torch.full((len(cond),), 77, dtype=torch.uint8)
     logits = logit_params(cond, uncond, **options)  # type: ignore[arg-type]
     params = PoolParams(logits, address(token), address(table), table.shape[1], tau, address(mass), address(accept))
-    library.emulate_pooled_mass(ctypes.byref(params))
+    library.emulate_pooled_mass(ctypes.byref(params), room)
     return mass, accept
 
 
@@ -145,6 +172,9 @@ OPTIONS = [
     {"temperature": 0.5, "top_k": 1},
     {"top_k": 3},
     {"temperature": 2.0, "top_k": 300},
+    {"top_p": 0.9},
+    {"top_p": 1e-6},
+    {"temperature": 0.7, "top_k": 40, "top_p": 0.6},
 ]
 
 
@@ -205,7 +235,7 @@ def test_pooled_mass(library: ctypes.CDLL, vocab: int, kind: str) -> None:
     token = torch.randint(vocab, (3,), generator=generator)
     for k in sorted({1, min(50, vocab), vocab}):
         table = torch.stack([torch.randperm(vocab, generator=generator)[:k] for _ in range(vocab)]).int()
-        for options in OPTIONS[1:4] if k < vocab else OPTIONS[:1]:
+        for options in OPTIONS[1:4] + OPTIONS[5:] if k < vocab else OPTIONS[:1]:
             other = None if kind == "sparse" else uncond  # guidance between two -inf is NaN
             full = {"cfg_scale": 1.5} | options
             mass, accept = emulate_mass(library, cond, other, token, table, 0.2, **full)
@@ -224,7 +254,40 @@ def bad_rows(vocab: int) -> Tensor:
     return cond
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}])
+@pytest.mark.parametrize("vocab", [2048, 2050, 9215])
+def test_rows_that_end_in_registers(library: ctypes.CDLL, vocab: int) -> None:
+    """With room for 1,024 entries only, the rest of the row lies in registers; tokens and masses stay the same."""
+    cond, uncond = logits_of("normal", 2, vocab), logits_of("ties", 2, vocab)
+    seed, position = torch.tensor([3, -4]), torch.tensor([9, 10])
+    token = torch.tensor([vocab - 1, 5])
+    table = torch.randint(vocab, (vocab, 40), dtype=torch.int32, generator=torch.Generator().manual_seed(2))
+    options: dict[str, float]
+    for options in (
+        {"cfg_scale": 2.0},
+        {"cfg_scale": 2.0, "top_k": 70, "top_p": 0.7},
+        {"top_p": 0.8},
+        {"temperature": 0},
+    ):
+        drawn = local_resample(cond, uncond, seed=seed, position=position, **options)  # type: ignore[arg-type]
+        got = emulate_resample(library, cond, uncond, None, seed, position, room=1024, **options)
+        assert torch.equal(got, drawn), options
+        mass, _ = emulate_mass(library, cond, uncond, token, table, 0.1, room=1024, **options)
+        expected = pooled_mass(cond, uncond, token, table, tau=0.1, **options)  # type: ignore[arg-type]
+        torch.testing.assert_close(mass, expected.mass, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("top_p", [0.25, 0.2501, 0.5, 0.99])
+@pytest.mark.parametrize("room", [4, 65536])
+def test_top_p_keeps_the_lower_index_at_ties(library: ctypes.CDLL, top_p: float, room: int) -> None:
+    """The noise prefers each entry in turn: it is drawn if, and only if, it stays."""
+    cond, noise = torch.zeros(8, 8), 1000 * torch.eye(8)
+    cond[:, 1::2] = -0.0
+    token = emulate_resample(library, cond, None, noise, room=room, top_p=top_p)
+    assert torch.equal(token, local_resample(cond, None, noise, top_p=top_p))
+    assert {int(t) for i, t in enumerate(token) if t == i} == set(range(math.ceil(8 * top_p)))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.3}])
 def test_bad_rows_are_marked(library: ctypes.CDLL, options: dict[str, float]) -> None:
     cond, noise = bad_rows(600), torch.zeros(5, 600)
     assert emulate_resample(library, cond, None, noise, **options).tolist() == [-1, -1, -1, 1, 0]
@@ -234,6 +297,49 @@ def test_bad_rows_are_marked(library: ctypes.CDLL, options: dict[str, float]) ->
     assert mass[[0, 1, 2, 4]].tolist() == [0.0] * 4
     assert mass[3] > 0.9
     assert accept.tolist() == [0, 0, 0, 1, 0]
+
+
+def emulate_nearest(
+    library: ctypes.CDLL, features: Tensor, codebook: Tensor, r: int, table: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    batch, _, height, width = features.shape
+    k = 0 if table is None else table.shape[1]
+    code = torch.full((batch, height * r, width * r), -99)
+    sets = torch.full((*code.shape, k), -99, dtype=torch.int32)
+    map_of = (address(features), *features.stride(), TYPES[features.dtype], height * r, width * r, r)
+    codes = (address(codebook), codebook.stride(0), *codebook.shape)
+    outputs = (code.numel(), address(code), address(sets))
+    library.emulate_nearest_code(ctypes.byref(NearestParams(*map_of, *codes, address(table), k, *outputs)))
+    return code, sets
+
+
+@pytest.mark.parametrize(("vocab", "dim"), [(1, 3), (600, 8), (515, 16), (300, 20), (130, 64)])
+@pytest.mark.parametrize("r", [1, 2])
+def test_nearest_code(library: ctypes.CDLL, vocab: int, dim: int, r: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    codebook = torch.nn.functional.normalize(torch.randn(vocab, dim, generator=generator), dim=-1)
+    codebook[vocab // 2 :] = codebook[: vocab - vocab // 2].clone()  # every code twice: the lower index wins
+    features = 5 * torch.randn(2, dim * r * r, 3, 7, generator=generator)
+    table = torch.randint(vocab, (vocab, 9), generator=generator, dtype=torch.int32)
+    for given in (features, features.to(memory_format=torch.channels_last), features.half(), features.bfloat16()):
+        expected = shuffle_nearest(given, codebook, r)
+        code, sets = emulate_nearest(library, given, codebook, r, table)
+        assert torch.equal(code, expected)
+        assert torch.equal(sets, table[expected])
+    assert torch.equal(emulate_nearest(library, features, codebook, r, None)[0], shuffle_nearest(features, codebook, r))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_bad_features_give_minus_one(library: ctypes.CDLL, value: float) -> None:
+    codebook = torch.nn.functional.normalize(torch.randn(20, 4), dim=-1)
+    features = torch.randn(1, 4, 3, 3)
+    features[0, 1, 2, 0] = value
+    code, sets = emulate_nearest(library, features, codebook, 1, torch.zeros(20, 2, dtype=torch.int32))
+    bad = torch.zeros(1, 3, 3, dtype=torch.bool)
+    bad[0, 2, 0] = True
+    assert torch.equal(code == -1, bad)
+    assert torch.equal((sets == -1).all(-1), bad)
+    assert emulate_nearest(library, torch.zeros(1, 4, 1, 1), codebook, 1, None)[0].item() == 0
 
 
 def test_the_emulator_can_fail(library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

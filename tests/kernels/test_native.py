@@ -107,9 +107,12 @@ def test_kernels_spill_nothing(build: tuple[Path, str]) -> None:
     entries = re.findall(r"Compiling entry function '(\w+)' for 'sm_90'", build[1])
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", build[1])
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", build[1])]
-    assert len(entries) == len(spills) == len(registers) == 6  # two kernels, three types
+    # Two row kernels with four sizes of the tail in registers, nearest codes of four lengths; three types each.
+    assert len(entries) == len(spills) == len(registers) == 36
     assert all(numbers == ("0", "0", "0") for numbers in spills)
-    assert max(registers) <= 64  # two blocks of 512 threads a multiprocessor
+    for entry, used in zip(entries, registers, strict=True):
+        # Two blocks of 512 threads a multiprocessor; one, where the row fills its shared memory anyway.
+        assert used <= (64 if "Li0E" in entry or re.search(r"nearest_code_kernelI\w+Li(8|16)E", entry) else 128), entry
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ def samples() -> list[tuple[str, tuple[Any, ...]]]:
         ("local_resample", (logits, logits + 1, None, 2.0, 0.9, 3, 0.8, seeds, seeds, 0)),
         ("local_resample", (logits, None, rand(3, 7), 1.0, 1.0, 0, 1.0, None, None, 0)),
         ("pooled_mass", (logits, None, tokens, neighbours, 0.1, 1.0, 1.0, 0, 1.0)),
-        ("nearest_code", (rand(2, 3, 4), rand(7, 4))),
+        ("nearest_code", (rand(2, 16, 3, 5), rand(7, 4), 2, None)),
+        ("nearest_code", (rand(2, 4, 3, 5), rand(7, 4), 1, neighbours)),
         ("expand_islands", (rand(1, 5, 6) > 1, 1, 2)),
         ("expand_islands", (rand(2, 5, 6) > 1, 0, None)),
     ]

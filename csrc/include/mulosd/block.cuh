@@ -19,7 +19,10 @@ struct MaxOp {
 };
 
 struct SumOp {
-  __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
+  template <typename T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a + b;
+  }
 };
 
 // The larger value, and the lower index where values are equal.
@@ -29,7 +32,8 @@ struct BestOp {
   }
 };
 
-__device__ __forceinline__ float shuffle_xor(float v, int lane) {
+template <typename T>
+__device__ __forceinline__ T shuffle_xor(T v, int lane) {
   return __shfl_xor_sync(0xffffffffu, v, lane);
 }
 

@@ -1,8 +1,10 @@
-// One row of logits: read once from memory, processed, kept in shared memory.
+// One row of logits: read once from memory, processed, kept in shared memory and, where that ends, in registers.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include <climits>
 
 #include "mulosd/block.cuh"
 #include "mulosd/params.h"
@@ -35,8 +37,48 @@ __device__ __forceinline__ float unordered(uint32_t key) {
   return __uint_as_float(key ^ ((key & 0x80000000u) ? 0x80000000u : 0xffffffffu));
 }
 
-// The k-th largest of row[0..n), 1 <= k <= n: radix selection, eight bits a pass from the top.
-__device__ __forceinline__ float kth_largest(const float* row, int n, int k) {
+// A row of processed logits, padded with -inf to a multiple of 4. Quads of neighbours belong to threads in turn; those
+// that do not fit in shared memory lie in registers of their thread.
+template <int kTail>
+struct Row {
+  float4* shared;
+  int shared_quads;
+  float tail[kTail > 0 ? kTail : 1];
+
+  __device__ __forceinline__ int tail_quad(int j) const { return shared_quads + j * kThreads + threadIdx.x; }
+
+  // Calls visit(quad, values of the entries 4 * quad ...) for the quads of this thread, padding included.
+  template <typename Visit>
+  __device__ __forceinline__ void each_quad(Visit visit) const {
+    for (int quad = threadIdx.x; quad < shared_quads; quad += kThreads) {
+      const float4 four = shared[quad];
+      const float values[4] = {four.x, four.y, four.z, four.w};
+      visit(quad, values);
+    }
+#pragma unroll
+    for (int j = 0; j < kTail / 4; ++j) {
+      const float values[4] = {tail[4 * j], tail[4 * j + 1], tail[4 * j + 2], tail[4 * j + 3]};
+      visit(tail_quad(j), values);
+    }
+  }
+
+  // Calls visit(index, value) for the entries of this thread, padding included.
+  template <typename Visit>
+  __device__ __forceinline__ void each(Visit visit) const {
+    each_quad([&](int quad, const float (&values)[4]) {
+#pragma unroll
+      for (int lane = 0; lane < 4; ++lane) visit(4 * quad + lane, values[lane]);
+    });
+  }
+};
+
+// Blocks a multiprocessor that a row kernel leaves registers for. A row with a tail fills the shared memory alone.
+template <int kTail>
+constexpr int kBlocks = kTail > 0 ? 1 : 2;
+
+// The k-th largest of a row, 1 <= k <= its length: radix selection, eight bits a pass from the top.
+template <int kTail>
+__device__ __forceinline__ float kth_largest(const Row<kTail>& row, int k) {
   __shared__ int histogram[256];
   __shared__ uint32_t digit;
   __shared__ int rest;
@@ -44,10 +86,10 @@ __device__ __forceinline__ float kth_largest(const float* row, int n, int k) {
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = threadIdx.x; i < 256; i += kThreads) histogram[i] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kThreads) {
-      const uint32_t key = ordered(row[i]);
+    row.each([&](int, float z) {
+      const uint32_t key = ordered(z);
       if ((key & fixed) == prefix) atomicAdd(&histogram[(key >> shift) & 255u], 1);
-    }
+    });
     __syncthreads();
     if (threadIdx.x < 32) {
       // Lane l owns the bins 255 - 8l down to 248 - 8l; the scan counts the entries above a lane's bins.
@@ -77,40 +119,99 @@ __device__ __forceinline__ float kth_largest(const float* row, int n, int k) {
   return unordered(prefix);
 }
 
+// What is known of a row. An entry stays if it is above the threshold, or equal to it and its index is at most `limit`.
 struct RowInfo {
   float maximum;
-  float threshold;  // entries below it are dropped
-  bool bad;         // NaN or +inf somewhere, or -inf everywhere
+  float threshold;
+  int limit;
+  bool bad;  // NaN or +inf somewhere, or -inf everywhere
+
+  __device__ __forceinline__ bool stays(int index, float z) const {
+    return z > threshold || (z == threshold && index <= limit);
+  }
 };
 
-// Fills row[0..padded), padded being vocab rounded up to 4, with guided and tempered logits (-inf in the padding).
-// All threads of the block call it and get the same answer.
+// Raises the threshold to the smallest set of most likely entries whose mass reaches top_p, the lower index first at
+// ties: a bisection of ordered keys, exact because sums in a fixed order never fall when entries join.
+template <int kTail>
+__device__ __forceinline__ void cut_mass(const Row<kTail>& row, int vocab, float top_p, RowInfo& info) {
+  const float maximum = info.maximum, kth = info.threshold;
+  float mass = 0.0f;
+  row.each([&](int, float z) { mass += z >= kth ? expf(z - maximum) : 0.0f; });
+  const float target = top_p * block_reduce(mass, 0.0f, SumOp());
+  uint32_t low = ordered(kth) - 1, high = ordered(maximum);
+  float above = 0.0f;
+  while (high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    const float value = unordered(middle);
+    mass = 0.0f;
+    row.each([&](int, float z) { mass += z > value ? expf(z - maximum) : 0.0f; });
+    mass = block_reduce(mass, 0.0f, SumOp());
+    if (mass < target) {
+      high = middle;
+      above = mass;
+    } else {
+      low = middle;
+    }
+  }
+  const float value = unordered(high);
+  info.threshold = value;
+  int ties = 0;
+  row.each([&](int, float z) { ties += z == value; });
+  ties = block_reduce(ties, 0, SumOp());
+  const float wanted = ceilf((target - above) / expf(value - maximum));
+  if (!(wanted < static_cast<float>(ties))) return;
+  int first = -1, last = vocab - 1;
+  while (last - first > 1) {
+    const int centre = (first + last) / 2;
+    ties = 0;
+    row.each([&](int index, float z) { ties += z == value && index <= centre; });
+    ties = block_reduce(ties, 0, SumOp());
+    if (static_cast<float>(ties) >= wanted)
+      last = centre;
+    else
+      first = centre;
+  }
+  info.limit = last;
+}
+
+// One entry after guidance and temperature. Zeros of both signs are one value, and must be one key.
 template <typename T>
-__device__ __forceinline__ RowInfo load_row(const LogitParams& p, float* row) {
-  const T* cond = static_cast<const T*>(p.cond) + blockIdx.x * p.cond_stride;
-  const T* uncond = p.uncond ? static_cast<const T*>(p.uncond) + blockIdx.x * p.uncond_stride : nullptr;
-  const bool divide = p.temperature != 0.0f && p.temperature != 1.0f;
-  const int padded = (p.vocab + 3) & ~3;
+__device__ __forceinline__ float processed(const LogitParams& p, int index) {
+  float z = widen(static_cast<const T*>(p.cond)[blockIdx.x * p.cond_stride + index]);
+  if (p.uncond) z = guide(z, widen(static_cast<const T*>(p.uncond)[blockIdx.x * p.uncond_stride + index]), p.cfg_scale);
+  if (p.temperature != 0.0f && p.temperature != 1.0f) z /= p.temperature;
+  return z == 0.0f ? 0.0f : z;
+}
+
+// Fills the row with guided and tempered logits: the only read of them all. All threads of the block call it and get
+// the same answer.
+template <typename T, int kTail>
+__device__ __forceinline__ RowInfo load_row(const LogitParams& p, Row<kTail>& row, float4* shared) {
+  row.shared = shared;
+  row.shared_quads = p.in_shared / 4;
+  float* flat = reinterpret_cast<float*>(shared);
   float maximum = -INFINITY;
   int bad = 0;
-  for (int i = threadIdx.x; i < padded; i += kThreads) {
-    float z = -INFINITY;
-    if (i < p.vocab) {
-      z = widen(cond[i]);
-      if (uncond) z = guide(z, widen(uncond[i]), p.cfg_scale);
-      if (divide) z /= p.temperature;
-      bad |= !(z < INFINITY);  // true for NaN too
-    }
-    row[i] = z;
+  auto take = [&](int index) {
+    const float z = index < p.vocab ? processed<T>(p, index) : -INFINITY;
+    bad |= !(z < INFINITY);  // true for NaN too
     maximum = fmaxf(maximum, z);
-  }
+    return z;
+  };
+  for (int i = threadIdx.x; i < p.in_shared; i += kThreads) flat[i] = take(i);
+#pragma unroll
+  for (int j = 0; j < kTail; ++j) row.tail[j] = take(4 * row.tail_quad(j / 4) + j % 4);
   RowInfo info;
   info.bad = __syncthreads_or(bad) != 0;  // also makes the row visible to all
   info.maximum = block_reduce(maximum, -INFINITY, MaxOp());
   info.bad = info.bad || info.maximum == -INFINITY;
   info.threshold = -INFINITY;
-  if (!info.bad && p.temperature != 0.0f && p.top_k > 0 && p.top_k < p.vocab)
-    info.threshold = kth_largest(row, p.vocab, p.top_k);
+  info.limit = INT_MAX;
+  if (!info.bad && p.temperature != 0.0f) {
+    if (p.top_k > 0 && p.top_k < p.vocab) info.threshold = kth_largest(row, p.top_k);
+    if (p.top_p < 1.0f) cut_mass(row, p.vocab, p.top_p, info);
+  }
   return info;
 }
 

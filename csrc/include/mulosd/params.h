@@ -7,8 +7,9 @@ namespace mulosd {
 
 enum class LogitType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
-// A row of float32 logits lies in shared memory: 96 KiB, which every architecture from sm_80 on grants.
-constexpr int kMaxVocab = 24576;
+// A row of float32 logits lies in shared memory as far as that reaches, the rest in registers: up to 80 in each of 512
+// threads beside the 96 KiB of the smallest device, enough for every device from sm_80 on.
+constexpr int kMaxVocab = 65536;
 
 // Two [rows, vocab] matrices of logits and what is done to them.
 struct LogitParams {
@@ -22,6 +23,8 @@ struct LogitParams {
   float cfg_scale;
   float temperature;  // 0: greedy
   int top_k;          // 0: off
+  float top_p;        // 1: off
+  int in_shared;      // entries of a row in shared memory, a multiple of 4; set by the launcher
 };
 
 struct ResampleParams {
@@ -43,9 +46,32 @@ struct PoolParams {
   uint8_t* accept;  // [rows], out
 };
 
+// Cells [B, height, width] of features [B, dim*r*r, height/r, width/r] after a pixel shuffle by r.
+struct NearestParams {
+  const void* features;
+  int64_t batch_stride;  // strides count elements
+  int64_t channel_stride;
+  int64_t row_stride;
+  int64_t column_stride;
+  LogitType type;
+  int height;
+  int width;
+  int r;
+  const float* codebook;  // [vocab, dim]
+  int64_t code_stride;
+  int vocab;
+  int dim;
+  const int32_t* neighbours;  // [vocab, k] contiguous, or null
+  int k;
+  int64_t cells;
+  int64_t* code;  // [cells], out; -1 for features that are not finite
+  int32_t* sets;  // [cells, k], out, with neighbours; -1 beside a code of -1
+};
+
 // `stream` is a cudaStream_t. They throw std::runtime_error when the launch fails.
 void launch_local_resample(const ResampleParams& params, void* stream);
 void launch_pooled_mass(const PoolParams& params, void* stream);
+void launch_nearest_code(const NearestParams& params, void* stream);
 
 // 0 where there is no driver or no device.
 int device_count();

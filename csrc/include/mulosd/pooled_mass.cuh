@@ -7,11 +7,11 @@
 
 namespace mulosd {
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) pooled_mass_kernel(PoolParams p) {
+template <typename T, int kTail>
+__global__ void __launch_bounds__(kThreads, kBlocks<kTail>) pooled_mass_kernel(PoolParams p) {
   extern __shared__ float4 row4[];
-  const float* row = reinterpret_cast<const float*>(row4);
-  const RowInfo info = load_row<T>(p.logits, reinterpret_cast<float*>(row4));
+  Row<kTail> row;
+  const RowInfo info = load_row<T>(p.logits, row, row4);
   const int vocab = p.logits.vocab;
   const int64_t token = p.token[blockIdx.x];
   float mass = 0.0f;
@@ -23,18 +23,19 @@ __global__ void __launch_bounds__(kThreads) pooled_mass_kernel(PoolParams p) {
       mass = 1.0f;
     } else if (p.logits.temperature == 0.0f) {
       Best best{-INFINITY, INT_MAX};
-      for (int i = threadIdx.x; i < vocab; i += kThreads) best = BestOp()(best, Best{row[i], i});
+      row.each([&](int i, float z) { best = BestOp()(best, Best{z, i}); });
       best = block_reduce(best, Best{-INFINITY, INT_MAX}, BestOp());
       for (int j = threadIdx.x; j < p.k; j += kThreads) part += near[j] == best.index ? 1.0f : 0.0f;
       mass = fminf(block_reduce(part, 0.0f, SumOp()), 1.0f);
     } else {
       float whole = 0.0f;
-      for (int i = threadIdx.x; i < vocab; i += kThreads)
-        if (!(row[i] < info.threshold)) whole += expf(row[i] - info.maximum);
+      row.each([&](int i, float z) { whole += info.stays(i, z) ? expf(z - info.maximum) : 0.0f; });
       whole = block_reduce(whole, 0.0f, SumOp());
+      const float* flat = reinterpret_cast<const float*>(row4);
       for (int j = threadIdx.x; j < p.k; j += kThreads) {
-        const float z = row[near[j]];
-        if (!(z < info.threshold)) part += expf(z - info.maximum);
+        const int i = near[j];
+        const float z = i < p.logits.in_shared ? flat[i] : processed<T>(p.logits, i);
+        if (info.stays(i, z)) part += expf(z - info.maximum);
       }
       mass = fminf(block_reduce(part, 0.0f, SumOp()) / whole, 1.0f);
     }
@@ -44,5 +45,10 @@ __global__ void __launch_bounds__(kThreads) pooled_mass_kernel(PoolParams p) {
     p.accept[blockIdx.x] = mass >= p.tau ? 1 : 0;
   }
 }
+
+struct PooledMass {
+  template <typename T, int kTail>
+  static constexpr auto kernel = pooled_mass_kernel<T, kTail>;
+};
 
 }  // namespace mulosd

@@ -2,6 +2,7 @@
 #include "cuda_emulator.h"
 //
 #include "mulosd/local_resample.cuh"
+#include "mulosd/nearest_code.cuh"
 #include "mulosd/pooled_mass.cuh"
 
 namespace mulosd {
@@ -21,29 +22,50 @@ void run(void (*kernel)(Params), const Params& params) {
   });
 }
 
-}  // namespace
-}  // namespace mulosd
+// `room` is how many entries of a row fit in shared memory; of the rest, each thread keeps up to 16.
+template <typename Kernels, typename T, typename Params>
+void run_rows(Params params, int room) {
+  const int padded = (params.logits.vocab + 3) & ~3;
+  params.logits.in_shared = padded < room ? padded : room;
+  if (padded > params.logits.in_shared + 16 * kThreads) std::abort();
+  if (padded <= room) return run(Kernels::template kernel<T, 0>, params);
+  run(Kernels::template kernel<T, 16>, params);
+}
 
-extern "C" void emulate_local_resample(const mulosd::ResampleParams* params) {
-  using namespace mulosd;
-  switch (params->logits.type) {
+template <typename Kernels, typename Params>
+void run_type(const Params& params, int room) {
+  switch (params.logits.type) {
     case LogitType::kFloat32:
-      return run(local_resample_kernel<float>, *params);
+      return run_rows<Kernels, float>(params, room);
     case LogitType::kFloat16:
-      return run(local_resample_kernel<__half>, *params);
+      return run_rows<Kernels, __half>(params, room);
     case LogitType::kBFloat16:
-      return run(local_resample_kernel<__nv_bfloat16>, *params);
+      return run_rows<Kernels, __nv_bfloat16>(params, room);
   }
 }
 
-extern "C" void emulate_pooled_mass(const mulosd::PoolParams* params) {
+}  // namespace
+}  // namespace mulosd
+
+extern "C" void emulate_local_resample(const mulosd::ResampleParams* params, int room) {
+  mulosd::run_type<mulosd::LocalResample>(*params, room);
+}
+
+extern "C" void emulate_pooled_mass(const mulosd::PoolParams* params, int room) {
+  mulosd::run_type<mulosd::PooledMass>(*params, room);
+}
+
+extern "C" void emulate_nearest_code(const mulosd::NearestParams* params) {
   using namespace mulosd;
-  switch (params->logits.type) {
+  const auto launch = [&](auto kernel, int cells) {
+    emulator::launch(static_cast<int>((params->cells + cells - 1) / cells), kThreads, [&] { kernel(*params); });
+  };
+  switch (params->type) {
     case LogitType::kFloat32:
-      return run(pooled_mass_kernel<float>, *params);
+      return with_nearest_code<float>(params->dim, launch);
     case LogitType::kFloat16:
-      return run(pooled_mass_kernel<__half>, *params);
+      return with_nearest_code<__half>(params->dim, launch);
     case LogitType::kBFloat16:
-      return run(pooled_mass_kernel<__nv_bfloat16>, *params);
+      return with_nearest_code<__nv_bfloat16>(params->dim, launch);
   }
 }

@@ -29,7 +29,7 @@ def decline(
             return f"{name} must be on the device of the logits ({cond.device}), got {tensor.device}"
     if neighbours.dtype != torch.int32 or tokens.dtype != torch.int64:
         return f"neighbours must be int32 and tokens int64, got {neighbours.dtype} and {tokens.dtype}"
-    return native.decline_logits(cond, uncond, top_p)
+    return native.decline_logits(cond, uncond)
 
 
 def run(
@@ -51,7 +51,7 @@ def run(
     accept = torch.empty(cond.shape[0], dtype=torch.bool, device=cond.device)
     with torch.cuda.device(cond.device):
         native.module().pooled_mass(
-            native.logit_args(cond, uncond, cfg_scale, temperature, top_k),
+            native.logit_args(cond, uncond, cfg_scale, temperature, top_k, top_p),
             tokens.data_ptr(),
             neighbours.data_ptr(),
             neighbours.shape[1],

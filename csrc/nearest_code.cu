@@ -1,0 +1,26 @@
+#include "mulosd/launch.cuh"
+#include "mulosd/nearest_code.cuh"
+
+namespace mulosd {
+
+void launch_nearest_code(const NearestParams& params, void* stream) {
+  constexpr const char* name = "nearest_code";
+  if (params.dim < 1 || params.dim > 64) throw std::runtime_error("nearest_code: codes must have 1 to 64 numbers");
+  if (params.cells == 0) return;
+  const auto launch = [&](auto kernel, int cells) {
+    const auto blocks = static_cast<unsigned>((params.cells + cells - 1) / cells);
+    kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+    check(cudaGetLastError(), name);
+  };
+  switch (params.type) {
+    case LogitType::kFloat32:
+      return with_nearest_code<float>(params.dim, launch);
+    case LogitType::kFloat16:
+      return with_nearest_code<__half>(params.dim, launch);
+    case LogitType::kBFloat16:
+      return with_nearest_code<__nv_bfloat16>(params.dim, launch);
+  }
+  throw std::runtime_error("nearest_code: unknown type of features");
+}
+
+}  // namespace mulosd
