@@ -75,6 +75,36 @@ void pooled_mass(const LogitArgs& logits, uintptr_t token, uintptr_t neighbours,
   mulosd::launch_pooled_mass(p, pointer<void>(stream));
 }
 
+// pointers: q, k, v, slots, rotary, out, k_cache, v_cache; strides: three each of q, k, v, k_cache, v_cache, two of
+// slots; shape: batch, tokens, heads, kv_heads, dim.
+void kv_write(const std::array<uintptr_t, 8>& pointers, const std::array<int64_t, 17>& strides,
+              const std::array<int, 5>& shape, int64_t start, int64_t size, int type, int cache_type,
+              uintptr_t stream) {
+  mulosd::KvWriteParams p{};
+  p.q = pointer<const void>(pointers[0]);
+  p.k = pointer<const void>(pointers[1]);
+  p.v = pointer<const void>(pointers[2]);
+  p.slots = pointer<const int64_t>(pointers[3]);
+  p.rotary = pointer<const float>(pointers[4]);
+  p.out = pointer<void>(pointers[5]);
+  p.k_cache = pointer<void>(pointers[6]);
+  p.v_cache = pointer<void>(pointers[7]);
+  int64_t* const targets[] = {p.q_stride, p.k_stride, p.v_stride, p.k_cache_stride, p.v_cache_stride};
+  for (int i = 0; i < 15; ++i) targets[i / 3][i % 3] = strides[i];
+  p.slot_stride[0] = strides[15];
+  p.slot_stride[1] = strides[16];
+  p.batch = shape[0];
+  p.tokens = shape[1];
+  p.heads = shape[2];
+  p.kv_heads = shape[3];
+  p.dim = shape[4];
+  p.start = start;
+  p.size = size;
+  p.type = static_cast<mulosd::LogitType>(type);
+  p.cache_type = static_cast<mulosd::LogitType>(cache_type);
+  mulosd::launch_kv_write(p, pointer<void>(stream));
+}
+
 #else
 
 std::vector<std::string> compiled_archs() {
@@ -96,6 +126,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("purpose"), py::arg("token"), py::arg("stream"));
   m.def("pooled_mass", &pooled_mass, py::arg("logits"), py::arg("token"), py::arg("neighbours"), py::arg("k"),
         py::arg("tau"), py::arg("mass"), py::arg("accept"), py::arg("stream"));
+  m.def("kv_write", &kv_write, py::arg("pointers"), py::arg("strides"), py::arg("shape"), py::arg("start"),
+        py::arg("size"), py::arg("type"), py::arg("cache_type"), py::arg("stream"));
 #else
   m.attr("MAX_VOCAB") = 0;
   m.def("device_count", [] { return 0; }, "Number of CUDA devices; 0 in a build without CUDA.");

@@ -43,9 +43,29 @@ struct PoolParams {
   uint8_t* accept;  // [rows], out
 };
 
+// Tensors [batch, tokens, heads, dim] and caches [batch, slot, head, dim]; strides in elements, the last one is 1.
+struct KvWriteParams {
+  const void* q;
+  const void* k;
+  const void* v;
+  const int64_t* slots;  // [batch, tokens], or null: start + token
+  const float* rotary;   // [size or more, dim / 2, 2] contiguous, or null
+  void* out;             // q turned, contiguous; null: not asked for
+  void* k_cache;
+  void* v_cache;
+  int64_t q_stride[3], k_stride[3], v_stride[3], k_cache_stride[3], v_cache_stride[3], slot_stride[2];
+  int batch, tokens, heads, kv_heads, dim;
+  int64_t start;
+  int64_t size;  // slots outside of [0, size) are padding
+  LogitType type;
+  LogitType cache_type;
+  int parts;  // blocks a token, set by the launcher
+};
+
 // `stream` is a cudaStream_t. They throw std::runtime_error when the launch fails.
 void launch_local_resample(const ResampleParams& params, void* stream);
 void launch_pooled_mass(const PoolParams& params, void* stream);
+void launch_kv_write(const KvWriteParams& params, void* stream);
 
 // 0 where there is no driver or no device.
 int device_count();
