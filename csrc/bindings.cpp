@@ -105,6 +105,24 @@ void kv_write(const std::array<uintptr_t, 8>& pointers, const std::array<int64_t
   mulosd::launch_kv_write(p, pointer<void>(stream));
 }
 
+// pointers: rejected, expanded, labels, order, latest; shape: images, height, width.
+void expand_islands(const std::array<uintptr_t, 5>& pointers, const std::array<int, 3>& shape, int radius, int window,
+                    uintptr_t stream) {
+  mulosd::IslandParams p{};
+  p.rejected = pointer<const uint8_t>(pointers[0]);
+  p.expanded = pointer<uint8_t>(pointers[1]);
+  p.labels = pointer<int32_t>(pointers[2]);
+  p.order = pointer<int32_t>(pointers[3]);
+  p.latest = pointer<int32_t>(pointers[4]);
+  p.images = shape[0];
+  p.height = shape[1];
+  p.width = shape[2];
+  p.latest_stride = static_cast<int64_t>(mulosd::max_islands(p.height, p.width)) * p.width;
+  p.radius = radius;
+  p.window = window;
+  mulosd::launch_expand_islands(p, pointer<void>(stream));
+}
+
 #else
 
 std::vector<std::string> compiled_archs() {
@@ -128,6 +146,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("tau"), py::arg("mass"), py::arg("accept"), py::arg("stream"));
   m.def("kv_write", &kv_write, py::arg("pointers"), py::arg("strides"), py::arg("shape"), py::arg("start"),
         py::arg("size"), py::arg("type"), py::arg("cache_type"), py::arg("stream"));
+  m.attr("MAX_SIDE") = mulosd::kMaxSide;
+  m.def("expand_islands", &expand_islands, py::arg("pointers"), py::arg("shape"), py::arg("radius"), py::arg("window"),
+        py::arg("stream"));
 #else
   m.attr("MAX_VOCAB") = 0;
   m.def("device_count", [] { return 0; }, "Number of CUDA devices; 0 in a build without CUDA.");

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # How many instances of each kernel there are: types, and for kv_write widths.
 KERNELS = {
+    "expand_islands_kernel": 1,
     "kv_write_kernel": 9,
     "local_resample_kernel": 3,
     "pooled_mass_kernel": 3,

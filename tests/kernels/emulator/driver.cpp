@@ -1,6 +1,7 @@
 // Runs the kernels of csrc/ under the emulator, for ctypes.
 #include "cuda_emulator.h"
 //
+#include "mulosd/expand_islands.cuh"
 #include "mulosd/kv_write.cuh"
 #include "mulosd/local_resample.cuh"
 #include "mulosd/pooled_mass.cuh"
@@ -79,4 +80,13 @@ extern "C" void emulate_kv_write(const mulosd::KvWriteParams* params, int width)
     case LogitType::kBFloat16:
       return write_width<__nv_bfloat16>(*params, width);
   }
+}
+
+extern "C" void emulate_expand_islands(const mulosd::IslandParams* params) {
+  using namespace mulosd;
+  emulator::launch(params->images, kThreads, [&] {
+    if (threadIdx.x == kThreads - 1) std::memset(row4, 0xa5, island_bytes(params->height, params->width));
+    __syncthreads();
+    expand_islands_kernel(*params);
+  });
 }
