@@ -1,4 +1,4 @@
-"""`expand_islands` by Triton under the interpreter and by the CUDA kernel under the emulator: equal to the reference."""
+"""`expand_islands` by Triton under the interpreter, and by CUDA under the emulator: equal to the reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mulosd.kernels import BackendUnavailable, Expansion, expand_islands
+from mulosd.kernels import BackendUnavailable, Expansion, expand_islands, jit
 
 Expand = Callable[[Tensor, int, "int | None"], Expansion]
 
@@ -77,7 +77,7 @@ def random_map(seed: int, batch: int, height: int, width: int, density: float) -
 WINDOWS = st.one_of(st.none(), st.integers(1, 15))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15 if jit.interpreting() else 60, deadline=None)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 14),
@@ -99,8 +99,8 @@ def test_random_maps(backend: Expand) -> None:
     check_random(backend)
 
 
-def pattern(rows: list[str]) -> Tensor:
-    return torch.tensor([[c == "#" for c in row] for row in rows])
+def pattern(picture: str) -> Tensor:
+    return torch.tensor([[c == "#" for c in row] for row in picture.split()])
 
 
 def spiral(size: int) -> Tensor:
@@ -127,30 +127,28 @@ def comb(height: int, width: int) -> Tensor:
     return mask
 
 
-NESTED = pattern(
-    [
-        "#########",
-        "#.......#",
-        "#.##.##.#",
-        "#.#...#.#",
-        "#.#.#.#.#",
-        "#.#...#.#",
-        "#.#####.#",
-        "#.......#",
-        "#####.###",
-    ]
-)
+NESTED = """
+#########
+#.......#
+#.##.##.#
+#.#...#.#
+#.#.#.#.#
+#.#...#.#
+#.#####.#
+#.......#
+#####.###
+"""
 
 
-@pytest.mark.parametrize("window", [None, 1, 2, 3, 40])
+@pytest.mark.parametrize("window", [None, 2, 40])
 @pytest.mark.parametrize("name", ["spiral", "comb", "nested", "dots", "full"])
 def test_shapes(backend: Expand, name: str, window: int | None) -> None:
     dots = torch.zeros(13, 34, dtype=torch.bool)
     dots[::2, ::2] = True
     masks = {
         "spiral": spiral(17),
-        "comb": comb(9, 35),
-        "nested": NESTED,
+        "comb": comb(7, 35),
+        "nested": pattern(NESTED),
         "dots": dots,
         "full": torch.ones(7, 33, dtype=torch.bool),
     }
@@ -159,11 +157,9 @@ def test_shapes(backend: Expand, name: str, window: int | None) -> None:
     assert int(result.labels[0].max()) == {"dots": 7 * 17, "nested": 3}.get(name, 1)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "density", "radius", "window"), [(64, 64, 0.02, 1, 3), (64, 64, 0.35, 0, 2)]
-)
-def test_whole_grids(backend: Expand, height: int, width: int, density: float, radius: int, window: int) -> None:
-    compare(backend, random_map(1, 1, height, width, density), radius, window)
+@pytest.mark.parametrize(("density", "radius", "window"), [(0.02, 1, 3), (0.35, 0, 2)])
+def test_a_whole_grid(backend: Expand, density: float, radius: int, window: int) -> None:
+    compare(backend, random_map(1, 1, 48, 64, density), radius, window)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -191,14 +187,8 @@ def test_compiles_without_spills(capability: int, side: int, windowed: bool, reg
     pytest.importorskip("triton")
     from mulosd.kernels.expand_islands import triton as module
 
-    signature = {
-        "rejected": "*i8",
-        "expanded": "*i8",
-        "labels": "*i32",
-        "order": "*i32",
-        "radius": "i32",
-        "window": "i32",
-    }
+    signature = {"rejected": "*i8", "expanded": "*i8", "labels": "*i32", "order": "*i32"}
+    signature |= {"radius": "i32", "window": "i32"}
     constants = {"HEIGHT": side, "WIDTH": side, "ISLANDS": side * side // 4, "BLOCK_W": side}
     constants["CHUNK"] = min(module.CHUNK, side * side)
     if windowed:
