@@ -177,12 +177,18 @@ def test_larger_grids_are_declined_and_strides_are_free() -> None:
     assert interpreter(torch.zeros(0, 3, 3, dtype=torch.bool), 1, 1).order.shape == (0, 3, 3)
 
 
-# Grid and whether there is a window; then the most registers a thread.
-COMPILED = [(16, True, 96), (64, True, 128), (64, False, 96), (128, True, 255)]
+# Architecture, grid, whether there is a window, and the most registers a thread.
+COMPILED = [
+    (90, 16, True, 96),
+    (80, 64, True, 128),
+    (90, 64, True, 128),
+    (100, 64, True, 128),
+    (90, 64, False, 96),
+    (90, 128, True, 255),
+]
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize(("side", "windowed", "registers"), COMPILED)
+@pytest.mark.parametrize(("capability", "side", "windowed", "registers"), COMPILED)
 def test_compiles_without_spills(capability: int, side: int, windowed: bool, registers: int) -> None:
     pytest.importorskip("triton")
     from mulosd.kernels.expand_islands import triton as module
