@@ -80,8 +80,9 @@ __device__ __forceinline__ void row_steps(const int* label, const int* wait, int
   }
 }
 
-// Shared memory: int parent[cells], int wait[width], uint8_t mask[cells].
-__global__ void __launch_bounds__(kThreads) expand_islands_kernel(IslandParams p) {
+// Shared memory: int parent[cells], int wait[width], uint8_t mask[cells]. One block a multiprocessor is promised to the
+// compiler, which otherwise keeps to 32 registers and spills.
+__global__ void __launch_bounds__(kThreads, 1) expand_islands_kernel(IslandParams p) {
   extern __shared__ float4 row4[];
   const int width = p.width, cells = p.height * width;
   int* parent = reinterpret_cast<int*>(row4);
