@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from .rows import Row
 
@@ -16,35 +18,36 @@ def as_json(rows: list[Row]) -> dict[str, Any]:
     return {"rows": [asdict(row) for row in rows]}
 
 
-def kernel_table(rows: list[Row]) -> Table:
-    """One line a row; the fastest of each case in bold."""
-    table = Table(box=None, pad_edge=False)
-    for name, justify in (("op", "left"), ("shape", "left"), ("by", "left"), ("median µs", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name in ("p20-p80", "GB/s", "TFLOP/s", "of floor", "error"):
-        table.add_column(name, justify="right", no_wrap=True)
-    last = ("", "")
+COLUMNS = {"by": 21, "median µs": 10, "p20-p80": 17, "GB/s": 7, "TFLOP/s": 7, "floor": 5, "error": 7}
+
+
+def kernel_table(rows: list[Row]) -> Group:
+    """A block a case: who was timed, the fastest in bold, or failed; `reasons` tells of the others."""
+    cases: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        own = [r.median_us for r in rows if (r.op, r.shape) == (row.op, row.shape) and r.median_us is not None]
-        head = (row.op, row.shape) if (row.op, row.shape) != last else ("", "")
-        last = (row.op, row.shape)
-        if row.status != "ok" or row.median_us is None:
-            style = "bold red" if row.status == "failed" else "dim"
-            table.add_row(*head, f"[{style}]{row.backend}[/]", f"[{style}]{row.status}[/]")
-            continue
-        style = "bold" if row.median_us == min(own) else "none"
-        share = "" if row.floor_share is None else f"{100 * row.floor_share:.0f} %"
-        table.add_row(
-            *head,
-            f"[{style}]{row.backend}[/]",
-            f"[{style}]{row.median_us:,.1f}[/]",
-            f"{row.p20_us:,.1f}-{row.p80_us:,.1f}",
-            f"{row.gb_per_s:,.1f}",
-            f"{row.tflop_per_s:,.3f}",
-            share,
-            f"{row.max_error:.1e}",
-        )
-    return table
+        cases.setdefault((row.op, row.shape, row.dtype), []).append(row)
+    blocks: list[RenderableType] = []
+    for case, own in cases.items():
+        table = Table(box=None, pad_edge=False, show_header=not blocks)
+        for name, width in COLUMNS.items():
+            table.add_column(name, justify="left" if name == "by" else "right", width=width, no_wrap=True)
+        fastest = min((row.median_us for row in own if row.median_us is not None), default=None)
+        for row in own:
+            if row.status == "failed":
+                table.add_row(f"[bold red]{row.backend}[/]", "[bold red]failed[/]")
+            elif row.median_us is not None:
+                style = "bold" if row.median_us == fastest else "none"
+                table.add_row(
+                    f"[{style}]{row.backend}[/]",
+                    f"[{style}]{row.median_us:,.1f}[/]",
+                    f"{row.p20_us:,.1f}-{row.p80_us:,.1f}",
+                    f"{row.gb_per_s:,.1f}",
+                    f"{row.tflop_per_s:,.3f}",
+                    "" if row.floor_share is None else f"{100 * row.floor_share:.0f} %",
+                    f"{row.max_error:.1e}",
+                )
+        blocks += [Text("  ".join(case), style="cyan"), table]
+    return Group(*blocks)
 
 
 def reasons(rows: list[Row]) -> list[str]:
