@@ -99,6 +99,54 @@ void nearest_code(const CellArgs& features, const CodebookArgs& codes, uintptr_t
   mulosd::launch_nearest_code(p, pointer<void>(stream));
 }
 
+// pointers: q, k, v, slots, rotary, out, k_cache, v_cache; strides: three each of q, k, v, k_cache, v_cache, two of
+// slots; shape: batch, tokens, heads, kv_heads, dim.
+void kv_write(const std::array<uintptr_t, 8>& pointers, const std::array<int64_t, 17>& strides,
+              const std::array<int, 5>& shape, int64_t start, int64_t size, int type, int cache_type,
+              uintptr_t stream) {
+  mulosd::KvWriteParams p{};
+  p.q = pointer<const void>(pointers[0]);
+  p.k = pointer<const void>(pointers[1]);
+  p.v = pointer<const void>(pointers[2]);
+  p.slots = pointer<const int64_t>(pointers[3]);
+  p.rotary = pointer<const float>(pointers[4]);
+  p.out = pointer<void>(pointers[5]);
+  p.k_cache = pointer<void>(pointers[6]);
+  p.v_cache = pointer<void>(pointers[7]);
+  int64_t* const targets[] = {p.q_stride, p.k_stride, p.v_stride, p.k_cache_stride, p.v_cache_stride};
+  for (int i = 0; i < 15; ++i) targets[i / 3][i % 3] = strides[i];
+  p.slot_stride[0] = strides[15];
+  p.slot_stride[1] = strides[16];
+  p.batch = shape[0];
+  p.tokens = shape[1];
+  p.heads = shape[2];
+  p.kv_heads = shape[3];
+  p.dim = shape[4];
+  p.start = start;
+  p.size = size;
+  p.type = static_cast<mulosd::LogitType>(type);
+  p.cache_type = static_cast<mulosd::LogitType>(cache_type);
+  mulosd::launch_kv_write(p, pointer<void>(stream));
+}
+
+// pointers: rejected, expanded, labels, order, latest; shape: images, height, width.
+void expand_islands(const std::array<uintptr_t, 5>& pointers, const std::array<int, 3>& shape, int radius, int window,
+                    uintptr_t stream) {
+  mulosd::IslandParams p{};
+  p.rejected = pointer<const uint8_t>(pointers[0]);
+  p.expanded = pointer<uint8_t>(pointers[1]);
+  p.labels = pointer<int32_t>(pointers[2]);
+  p.order = pointer<int32_t>(pointers[3]);
+  p.latest = pointer<int32_t>(pointers[4]);
+  p.images = shape[0];
+  p.height = shape[1];
+  p.width = shape[2];
+  p.latest_stride = static_cast<int64_t>(mulosd::max_islands(p.height, p.width)) * p.width;
+  p.radius = radius;
+  p.window = window;
+  mulosd::launch_expand_islands(p, pointer<void>(stream));
+}
+
 #else
 
 std::vector<std::string> compiled_archs() {
@@ -122,6 +170,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("tau"), py::arg("mass"), py::arg("accept"), py::arg("stream"));
   m.def("nearest_code", &nearest_code, py::arg("features"), py::arg("codebook"), py::arg("neighbours"), py::arg("k"),
         py::arg("cells"), py::arg("code"), py::arg("sets"), py::arg("stream"));
+  m.def("kv_write", &kv_write, py::arg("pointers"), py::arg("strides"), py::arg("shape"), py::arg("start"),
+        py::arg("size"), py::arg("type"), py::arg("cache_type"), py::arg("stream"));
+  m.attr("MAX_SIDE") = mulosd::kMaxSide;
+  m.def("expand_islands", &expand_islands, py::arg("pointers"), py::arg("shape"), py::arg("radius"), py::arg("window"),
+        py::arg("stream"));
 #else
   m.attr("MAX_VOCAB") = 0;
   m.def("device_count", [] { return 0; }, "Number of CUDA devices; 0 in a build without CUDA.");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -39,3 +40,8 @@ def decline_tensors(*tensors: Tensor | None) -> str | None:
     if not all(t.is_cuda for t in given):
         return f"tensors must lie on a CUDA device, got {given[0].device}"
     return None
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[None]:
+    """Makes the tensor's device current, which is where Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

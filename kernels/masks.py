@@ -1,7 +1,8 @@
 """Visibility masks inside a draft block, as booleans and as packed 32-bit words.
 
 Row i of a mask says which of the Q draft tokens query i may see. Packed, key j is bit `j % 32` (least significant
-first) of word `j // 32`, so a 32-key tile of a row is one register.
+first) of word `j // 32`, so a 32-key tile of a row is one register. Masks are built where their inputs lie, and nothing
+here waits for a device.
 """
 
 from __future__ import annotations
@@ -10,39 +11,48 @@ import torch
 from torch import Tensor
 
 
-def raster_causal(length: int) -> Tensor:
+def raster_causal(length: int, device: torch.device | str | None = None) -> Tensor:
     """Mask bool [Q, Q] in which each token sees itself and all tokens before it."""
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
-    return torch.ones(length, length, dtype=torch.bool).tril()
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 def tree(parents: Tensor) -> Tensor:
-    """Mask bool [Q, Q] in which each node of a draft tree sees itself and its ancestors.
+    """Mask bool [..., Q, Q] in which each node of a draft tree sees itself and its ancestors; on the parents' device.
 
     Args:
-        parents: int [Q], the index of each node's parent, which comes earlier, or -1 for a root.
+        parents: int [..., Q], the index of each node's parent, which comes earlier, or -1 for a root.
 
     Raises:
-        ValueError: a parent does not come before its child.
+        ValueError: a parent does not come before its child. Only parents on the CPU are checked, for a device would
+            have to be waited for: there such a node is a root.
     """
-    mask = torch.eye(parents.numel(), dtype=torch.bool)
-    for node, parent in enumerate(parents.tolist()):
-        if not -1 <= parent < node:
-            raise ValueError(f"parent of node {node} must be -1 or an earlier node, got {parent}")
-        if parent >= 0:
-            mask[node] |= mask[parent]
-    return mask
+    length = parents.shape[-1]
+    node = torch.arange(length, device=parents.device)
+    wrong = (parents < -1) | (parents >= node)
+    if parents.device.type == "cpu" and wrong.any():
+        where = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(f"parent of node {where[-1]} must be -1 or an earlier node, got {int(parents[where])}")
+    # After n rounds a row holds the ancestors up to 2**n - 1 generations back, and `hop` leads 2**n back. One more
+    # row, which is empty and leads to itself, stands above the roots.
+    hop = parents.new_full((*parents.shape[:-1], length + 1), length, dtype=torch.int64)
+    hop[..., :length] = torch.where(wrong | (parents < 0), length, parents)
+    mask = torch.eye(length + 1, length, dtype=torch.bool, device=parents.device).expand(*hop.shape, length)
+    for _ in range(max(length - 1, 0).bit_length()):
+        mask = mask | mask.gather(-2, hop[..., None].expand(mask.shape))
+        hop = hop.gather(-1, hop)
+    return mask[..., :length, :].contiguous()
 
 
 def islands(labels: Tensor) -> Tensor:
-    """Mask bool [Q, Q] in which each token sees itself and earlier tokens of its own island or of none.
+    """Mask bool [..., Q, Q] in which each token sees itself and earlier tokens of its own island or of none.
 
     Args:
-        labels: int [Q], island numbers in block order, 0 for tokens that belong to no island and are seen by all.
+        labels: int [..., Q], island numbers in block order, 0 for tokens that belong to no island and are seen by all.
     """
-    same = labels[:, None] == labels[None, :]
-    return (same | (labels == 0)[None, :]).tril()
+    same = labels[..., :, None] == labels[..., None, :]
+    return (same | (labels == 0)[..., None, :]).tril()
 
 
 def pack(mask: Tensor) -> Tensor:

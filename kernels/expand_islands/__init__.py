@@ -19,6 +19,7 @@ _OP = Op(
         torch.empty_like(rejected, dtype=torch.int32),
         torch.empty_like(rejected, dtype=torch.int32),
     ),
+    modules={"cuda": f"{__name__}.cuda", "triton": f"{__name__}.triton"},
 )
 
 
@@ -40,13 +41,15 @@ def expand_islands(
         rejected: bool [B, H, W].
         radius: in cells, at least 0; it may exceed the grid.
         window: in cells, at least 1, or None.
-        backend: force "torch" (the one there is).
+        backend: force "cuda", "triton" or "torch". The first two serve grids up to 128 x 128 and do not wait for the
+            device.
 
     Returns:
         `Expansion(expanded bool, labels int32, order int32)`, each [B, H, W].
 
     Raises:
         ValueError: an argument has the wrong type, shape or range.
+        BackendUnavailable: the forced backend cannot serve the call.
 
     Source: MuLo-SD, arXiv 2601.05149 (local expansion); ZipAR, arXiv 2412.04062 (window order).
     """

@@ -13,6 +13,7 @@ _OP = Op(
     schema="(Tensor q, Tensor k, Tensor v, Tensor slots, Tensor? rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, "
     "int? start, str? backend=None) -> Tensor",
     fake=lambda q, *_, **__: q.new_empty(q.shape),
+    modules={"cuda": f"{__name__}.cuda", "triton": f"{__name__}.triton"},
 )
 
 
@@ -30,22 +31,28 @@ def kv_write(
 ) -> Tensor:
     """Rotate q and k by their slots, store k and v in place, return the rotated q.
 
-    Interleaved pairs turn: `(a, b) -> (a cos - b sin, b cos + a sin)`, computed in float32.
+    Interleaved pairs turn: `(a, b) -> (a cos - b sin, b cos + a sin)`, computed in float32. Nothing asks that cos and
+    sin lie on the unit circle: rows of zeros, which some models were trained with for their prefix, make q and k zero.
+
+    A token with a slot below 0 is padding: nothing is written for it, and its q comes out zero.
 
     Args:
         q: float [B, Q, H, D].
         k, v: float [B, Q, Hkv, D].
-        slots: int64 [B, Q], the slot of each token, different within a row of the batch.
+        slots: int64 [B, Q], the slot of each token, different within a row of the batch but for padding (below 0). A
+            slot past the cache or the table is an error on the CPU; the CUDA and Triton backends, which never wait for
+            the device, treat it as padding.
         rotary: float32 [S', D/2, 2], (cos, sin) by slot, with S' past every slot; None for no rotation.
-        k_cache, v_cache: float [B, S, Hkv, D], written at `slots`.
+        k_cache, v_cache: float [B, S, Hkv, D], written at `slots`; of any float type and strides.
         start: the host's promise that `slots[b, q] == start + q`; the tensor `slots` is then not read.
-        backend: force "torch" (the one there is).
+        backend: force "cuda", "triton" or "torch".
 
     Returns:
-        float [B, Q, H, D], the rotated q (q itself when `rotary` is None).
+        float [B, Q, H, D], the rotated q (q itself where nothing turns and nothing can be padding).
 
     Raises:
         ValueError: shapes do not fit, or `start` reaches past the cache or the table.
+        BackendUnavailable: the forced backend cannot serve the call.
     """
     batch, queries, _, dim = q.shape
     if k.shape != v.shape or k.shape[:2] != (batch, queries) or k.shape[3] != dim:

@@ -17,19 +17,36 @@ def kv_write_reference(
     start: int | None,
 ) -> Tensor:
     """The rotated q, and k and v written in place; arguments are those of `kv_write`, already checked."""
+    padding = None
+    # A host tensor can be asked for padding; asking one on a device would wait for it.
+    if start is None and slots.numel() and (slots.device.type != "cpu" or int(slots.min()) < 0):
+        padding = slots < 0
+        q = q.masked_fill(padding[:, :, None, None], 0.0)
     if rotary is not None:
-        table = rotary[slots] if start is None else rotary[start : start + q.shape[1]]
+        table = (
+            rotary[slots if padding is None else slots.clamp(min=0)] if start is None else rotary[start:][: q.shape[1]]
+        )
         heads = q.shape[2]
         # One rotation for both: on small inputs the calls cost more than the copy.
         both = rotate(torch.cat((q, k), dim=2), table)
         q, k = both[:, :, :heads], both[:, :, heads:]
-    if start is None:
-        row = torch.arange(k.shape[0], device=k.device)[:, None]
-        k_cache[row, slots] = k.to(k_cache.dtype)
-        v_cache[row, slots] = v.to(v_cache.dtype)
-    else:
+    if start is not None:
         k_cache[:, start : start + k.shape[1]] = k
         v_cache[:, start : start + k.shape[1]] = v
+        return q
+    row = torch.arange(k.shape[0], device=k.device)[:, None]
+    k, v = k.to(k_cache.dtype), v.to(v_cache.dtype)
+    if padding is not None:
+        # Padding repeats the write of a token of its row, or, in a row of padding alone, what stands at slot 0.
+        token = torch.where(
+            padding, (~padding).int().argmax(dim=1, keepdim=True), torch.arange(k.shape[1], device=k.device)
+        )
+        empty = padding.all(dim=1)[:, None, None, None]
+        slots = slots.gather(1, token).clamp(min=0)
+        k = torch.where(empty, k_cache[:, :1], k[row, token])
+        v = torch.where(empty, v_cache[:, :1], v[row, token])
+    k_cache[row, slots] = k
+    v_cache[row, slots] = v
     return q
 
 

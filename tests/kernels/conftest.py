@@ -1,13 +1,18 @@
-"""Oracles shared by the kernel tests: written in numpy float64, without any code of the package."""
+"""What the kernel tests share: an oracle in numpy float64, and the CUDA sources compiled for the host."""
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 Array = np.ndarray
+ROOT = Path(__file__).resolve().parents[2]
+EMULATOR = Path(__file__).resolve().parent / "emulator"
 
 
 def exact_distribution(
@@ -45,3 +50,21 @@ def exact_distribution(
 @pytest.fixture(scope="session")
 def distribution() -> Callable[..., Array]:
     return exact_distribution
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels of csrc/ under the emulator."""
+    build = tmp_path_factory.mktemp("emulator")
+    (build / "mulosd").mkdir()
+    for source in (ROOT / "csrc" / "include" / "mulosd").iterdir():
+        # Dynamic shared memory becomes an array that the driver defines.
+        (build / "mulosd" / source.name).write_text(source.read_text().replace("extern __shared__", "extern"))
+    target = build / "kernels.so"
+    command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
+    include = [f"-I{EMULATOR}", f"-I{build}"]
+    done = subprocess.run(
+        [*command, *include, str(EMULATOR / "driver.cpp"), "-o", str(target)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(target))

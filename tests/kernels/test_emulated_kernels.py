@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import math
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from torch import Tensor
 
 from mulosd.kernels import gumbel, local_resample, pooled_mass, shuffle_nearest
 
-ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).resolve().parent / "emulator"
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -82,23 +79,6 @@ class NearestParams(ctypes.Structure):
         ("code", Pointer),
         ("sets", Pointer),
     ]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    build = tmp_path_factory.mktemp("emulator")
-    (build / "mulosd").mkdir()
-    for source in (ROOT / "csrc" / "include" / "mulosd").iterdir():
-        # Dynamic shared memory becomes an array that the driver defines.
-        (build / "mulosd" / source.name).write_text(source.read_text().replace("extern __shared__", "extern"))
-    target = build / "kernels.so"
-    command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
-    include = [f"-I{HERE}", f"-I{build}"]
-    done = subprocess.run(
-        [*command, *include, str(HERE / "driver.cpp"), "-o", str(target)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(target))
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -44,6 +44,30 @@ def test_tree_is_the_set_of_ancestors(data: st.DataObject, length: int) -> None:
         assert set(mask[node].nonzero().flatten().tolist()) == path
 
 
+def test_a_long_chain_and_batches_of_trees() -> None:
+    for length in (1, 2, 3, 64, 65, 100):
+        assert torch.equal(masks.tree(torch.arange(length) - 1), masks.raster_causal(length))
+    parents = torch.tensor([[[-1, 0, 1, 0]], [[-1, -1, 1, 2]]])
+    batch = masks.tree(parents)
+    assert batch.shape == (2, 1, 4, 4)
+    for i in range(2):
+        assert torch.equal(batch[i, 0], masks.tree(parents[i, 0]))
+    labels = torch.tensor([[1, 0, 1], [2, 2, 1]])
+    assert torch.equal(masks.islands(labels), torch.stack([masks.islands(row) for row in labels]))
+    assert torch.equal(masks.unpack(masks.pack(batch), 4), batch)
+
+
+def test_nothing_waits_for_a_device() -> None:
+    """A meta tensor has no values: whatever asked for one on the host would raise."""
+    parents = torch.empty(40, dtype=torch.int64, device="meta")
+    with pytest.raises(NotImplementedError):
+        parents.tolist()
+    for mask in (masks.raster_causal(40, device="meta"), masks.tree(parents), masks.islands(parents)):
+        assert mask.device.type == "meta"
+        assert mask.shape == (40, 40)
+        assert masks.unpack(masks.pack(mask), 40).device.type == "meta"
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20))
 def test_islands(labels: list[int]) -> None:
     mask = masks.islands(torch.tensor(labels))
@@ -57,6 +81,8 @@ def test_errors() -> None:
         masks.raster_causal(0)
     with pytest.raises(ValueError, match="node 1"):
         masks.tree(torch.tensor([-1, 1]))
+    with pytest.raises(ValueError, match=r"node 0 .* got -2"):
+        masks.tree(torch.tensor([-2, 0]))
     with pytest.raises(ValueError, match="bool"):
         masks.pack(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="int32"):

@@ -68,10 +68,56 @@ struct NearestParams {
   int32_t* sets;  // [cells, k], out, with neighbours; -1 beside a code of -1
 };
 
+// Tensors [batch, tokens, heads, dim] and caches [batch, slot, head, dim]; strides in elements, the last one is 1.
+struct KvWriteParams {
+  const void* q;
+  const void* k;
+  const void* v;
+  const int64_t* slots;  // [batch, tokens], or null: start + token
+  const float* rotary;   // [size or more, dim / 2, 2] contiguous, or null
+  void* out;             // q turned, contiguous; null: not asked for
+  void* k_cache;
+  void* v_cache;
+  int64_t q_stride[3], k_stride[3], v_stride[3], k_cache_stride[3], v_cache_stride[3], slot_stride[2];
+  int batch, tokens, heads, kv_heads, dim;
+  int64_t start;
+  int64_t size;  // slots outside of [0, size) are padding
+  LogitType type;
+  LogitType cache_type;
+  int parts;  // blocks a token, set by the launcher
+};
+
+// The largest grid: 81 KiB of shared memory, which every architecture from sm_80 on grants.
+constexpr int kMaxSide = 128;
+
+// Islands of a grid touch nowhere, so they are at most as many as blocks of 2 x 2 cells.
+constexpr int max_islands(int height, int width) {
+  return ((height + 1) / 2) * ((width + 1) / 2);
+}
+
+constexpr int island_bytes(int height, int width) {
+  return height * width * 5 + width * 4;
+}
+
+// Maps [images, height, width], contiguous.
+struct IslandParams {
+  const uint8_t* rejected;
+  uint8_t* expanded;      // out
+  int32_t* labels;        // out
+  int32_t* order;         // out
+  int32_t* latest;        // scratch [images, max_islands, width] with a window, else null
+  int64_t latest_stride;  // elements from image to image
+  int images, height, width;
+  int radius;  // at most the larger side
+  int window;  // at most the width; 0: one cell a step in raster order
+};
+
 // `stream` is a cudaStream_t. They throw std::runtime_error when the launch fails.
 void launch_local_resample(const ResampleParams& params, void* stream);
 void launch_pooled_mass(const PoolParams& params, void* stream);
 void launch_nearest_code(const NearestParams& params, void* stream);
+void launch_kv_write(const KvWriteParams& params, void* stream);
+void launch_expand_islands(const IslandParams& params, void* stream);
 
 // 0 where there is no driver or no device.
 int device_count();

@@ -14,3 +14,11 @@ inline float __bfloat162float(__nv_bfloat16 v) {
   std::memcpy(&value, &wide, 4);
   return value;
 }
+
+// To the nearest, ties to even; NaN stays NaN.
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if (value != value) return {0x7fff};
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}

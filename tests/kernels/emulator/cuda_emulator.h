@@ -150,6 +150,11 @@ T __shfl_xor_sync(unsigned, T value, int lanes) {
 }
 
 template <typename T>
+T __shfl_sync(unsigned, T value, int source) {
+  return emulator::shuffle(value, source);
+}
+
+template <typename T>
 T __shfl_up_sync(unsigned, T value, int lanes) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   return emulator::shuffle(value, lane >= lanes ? lane - lanes : lane);
@@ -158,6 +163,12 @@ T __shfl_up_sync(unsigned, T value, int lanes) {
 inline int atomicAdd(int* address, int value) {
   const int before = *address;
   *address += value;
+  return before;
+}
+
+inline int atomicMin(int* address, int value) {
+  const int before = *address;
+  if (value < before) *address = value;
   return before;
 }
 

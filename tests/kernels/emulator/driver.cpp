@@ -1,6 +1,8 @@
 // Runs the kernels of csrc/ under the emulator, for ctypes.
 #include "cuda_emulator.h"
 //
+#include "mulosd/expand_islands.cuh"
+#include "mulosd/kv_write.cuh"
 #include "mulosd/local_resample.cuh"
 #include "mulosd/nearest_code.cuh"
 #include "mulosd/pooled_mass.cuh"
@@ -68,4 +70,45 @@ extern "C" void emulate_nearest_code(const mulosd::NearestParams* params) {
     case LogitType::kBFloat16:
       return with_nearest_code<__nv_bfloat16>(params->dim, launch);
   }
+}
+
+namespace mulosd {
+namespace {
+
+template <typename T, int Width>
+void write(KvWriteParams p) {
+  const int items = ((p.out ? p.heads : 0) + 2 * p.kv_heads) * (p.dim / Width);
+  p.parts = (items + kWriteThreads - 1) / kWriteThreads;
+  emulator::launch(p.parts * p.batch * p.tokens, kWriteThreads, [&] { kv_write_kernel<T, Width>(p); });
+}
+
+template <typename T>
+void write_width(const KvWriteParams& p, int width) {
+  if (width == 8) return write<T, 8>(p);
+  if (width == 4) return write<T, 4>(p);
+  return write<T, 2>(p);
+}
+
+}  // namespace
+}  // namespace mulosd
+
+extern "C" void emulate_kv_write(const mulosd::KvWriteParams* params, int width) {
+  using namespace mulosd;
+  switch (params->type) {
+    case LogitType::kFloat32:
+      return write_width<float>(*params, width);
+    case LogitType::kFloat16:
+      return write_width<__half>(*params, width);
+    case LogitType::kBFloat16:
+      return write_width<__nv_bfloat16>(*params, width);
+  }
+}
+
+extern "C" void emulate_expand_islands(const mulosd::IslandParams* params) {
+  using namespace mulosd;
+  emulator::launch(params->images, kThreads, [&] {
+    if (threadIdx.x == kThreads - 1) std::memset(row4, 0xa5, island_bytes(params->height, params->width));
+    __syncthreads();
+    expand_islands_kernel(*params);
+  });
 }

@@ -1,0 +1,198 @@
+"""The benchmark of kernels: floors by hand, rows through CSV, wrong kernels refused, the command on a CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mulosd.bench import OPS, Row, bench_kernels, cases, floors, peers, read_csv, report, timing, write_csv
+from mulosd.bench.cases import Case, Problem
+from mulosd.cli import app
+
+
+def test_floors_of_the_published_table() -> None:
+    """Microseconds of one layer on an H200, as worked out by hand from 4.8 TB/s and 790 TFLOP/s."""
+    h200 = floors.DEVICES["H200"]
+    for heads, dim, batch, length, queries, expected in [
+        (20, 64, 2, 4096, 64, 8.9),
+        (20, 64, 2, 1024, 32, 2.3),
+        (20, 64, 2, 4096, 1024, 54.4),
+        (24, 64, 16, 2048, 64, 43.3),
+        (36, 128, 128, 4096, 256, 3132),
+    ]:
+        work = floors.attention(batch, heads, heads, dim, queries, length, 2)
+        assert floors.floor_us(work, h200, 2) == pytest.approx(expected, rel=0.03)
+
+
+def test_floors_by_counting() -> None:
+    work = floors.attention(B=1, H=4, Hkv=2, D=8, Q=33, L=100, e=4)
+    assert work.bytes == 2 * 100 * 2 * 8 * 4 + 2 * 33 * 4 * 8 * 4 + 33 * 2 * 4
+    assert (work.flops, work.exps) == (4 * 4 * 33 * 100 * 8, 4 * 33 * 100)
+    assert floors.split_bytes(B=1, H=4, D=8, Q=33, splits=3) == 2 * 3 * 4 * 33 * 9 * 4
+    assert floors.sample(2, 10, 2, guided=True, noise=True).bytes == 2 * 10 * (2 + 2 + 4) + 16
+    assert floors.sample(2, 10, 2, guided=False, noise=False).bytes == 2 * 10 * 2 + 16
+    assert floors.nearest_code(3, 5, 8, 2).flops == 2 * 3 * 5 * 8
+    assert floors.expand_islands(2, 4, 4).bytes == 32 * (1 + 1 + 4 + 4)
+    assert floors.pooled_mass(2, 10, 3, 2, guided=False).bytes == 40 + 2 * 3 * 4 + 2 * (8 + 4 + 1)
+    plain = floors.kv_write(1, 2, 3, 3, 8, 2, 2, rotary=False)
+    assert plain.bytes == 2 * 3 * 8 * 8 + 16
+    assert floors.limits_of("NVIDIA H200") is floors.DEVICES["H200"]
+    assert floors.limits_of("cpu") is None
+    assert floors.floor_us(work, None, 2) is None
+
+
+def test_rows_survive_csv(tmp_path: Path) -> None:
+    rows = [
+        Row(
+            "kv_write",
+            "B1, Q2",
+            "float32",
+            "torch",
+            "ok",
+            1.5,
+            1.25,
+            2.0,
+            3.0,
+            0.1,
+            None,
+            1e-7,
+            "",
+            "cpu",
+            "v",
+            "c",
+            "d",
+        ),
+        Row("kv_write", 'a "quoted"\nshape', "float32", "cuda", "skipped", note="no, none"),
+    ]
+    write_csv(tmp_path / "rows.csv", rows)
+    assert read_csv(tmp_path / "rows.csv") == rows
+
+
+def test_quantiles() -> None:
+    assert timing.quantiles([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == (3.5, 2.0, 5.0)
+
+
+def case(error: float, run: Callable[[], Any] = lambda: None, peer: Callable[[], Any] | None = None) -> Case:
+    problem = Problem(lambda _: run, lambda _: error, 0.1, {} if peer is None else {"rival": peer})
+    return Case("kv_write", "toy", torch.float32, floors.Work(1e3, 1e3), lambda _: problem)
+
+
+@pytest.mark.parametrize("error", [0.2, math.inf, math.nan])
+def test_a_wrong_kernel_is_not_timed(error: float) -> None:
+    calls: list[int] = []
+    wrong = case(error, lambda: calls.append(1))
+    (row,) = bench_kernels(backends=["torch"], cases=[wrong], quick=True)
+    assert row.status == "failed"
+    assert row.median_us is None
+    assert "not timed" in row.note
+    assert len(calls) == 1
+    assert report.reasons([row])[0].startswith("FAILED")
+    (row,) = bench_kernels(backends=["torch"], cases=[case(0.1, lambda: calls.append(1))], quick=True)
+    assert (row.status, row.max_error) == ("ok", 0.1)
+    assert len(calls) > 5
+
+
+def test_a_kernel_that_raises_fails_and_a_peer_that_cannot_is_skipped() -> None:
+    def broken() -> None:
+        raise RuntimeError("boom\nmore")
+
+    def absent() -> Any:
+        raise peers.Unavailable("only on the moon")
+
+    first, second = bench_kernels(backends=["torch", "peers"], cases=[case(0.0, broken, absent)], quick=True)
+    assert (first.status, first.note) == ("failed", "RuntimeError: boom")
+    assert (second.status, second.note) == ("skipped", "only on the moon")
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_every_oracle_sees_a_wrong_result(index: int) -> None:
+    """The error of a right result is within the tolerance, and that of one spoilt in a single place is not."""
+    small = [
+        cases.attention(2, 2, 8, 3, 40, torch.float32),
+        cases.kv_write(2, 2, 8, 3, 10, torch.float32),
+        cases.sample(3, 50, 5, torch.float32),
+        cases.pooled(3, 50, 4, torch.float32),
+        cases.nearest(3, 50, 4, torch.float32),
+        cases.islands(1, 9, 2),
+    ][index]
+    problem = small.make(torch.device("cpu"))
+    result = problem.run("torch")()
+    spoilt = result[2].clone() if small.op == "expand_islands" else result.clone()
+    assert problem.error(result) <= problem.tolerance
+    if small.op in ("local_resample", "nearest_code"):
+        spoilt[1] = (spoilt[1] + 1) % 50
+    elif small.op == "pooled_mass":
+        spoilt[1] += 0.01
+    else:
+        spoilt.flatten()[-1] += 1
+    result = problem.run("torch")()
+    assert problem.error((*result[:2], spoilt) if small.op == "expand_islands" else spoilt) > problem.tolerance
+    for name, build in problem.peers.items():
+        try:
+            call = build()
+        except peers.Unavailable:
+            continue
+        if name not in ("sdpa-efficient", "sdpa-cudnn"):
+            assert problem.error(call()) <= problem.tolerance, name
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="unknown op x; possible: verify_attention"):
+        bench_kernels(["x"])
+    with pytest.raises(ValueError, match="unknown backend y"):
+        bench_kernels(backends=["y"])
+    with pytest.raises(ValueError, match="cpu or cuda"):
+        bench_kernels(device="meta")
+
+
+def test_quick_command(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("rows.json", "rows.csv")]
+    options = ["--op", "expand_islands", "--op", "kv_write", "--json", str(files[0]), "--csv", str(files[1])]
+    done = CliRunner().invoke(app, ["bench", "kernels", "--quick", *options])
+    assert done.exit_code == 0, done.output
+    assert "expand_islands" in done.output
+    rows = read_csv(files[1])
+    assert [Row(**values) for values in json.loads(files[0].read_text())["rows"]] == rows
+    assert {row.op for row in rows} == {"expand_islands", "kv_write"}
+    timed = [row for row in rows if row.status == "ok"]
+    assert {"torch", "complex+index_put"} <= {row.backend for row in timed}
+    assert all(row.p20_us <= row.median_us <= row.p80_us for row in timed)  # type: ignore[operator]
+    assert all(row.floor_share is None for row in rows)
+    skipped = [row for row in rows if row.backend == "cuda"]
+    assert all(row.status == "skipped" and row.note for row in skipped)
+
+
+def test_failure_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "cases", lambda device, quick: [case(1.0)])
+    done = CliRunner().invoke(app, ["bench", "kernels", "--quick", "--backend", "torch"])
+    assert done.exit_code == 1
+    assert "FAILED kv_write toy by torch" in done.output
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    for options, message in [
+        (["--op", "x"], "unknown op"),
+        (["--plot", str(tmp_path / "a.txt")], ".png"),
+        (["--csv", str(tmp_path / "no" / "a.csv")], "directory"),
+    ]:
+        done = CliRunner().invoke(app, ["bench", "kernels", *options])
+        assert done.exit_code == 2
+        assert message in done.output
+
+
+def test_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    row = Row("kv_write", "toy", "float32", "torch", "ok", 1.0, 1.0, 1.0)
+    report.plot([row, replace(row, op="nearest_code")], tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="nothing was timed"):
+        report.plot([replace(row, median_us=None)], tmp_path / "b.png")
+    assert len(OPS) == 6
