@@ -149,7 +149,7 @@ def draw(
         slots = torch.stack([first + torch.randperm(size - first, generator=generator)[:queries] for _ in range(batch)])
     words = draft_mask(mask, batch, queries, generator)
     valid = None
-    kv_len = prefix if words is not None else int(slots.max()) + 1
+    kv_len = prefix if words is not None else int(slots.max()) + 1 if batch else size
     if some_valid:
         valid = torch.rand(batch, size, generator=generator) < 0.6
         if words is not None:
