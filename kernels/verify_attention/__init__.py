@@ -22,7 +22,7 @@ _OP = Op(
     schema="(Tensor q, Tensor k_cache, Tensor v_cache, Tensor slots, Tensor? valid, int kv_len, int? start, "
     "float? scale, Tensor? block, Tensor? counts, bool return_lse, int? splits, str? backend=None) -> (Tensor, Tensor)",
     fake=_fake,
-    modules={"triton": f"{__name__}.triton"},
+    modules={"cuda": f"{__name__}.cuda", "triton": f"{__name__}.triton"},
 )
 
 

@@ -14,3 +14,10 @@ inline float __bfloat162float(__nv_bfloat16 v) {
   std::memcpy(&value, &wide, 4);
   return value;
 }
+
+inline __nv_bfloat16 __float2bfloat16(float v) {
+  uint32_t wide;
+  std::memcpy(&wide, &v, 4);
+  if (v != v) return {0x7fff};
+  return {static_cast<uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16)};
+}
