@@ -147,6 +147,35 @@ void expand_islands(const std::array<uintptr_t, 5>& pointers, const std::array<i
   mulosd::launch_expand_islands(p, pointer<void>(stream));
 }
 
+// Pointers and strides in the order of the members of AttentionParams; shape: type, wide_counts, batch, queries, heads,
+// kv_heads, dim, kv_len, start, splits, split_keys.
+void verify_attention(const std::array<uintptr_t, 11>& pointers, const std::array<int, 11>& shape,
+                      const std::array<int64_t, 15>& strides, float factor, uintptr_t stream) {
+  mulosd::AttentionParams p{};
+  p.q = pointer<const void>(pointers[0]);
+  p.k = pointer<const void>(pointers[1]);
+  p.v = pointer<const void>(pointers[2]);
+  p.slots = pointer<const int64_t>(pointers[3]);
+  p.valid = pointer<const uint8_t>(pointers[4]);
+  p.block = pointer<const int32_t>(pointers[5]);
+  p.counts = pointer<const void>(pointers[6]);
+  p.out = pointer<void>(pointers[7]);
+  p.lse = pointer<float>(pointers[8]);
+  p.partial = pointer<float>(pointers[9]);
+  p.partial_lse = pointer<float>(pointers[10]);
+  p.type = static_cast<mulosd::LogitType>(shape[0]);
+  p.wide_counts = shape[1] != 0;
+  p.factor = factor;
+  int* const sizes[] = {&p.batch,  &p.queries, &p.heads,  &p.kv_heads,  &p.dim,
+                        &p.kv_len, &p.start,   &p.splits, &p.split_keys};
+  for (int i = 0; i < 9; ++i) *sizes[i] = shape[i + 2];
+  int64_t* const targets[] = {p.q_stride, p.k_stride, p.v_stride, p.slots_stride, p.valid_stride, p.block_stride};
+  const int64_t* from = strides.data();
+  for (int i = 0; i < 6; ++i)
+    for (int j = 0; j < (i < 3 ? 3 : 2); ++j) targets[i][j] = *from++;
+  mulosd::launch_verify_attention(p, pointer<void>(stream));
+}
+
 #else
 
 std::vector<std::string> compiled_archs() {
@@ -175,6 +204,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("MAX_SIDE") = mulosd::kMaxSide;
   m.def("expand_islands", &expand_islands, py::arg("pointers"), py::arg("shape"), py::arg("radius"), py::arg("window"),
         py::arg("stream"));
+  m.def("verify_attention", &verify_attention, py::arg("pointers"), py::arg("shape"), py::arg("strides"),
+        py::arg("factor"), py::arg("stream"));
 #else
   m.attr("MAX_VOCAB") = 0;
   m.def("device_count", [] { return 0; }, "Number of CUDA devices; 0 in a build without CUDA.");

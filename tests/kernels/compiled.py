@@ -51,7 +51,7 @@ def compile_for(
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if types[name][0] in "*i" and types[name] != "i1"
+        if types[name][0] in "*i" and types[name] != "i1" and not kernel.params[i].do_not_specialize
     }
     source = ASTSource(kernel, types, constexprs=dict(constants), attrs=aligned)
     built = triton.compile(

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # How many instances of each kernel there are: types, and for kv_write widths.
 KERNELS = {
+    "combine_splits_kernel": 3,
     "expand_islands_kernel": 1,
     "kv_write_kernel": 9,
     # Four sizes of the tail in registers, three types.
@@ -28,6 +29,8 @@ KERNELS = {
     # Four code lengths, three types.
     "nearest_code_kernel": 12,
     "pooled_mass_kernel": 12,
+    # Three widths of a load for each of the 16-bit types, two for float32.
+    "verify_attention_kernel": 8,
 }
 
 PROBE = """
@@ -123,8 +126,15 @@ def test_kernels_spill_nothing(build: tuple[Path, str]) -> None:
     assert len(entries) == len(spills) == len(registers) == sum(KERNELS.values())
     assert all(numbers == ("0", "0", "0") for numbers in spills)
     for entry, used in zip(entries, registers, strict=True):
-        # Two blocks of 512 threads a multiprocessor; one, where the row fills its shared memory anyway.
-        assert used <= (64 if "Li0E" in entry or re.search(r"nearest_code_kernelI\w+Li(8|16)E", entry) else 128), entry
+        assert used <= budget(entry), entry
+
+
+def budget(entry: str) -> int:
+    """Registers that a thread of a kernel may have."""
+    if "verify_attention" in entry:
+        return 168  # three blocks of 128 threads a multiprocessor
+    # Two blocks of 512 threads; one, where the row fills the shared memory anyway.
+    return 64 if "Li0E" in entry or re.search(r"nearest_code_kernelI\w+Li(8|16)E", entry) else 128
 
 
 @pytest.mark.slow

@@ -26,10 +26,18 @@ def samples() -> list[tuple[str, tuple[Any, ...]]]:
     valid = torch.ones(2, 6, dtype=torch.bool)
     logits, tokens = rand(3, 7), torch.tensor([0, 6, 2])
     neighbours = kernels.neighbours(rand(7, 4), 3)
+    words, used = torch.tensor([[[3], [2]]], dtype=torch.int32), torch.tensor([2, 1])
     seeds = torch.tensor([1, 2, 3])
     return [
-        ("verify_attention", (rand(2, 2, 4, 8), cache, cache + 1, slots, valid, 6, None, None)),
-        ("verify_attention", (rand(2, 2, 2, 8), cache, cache + 1, slots, None, 6, 4, 0.3)),
+        (
+            "verify_attention",
+            (rand(2, 2, 4, 8), cache, cache + 1, slots, valid, 6, None, None, *[None] * 2, False, None),
+        ),
+        ("verify_attention", (rand(2, 2, 2, 8), cache, cache + 1, slots, None, 6, 4, 0.3, *[None] * 2, True, 1)),
+        (
+            "verify_attention",
+            (rand(2, 2, 2, 8), cache, cache + 1, slots, valid, 1, None, None, words, used, True, None),
+        ),
         ("kv_write", (rand(2, 2, 2, 8), rand(2, 2, 2, 8), rand(2, 2, 2, 8), slots, table, cache, cache + 1, None)),
         ("kv_write", (rand(2, 2, 2, 8), rand(2, 2, 2, 8), rand(2, 2, 2, 8), slots, None, cache, cache + 1, 2)),
         ("local_resample", (logits, logits + 1, None, 2.0, 0.9, 3, 0.8, seeds, seeds, 0)),

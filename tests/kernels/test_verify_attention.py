@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import attention_cases as cases
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mulosd.kernels import verify_attention
+from mulosd.kernels import masks, verify_attention
 
 
 def oracle(
@@ -126,6 +127,77 @@ def test_scale_and_dtype() -> None:
     np.testing.assert_allclose(out.float().numpy(), oracle(*half, slots, None), atol=0.03)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    batch=st.integers(1, 3),
+    queries=st.sampled_from([1, 2, 7, 31, 32, 33, 40]),
+    prefix=st.sampled_from([0, 1, 9]),
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]),
+    mask=st.sampled_from(cases.MASKS),
+    scattered=st.booleans(),
+    some_valid=st.booleans(),
+    ragged=st.booleans(),
+)
+def test_draft_blocks(
+    seed: int,
+    batch: int,
+    queries: int,
+    prefix: int,
+    heads: tuple[int, int],
+    mask: str,
+    scattered: bool,
+    some_valid: bool,
+    ragged: bool,
+) -> None:
+    case = cases.draw(
+        seed,
+        batch=batch,
+        queries=queries,
+        prefix=prefix,
+        heads=heads,
+        dim=8,
+        mask=mask,
+        scattered=scattered,
+        some_valid=some_valid,
+        ragged=ragged,
+        scale=0.7,
+    )
+    cases.check(case, "torch", 3e-6, clean=True)
+
+
+def test_a_causal_block_is_plain_causal_attention() -> None:
+    """The block of raster order, the plain rule and torch's own causal attention are one thing."""
+    case = cases.draw(3, queries=6, prefix=11, dim=16, mask="causal", scattered=False)
+    block = masks.pack(masks.raster_causal(6))[None]
+    with_block = verify_attention(*case.tensors(), kv_len=11, block=block)
+    plain = verify_attention(*case.tensors(), kv_len=17, start=11)
+    torch.testing.assert_close(with_block, plain, atol=2e-6, rtol=0)
+    mask = torch.ones(17, 17, dtype=torch.bool).tril()[11:]
+    keys, values = case.k[:, :17].transpose(1, 2), case.v[:, :17].transpose(1, 2)
+    sdpa = torch.nn.functional.scaled_dot_product_attention(case.q.transpose(1, 2), keys, values, attn_mask=mask)
+    torch.testing.assert_close(with_block, sdpa.transpose(1, 2), atol=2e-6, rtol=0)
+
+
+def test_two_halves_merge_by_their_log_sum_exp() -> None:
+    case = cases.draw(4, queries=4, prefix=20, dim=16, mask="random")
+    whole, lse = verify_attention(*case.tensors(), **case.options())
+    prefix, a = verify_attention(*case.tensors(), **(case.options() | {"block": None}))
+    draft, b = verify_attention(*case.tensors(), **(case.options() | {"kv_len": 0}))
+    torch.testing.assert_close(torch.logaddexp(a, b), lse)
+    merged = prefix * (a - lse).exp()[..., None] + draft * (b - lse).exp()[..., None]
+    torch.testing.assert_close(merged, whole, atol=2e-6, rtol=0)
+
+
+def test_slots_of_padding_are_not_read() -> None:
+    case = cases.draw(5, queries=6, mask="ones", dim=8)
+    case.counts = torch.tensor([6, 2], dtype=torch.int32)
+    before = verify_attention(*case.tensors(), **case.options())
+    case.slots[1, 2:] = torch.tensor([10**9, -5, 0, 1])
+    for a, b in zip(before, verify_attention(*case.tensors(), **case.options()), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -138,6 +210,13 @@ def test_scale_and_dtype() -> None:
         ({"start": -1}, "start"),
         ({"slots": torch.zeros(2, 2, dtype=torch.int64)}, "slots"),
         ({"valid": torch.ones(2, 7, dtype=torch.bool)}, "valid"),
+        ({"block": torch.zeros(2, 3, 2, dtype=torch.int32)}, "block"),
+        ({"block": torch.zeros(3, 3, 1, dtype=torch.int32)}, "block"),
+        ({"block": torch.zeros(2, 3, 1, dtype=torch.int64)}, "block"),
+        ({"block": torch.zeros(2, 3, 1, dtype=torch.int32), "start": 6}, "start"),
+        ({"counts": torch.zeros(2)}, "counts"),
+        ({"counts": torch.zeros(3, dtype=torch.int32)}, "counts"),
+        ({"splits": 0}, "splits"),
     ],
 )
 def test_errors(change: dict[str, object], message: str) -> None:

@@ -112,12 +112,41 @@ struct IslandParams {
   int window;  // at most the width; 0: one cell a step in raster order
 };
 
+constexpr int kMaxAttentionDim = 128;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// Shapes and layouts of one call of attention; strides are in elements, the last axis of q, k and v is contiguous.
+struct AttentionParams {
+  const void* q;         // [batch, queries, heads, dim]
+  const void* k;         // [batch, slots, kv_heads, dim]
+  const void* v;         // like k
+  const int64_t* slots;  // [batch, queries], or null: start + query
+  const uint8_t* valid;  // [batch, slots] or null
+  const int32_t* block;  // [batch or 1, queries, words] or null, words contiguous
+  const void* counts;    // [batch] or null: int64 where wide_counts, else int32
+  void* out;             // [batch, queries, heads, dim] contiguous
+  float* lse;            // [batch, queries, heads] or null, natural
+  float* partial;        // [splits, batch, queries, heads, dim]; not read for one split
+  float* partial_lse;    // [splits, batch, queries, heads], base 2
+  LogitType type;
+  bool wide_counts;
+  float factor;  // scale * log2(e)
+  int batch, queries, heads, kv_heads, dim;
+  int kv_len;
+  int start;
+  int splits;
+  int split_keys;  // keys of one split in the sequence of kv_len committed slots and the draft
+  int64_t q_stride[3], k_stride[3], v_stride[3];
+  int64_t slots_stride[2], valid_stride[2], block_stride[2];
+};
+
 // `stream` is a cudaStream_t. They throw std::runtime_error when the launch fails.
 void launch_local_resample(const ResampleParams& params, void* stream);
 void launch_pooled_mass(const PoolParams& params, void* stream);
 void launch_nearest_code(const NearestParams& params, void* stream);
 void launch_kv_write(const KvWriteParams& params, void* stream);
 void launch_expand_islands(const IslandParams& params, void* stream);
+void launch_verify_attention(const AttentionParams& params, void* stream);
 
 // 0 where there is no driver or no device.
 int device_count();

@@ -22,3 +22,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   if (value != value) return {0x7fff};
   return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
+
+inline __nv_bfloat16 __float2bfloat16(float value) {
+  return __float2bfloat16_rn(value);
+}

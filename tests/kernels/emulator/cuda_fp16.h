@@ -12,3 +12,7 @@ inline float __half2float(__half v) {
 inline __half __float2half_rn(float value) {
   return {static_cast<_Float16>(value)};
 }
+
+inline __half __float2half(float value) {
+  return __float2half_rn(value);
+}
