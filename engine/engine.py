@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .decoding import Batch, Decoder, MuloSD
+from .cache import KVCache
+from .decoding import Decoder, MuloSD, Outcome
+from .events import Failed, Finished
 from .family import Family
+from .request import Request
 from .sampling import SamplingParams
+from .scheduler import Scheduler, SchedulerConfig
 from .stats import GenerationStats, Progress, Recorder
 
 if TYPE_CHECKING:
@@ -43,6 +47,24 @@ class GenerationResult:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Flight:
+    """A request with what its statistics need."""
+
+    request: Request
+    decoder: Decoder
+    begun: float
+
+
+@dataclass(frozen=True)
+class Finish:
+    """A finished image: tokens int64 [H, W] on the CPU, picture, statistics."""
+
+    tokens: Tensor
+    image: Image
+    stats: GenerationStats
+
+
 class Engine:
     """Generates images with the models of one family.
 
@@ -50,9 +72,19 @@ class Engine:
         family: a loaded family.
         device: a torch device.
         dtype: "float32" (exact), "bfloat16" or "float16" for the AR model; the tokenizer stays in float32.
+        config: limits of what runs at a time.
     """
 
-    def __init__(self, family: Family, *, device: str = "cpu", dtype: str | torch.dtype = "float32") -> None:
+    def __init__(
+        self,
+        family: Family,
+        *,
+        device: str = "cpu",
+        dtype: str | torch.dtype = "float32",
+        config: SchedulerConfig | None = None,
+    ) -> None:
+        self.config = config or SchedulerConfig()
+        self.caches: dict[int, KVCache] = {}
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         try:
@@ -132,54 +164,65 @@ class Engine:
         chosen = (MuloSD() if decoder is None else decoder).resolve(self.family)
         params = self.family.sampling if sampling is None else sampling
         jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
-        images: list[Image] = []
-        tokens, stats = [], []
-        for at in range(0, len(jobs), batch_size):
-            part = jobs[at : at + batch_size]
-            made, pictures, figures = self._decode(part, chosen, params, progress)
-            tokens.append(made)
-            images += pictures
-            stats += figures
-        return GenerationResult(images, torch.cat(tokens), stats, [p for p, _ in jobs], [s for _, s in jobs], warnings)
+        scheduler = Scheduler(self.family, replace(self.config, max_running=batch_size), self.caches)
+        flights = {}
+        for i, (prompt, number) in enumerate(jobs):
+            flight = self._flight(prompt, number, chosen, params, progress)
+            flights[scheduler.add(flight.request, chosen)] = (i, flight)
+        done: list[Finish] = [None] * len(jobs)  # type: ignore[list-item]
+        while scheduler.busy:
+            for event in scheduler.step():
+                i, flight = flights[event.request]
+                if isinstance(event.what, Failed):
+                    raise event.what.error
+                if isinstance(event.what, Finished):
+                    done[i] = self._finish(flight, event.what.outcome, min(batch_size, len(jobs)))
+        tokens = torch.stack([d.tokens for d in done])
+        return GenerationResult(
+            [d.image for d in done],
+            tokens,
+            [d.stats for d in done],
+            [p for p, _ in jobs],
+            [s for _, s in jobs],
+            warnings,
+        )
 
-    def _decode(
+    def _flight(
         self,
-        jobs: list[tuple[str, int]],
+        prompt: str,
+        seed: int,
         decoder: Decoder,
         params: SamplingParams,
         progress: Callable[[Progress], None] | None,
-    ) -> tuple[Tensor, list[Image], list[GenerationStats]]:
-        begun = time.perf_counter()
+    ) -> Flight:
         recorder = Recorder(progress)
-        seeds = [s for _, s in jobs]
+        begun = time.perf_counter()
         with recorder.stage("text"):
-            cond = self.family.features([p for p, _ in jobs])
-            uncond = self.family.null_features(len(jobs)) if params.guided else None
-        outcome = decoder.decode(Batch(self.family, cond, uncond, seeds, params, recorder))
+            features = self.family.features([prompt])
+            if params.guided:
+                features = torch.cat([features, self.family.null_features(1)])
+        request = Request(self.family, features, seed, params, recorder)
+        return Flight(request, decoder, begun)
+
+    def _finish(self, flight: Flight, outcome: Outcome, batch: int) -> Finish:
+        recorder = flight.request.recorder
         with recorder.stage("decode"):
-            images = self.to_images(outcome.tokens)
-        recorder.report("decode", len(jobs), len(jobs))
-        seconds = {**recorder.seconds, "total": time.perf_counter() - begun}
-
-        def figure(values: Tensor | None, i: int) -> float | None:
-            return None if values is None else float(values[i])
-
-        stats = [
-            GenerationStats(
-                decoder.name,
-                decoder.settings(),
-                seed,
-                len(jobs),
-                dict(recorder.forwards),
-                dict(recorder.fed),
-                seconds,
-                figure(outcome.rejection, i),
-                figure(outcome.coverage, i),
-                None if outcome.islands is None else int(outcome.islands[i]),
-            )
-            for i, seed in enumerate(seeds)
-        ]
-        return outcome.tokens.cpu(), images, stats
+            [image] = self.to_images(outcome.tokens[None])
+        recorder.report("decode", 1, 1)
+        stats = GenerationStats(
+            flight.decoder.name,
+            flight.decoder.settings(),
+            flight.request.seed,
+            batch,
+            dict(recorder.forwards),
+            dict(recorder.fed),
+            {**recorder.seconds, "total": time.perf_counter() - flight.begun},
+            outcome.rejection,
+            outcome.coverage,
+            outcome.islands,
+            outcome.depth,
+        )
+        return Finish(outcome.tokens.cpu(), image, stats)
 
     def to_images(self, tokens: Tensor) -> list[Image]:
         """Decode tokens [B, H, W] to RGB pictures."""
