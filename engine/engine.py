@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .cache import KVCache
 from .decoding import Decoder, MuloSD, Outcome
-from .events import Failed, Finished
+from .events import Failed, Finished, Preview
 from .family import Family
 from .request import Request
 from .sampling import SamplingParams
@@ -54,15 +54,31 @@ class Flight:
     request: Request
     decoder: Decoder
     begun: float
+    previews: bool = False
 
 
 @dataclass(frozen=True)
-class Finish:
-    """A finished image: tokens int64 [H, W] on the CPU, picture, statistics."""
+class Update:
+    """What `Engine.step` and `Engine.stream` report of a request.
 
-    tokens: Tensor
-    image: Image
-    stats: GenerationStats
+    Attributes:
+        request: its number.
+        kind: "draft" (the draft as a small picture), "level" (a whole grid of a cascade), "band" (verified rows of the
+            target grid), "final", or "failed".
+        image: the picture of `tokens`.
+        tokens: int64 [h, W] on the CPU.
+        row: number of the first row of tokens.
+        stats: of a final image.
+        error: why a request failed.
+    """
+
+    request: int
+    kind: str
+    image: Image | None = None
+    tokens: Tensor | None = None
+    row: int = 0
+    stats: GenerationStats | None = None
+    error: Exception | None = None
 
 
 class Engine:
@@ -85,6 +101,7 @@ class Engine:
     ) -> None:
         self.config = config or SchedulerConfig()
         self.caches: dict[int, KVCache] = {}
+        self._flights: dict[int, Flight] = {}
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         try:
@@ -94,6 +111,7 @@ class Engine:
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
         self.family = family.to(device, DTYPES[dtype] if isinstance(dtype, str) else dtype)
+        self.scheduler = Scheduler(self.family, self.config, self.caches)
 
     @classmethod
     def from_pretrained(
@@ -165,27 +183,125 @@ class Engine:
         params = self.family.sampling if sampling is None else sampling
         jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
         scheduler = Scheduler(self.family, replace(self.config, max_running=batch_size), self.caches)
-        flights = {}
+        flights: dict[int, tuple[int, Flight]] = {}
         for i, (prompt, number) in enumerate(jobs):
             flight = self._flight(prompt, number, chosen, params, progress)
             flights[scheduler.add(flight.request, chosen)] = (i, flight)
-        done: list[Finish] = [None] * len(jobs)  # type: ignore[list-item]
-        while scheduler.busy:
-            for event in scheduler.step():
-                i, flight = flights[event.request]
-                if isinstance(event.what, Failed):
-                    raise event.what.error
-                if isinstance(event.what, Finished):
-                    done[i] = self._finish(flight, event.what.outcome, min(batch_size, len(jobs)))
-        tokens = torch.stack([d.tokens for d in done])
+        done: dict[int, Update] = {}
+        try:
+            while scheduler.busy:
+                for event in scheduler.step():
+                    i, flight = flights[event.request]
+                    if isinstance(event.what, Failed):
+                        raise event.what.error
+                    if isinstance(event.what, Finished):
+                        done[i] = self._finish(event.request, flight, event.what.outcome, min(batch_size, len(jobs)))
+        finally:
+            scheduler.clear()
+        made = [done[i] for i in range(len(jobs))]
         return GenerationResult(
-            [d.image for d in done],
-            tokens,
-            [d.stats for d in done],
+            [u.image for u in made if u.image is not None],
+            torch.stack([u.tokens for u in made if u.tokens is not None]),
+            [u.stats for u in made if u.stats is not None],
             [p for p, _ in jobs],
             [s for _, s in jobs],
             warnings,
         )
+
+    def add_request(
+        self,
+        prompt: str,
+        *,
+        decoder: Decoder | None = None,
+        sampling: SamplingParams | None = None,
+        seed: int = 0,
+        previews: bool = False,
+    ) -> int:
+        """Queue one image for `step`; returns the number that its updates carry.
+
+        Requests with any decoders and at any phases share forwards, and join and leave between steps. The image is the
+        one that `generate` makes of the same prompt and seed (in float32).
+
+        Args:
+            prompt, decoder, sampling, seed: as for `generate`.
+            previews: also report the draft and every verified band, as pictures.
+
+        Raises:
+            ValueError: as `generate`, or the request can never fit into the KV budget.
+        """
+        self.check_prompts([prompt])
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seeds must be 0 or more and below 2**63, got {seed}")
+        chosen = (MuloSD() if decoder is None else decoder).resolve(self.family)
+        with torch.inference_mode():
+            flight = self._flight(prompt, seed, chosen, self.family.sampling if sampling is None else sampling, None)
+        flight = replace(flight, previews=previews)
+        number = self.scheduler.add(flight.request, chosen)
+        self._flights[number] = flight
+        return number
+
+    @torch.inference_mode()
+    def step(self) -> list[Update]:
+        """Run one forward for the requests under way and return what happened to them."""
+        updates: list[Update] = []
+        batch = max(1, len(self.scheduler.running))
+        for event in self.scheduler.step():
+            flight = self._flights[event.request]
+            what = event.what
+            if isinstance(what, Preview):
+                if flight.previews:
+                    tokens = what.tokens.clone()
+                    [image] = self.to_images(tokens[None])
+                    updates.append(Update(event.request, what.kind, image, tokens.cpu(), what.row))
+                continue
+            del self._flights[event.request]
+            if isinstance(what, Finished):
+                updates.append(self._finish(event.request, flight, what.outcome, batch))
+            else:
+                updates.append(Update(event.request, "failed", error=what.error))
+        return updates
+
+    @property
+    def busy(self) -> bool:
+        """Whether any added request waits or runs."""
+        return self.scheduler.busy
+
+    def abort(self, number: int) -> bool:
+        """Drop an added request, waiting or running; whether there was one."""
+        self._flights.pop(number, None)
+        return self.scheduler.abort(number)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        decoder: Decoder | None = None,
+        sampling: SamplingParams | None = None,
+        seed: int = 0,
+    ) -> Iterator[Update]:
+        """Make one image and yield updates on the way: the draft, each verified band, the final picture.
+
+        Raises:
+            ValueError: as `generate`. An exception of the request is raised here.
+        """
+        number = self.add_request(prompt, decoder=decoder, sampling=sampling, seed=seed, previews=True)
+        try:
+            while True:
+                for update in self.step():
+                    if update.request != number:
+                        continue
+                    if update.error is not None:
+                        raise update.error
+                    yield update
+                    if update.kind == "final":
+                        return
+        finally:
+            self.abort(number)
+
+    def warmup(self, decoder: Decoder | None = None) -> None:
+        """Make one image and forget it, so that the first request meets warm caches, buffers and kernels."""
+        words = sorted(self.family.vocabulary.phrases, key=len) or ["warm-up"]
+        self.generate(words[0], decoder=decoder)
 
     def _flight(
         self,
@@ -204,7 +320,7 @@ class Engine:
         request = Request(self.family, features, seed, params, recorder)
         return Flight(request, decoder, begun)
 
-    def _finish(self, flight: Flight, outcome: Outcome, batch: int) -> Finish:
+    def _finish(self, number: int, flight: Flight, outcome: Outcome, batch: int) -> Update:
         recorder = flight.request.recorder
         with recorder.stage("decode"):
             [image] = self.to_images(outcome.tokens[None])
@@ -222,7 +338,7 @@ class Engine:
             outcome.islands,
             outcome.depth,
         )
-        return Finish(outcome.tokens.cpu(), image, stats)
+        return Update(number, "final", image, outcome.tokens.cpu(), stats=stats)
 
     def to_images(self, tokens: Tensor) -> list[Image]:
         """Decode tokens [B, H, W] to RGB pictures."""

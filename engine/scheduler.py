@@ -150,6 +150,11 @@ class Scheduler:
                 return True
         return False
 
+    def clear(self) -> None:
+        """Drop every request."""
+        for active in [*self.waiting, *self.running]:
+            self.abort(active.number)
+
     @property
     def busy(self) -> bool:
         """Whether any request waits or runs."""
