@@ -4,6 +4,7 @@ from .base import Decoder, Outcome, Plan
 from .draft_only import DraftOnly
 from .mulo import MuloSD
 from .serial import Serial
+from .spec import parse
 from .zipar import ZipAR
 
-__all__ = ["Decoder", "DraftOnly", "MuloSD", "Outcome", "Plan", "Serial", "ZipAR"]
+__all__ = ["Decoder", "DraftOnly", "MuloSD", "Outcome", "Plan", "Serial", "ZipAR", "parse"]
