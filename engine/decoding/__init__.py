@@ -2,9 +2,10 @@
 
 from .base import Decoder, Outcome, Plan
 from .draft_only import DraftOnly
+from .jacobi import Jacobi
 from .mulo import MuloSD
 from .serial import Serial
 from .spec import parse
 from .zipar import ZipAR
 
-__all__ = ["Decoder", "DraftOnly", "MuloSD", "Outcome", "Plan", "Serial", "ZipAR", "parse"]
+__all__ = ["Decoder", "DraftOnly", "Jacobi", "MuloSD", "Outcome", "Plan", "Serial", "ZipAR", "parse"]

@@ -6,11 +6,12 @@ from dataclasses import fields
 
 from .base import Decoder
 from .draft_only import DraftOnly
+from .jacobi import Jacobi
 from .mulo import MuloSD
 from .serial import Serial
 from .zipar import ZipAR
 
-DECODERS: dict[str, type[Decoder]] = {c.name: c for c in (Serial, DraftOnly, MuloSD, ZipAR)}
+DECODERS: dict[str, type[Decoder]] = {c.name: c for c in (Serial, DraftOnly, MuloSD, ZipAR, Jacobi)}
 
 
 def parse(text: str) -> Decoder:

@@ -12,7 +12,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .engine.async_engine import AsyncEngine
-    from .engine.decoding import DraftOnly, MuloSD, Serial, ZipAR
+    from .engine.decoding import DraftOnly, Jacobi, MuloSD, Serial, ZipAR
     from .engine.engine import Engine, GenerationResult, Update
     from .engine.family import list_families
     from .engine.sampling import SamplingParams
@@ -25,6 +25,7 @@ _SOURCE = {
     "Engine": "engine",
     "GenerationResult": "engine",
     "GenerationStats": "stats",
+    "Jacobi": "decoding",
     "MuloSD": "decoding",
     "Progress": "stats",
     "SamplingParams": "sampling",
@@ -41,6 +42,7 @@ __all__ = [
     "Engine",
     "GenerationResult",
     "GenerationStats",
+    "Jacobi",
     "MuloSD",
     "Progress",
     "SamplingParams",
