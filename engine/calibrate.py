@@ -12,8 +12,6 @@ from .decoding import DraftOnly
 from .engine import Engine
 from .family import update_metadata
 from .sampling import Logits, SamplingParams, verify
-from .session import Session
-from .stats import Recorder
 
 
 @dataclass(frozen=True)
@@ -79,14 +77,15 @@ def calibrate(
     for at in range(0, len(prompts), batch_size):
         part = list(prompts[at : at + batch_size])
         tokens = result.tokens[at : at + batch_size].flatten(1).to(family.device)
-        uncond = family.null_features(len(part)) if params.guided else None
-        session = Session(family.ar, family.grids[-1], family.features(part), uncond, Recorder(), "verify")
-        fed = session.feed(tokens[:, :-1], 0)
-        logits = session.first if fed is None else Logits.cat([session.first, fed])
-        masses.append(verify(logits, tokens, table, 0.0, params).mass.flatten())
+        cond = family.ar(family.features(part), tokens, family.grids[-1]).flatten(0, 1)
+        uncond = None
+        if params.guided:
+            uncond = family.ar(family.null_features(len(part)), tokens, family.grids[-1]).flatten(0, 1)
+        masses.append(verify(Logits(cond, uncond), tokens.flatten(), table, 0.0, params).mass)
     mass = torch.cat(masses).sort().values
-    # Everything below tau is rejected: tau is the mass of the first token that must stay.
-    tau = float(mass[min(len(mass) - 1, round(rejection * len(mass)))])
+    # Everything below tau is rejected. Half-way between two masses, rounding decides nothing.
+    cut = min(len(mass) - 1, max(1, round(rejection * len(mass))))
+    tau = float((mass[cut - 1] + mass[cut]) / 2)
     return Calibration(
         decoder.scale or 0,
         upsampler,

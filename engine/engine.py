@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .decoding import Batch, Decoder, MuloSD
+from .cache import KVCache
+from .decoding import Decoder, MuloSD, Outcome
+from .events import Failed, Finished, Preview
 from .family import Family
+from .request import Request
 from .sampling import SamplingParams
+from .scheduler import Scheduler, SchedulerConfig
 from .stats import GenerationStats, Progress, Recorder
 
 if TYPE_CHECKING:
@@ -43,6 +47,40 @@ class GenerationResult:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Flight:
+    """A request with what its statistics need."""
+
+    request: Request
+    decoder: Decoder
+    begun: float
+    previews: bool = False
+
+
+@dataclass(frozen=True)
+class Update:
+    """What `Engine.step` and `Engine.stream` report of a request.
+
+    Attributes:
+        request: its number.
+        kind: "draft" (the draft as a small picture), "level" (a whole grid of a cascade), "band" (verified rows of the
+            target grid), "final", or "failed".
+        image: the picture of `tokens`.
+        tokens: int64 [h, W] on the CPU.
+        row: number of the first row of tokens.
+        stats: of a final image.
+        error: why a request failed.
+    """
+
+    request: int
+    kind: str
+    image: Image | None = None
+    tokens: Tensor | None = None
+    row: int = 0
+    stats: GenerationStats | None = None
+    error: Exception | None = None
+
+
 class Engine:
     """Generates images with the models of one family.
 
@@ -50,9 +88,20 @@ class Engine:
         family: a loaded family.
         device: a torch device.
         dtype: "float32" (exact), "bfloat16" or "float16" for the AR model; the tokenizer stays in float32.
+        config: limits of what runs at a time.
     """
 
-    def __init__(self, family: Family, *, device: str = "cpu", dtype: str | torch.dtype = "float32") -> None:
+    def __init__(
+        self,
+        family: Family,
+        *,
+        device: str = "cpu",
+        dtype: str | torch.dtype = "float32",
+        config: SchedulerConfig | None = None,
+    ) -> None:
+        self.config = config or SchedulerConfig()
+        self.caches: dict[int, KVCache] = {}
+        self._flights: dict[int, Flight] = {}
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         try:
@@ -62,6 +111,7 @@ class Engine:
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
         self.family = family.to(device, DTYPES[dtype] if isinstance(dtype, str) else dtype)
+        self.scheduler = Scheduler(self.family, self.config, self.caches)
 
     @classmethod
     def from_pretrained(
@@ -132,54 +182,163 @@ class Engine:
         chosen = (MuloSD() if decoder is None else decoder).resolve(self.family)
         params = self.family.sampling if sampling is None else sampling
         jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
-        images: list[Image] = []
-        tokens, stats = [], []
-        for at in range(0, len(jobs), batch_size):
-            part = jobs[at : at + batch_size]
-            made, pictures, figures = self._decode(part, chosen, params, progress)
-            tokens.append(made)
-            images += pictures
-            stats += figures
-        return GenerationResult(images, torch.cat(tokens), stats, [p for p, _ in jobs], [s for _, s in jobs], warnings)
+        scheduler = Scheduler(self.family, replace(self.config, max_running=batch_size), self.caches)
+        flights: dict[int, tuple[int, Flight]] = {}
+        for i, (prompt, number) in enumerate(jobs):
+            flight = self._flight(prompt, number, chosen, params, progress)
+            flights[scheduler.add(flight.request, chosen)] = (i, flight)
+        done: dict[int, Update] = {}
+        try:
+            while scheduler.busy:
+                for event in scheduler.step():
+                    i, flight = flights[event.request]
+                    if isinstance(event.what, Failed):
+                        raise event.what.error
+                    if isinstance(event.what, Finished):
+                        done[i] = self._finish(event.request, flight, event.what.outcome, min(batch_size, len(jobs)))
+        finally:
+            scheduler.clear()
+        made = [done[i] for i in range(len(jobs))]
+        return GenerationResult(
+            [u.image for u in made if u.image is not None],
+            torch.stack([u.tokens for u in made if u.tokens is not None]),
+            [u.stats for u in made if u.stats is not None],
+            [p for p, _ in jobs],
+            [s for _, s in jobs],
+            warnings,
+        )
 
-    def _decode(
+    def add_request(
         self,
-        jobs: list[tuple[str, int]],
+        prompt: str,
+        *,
+        decoder: Decoder | None = None,
+        sampling: SamplingParams | None = None,
+        seed: int = 0,
+        previews: bool = False,
+    ) -> int:
+        """Queue one image for `step`; returns the number that its updates carry.
+
+        Requests with any decoders and at any phases share forwards, and join and leave between steps. The image is the
+        one that `generate` makes of the same prompt and seed (in float32).
+
+        Args:
+            prompt, decoder, sampling, seed: as for `generate`.
+            previews: also report the draft and every verified band, as pictures.
+
+        Raises:
+            ValueError: as `generate`, or the request can never fit into the KV budget.
+        """
+        self.check_prompts([prompt])
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seeds must be 0 or more and below 2**63, got {seed}")
+        chosen = (MuloSD() if decoder is None else decoder).resolve(self.family)
+        with torch.inference_mode():
+            flight = self._flight(prompt, seed, chosen, self.family.sampling if sampling is None else sampling, None)
+        flight = replace(flight, previews=previews)
+        number = self.scheduler.add(flight.request, chosen)
+        self._flights[number] = flight
+        return number
+
+    @torch.inference_mode()
+    def step(self) -> list[Update]:
+        """Run one forward for the requests under way and return what happened to them."""
+        updates: list[Update] = []
+        batch = max(1, len(self.scheduler.running))
+        for event in self.scheduler.step():
+            flight = self._flights[event.request]
+            what = event.what
+            if isinstance(what, Preview):
+                if flight.previews:
+                    tokens = what.tokens.clone()
+                    [image] = self.to_images(tokens[None])
+                    updates.append(Update(event.request, what.kind, image, tokens.cpu(), what.row))
+                continue
+            del self._flights[event.request]
+            if isinstance(what, Finished):
+                updates.append(self._finish(event.request, flight, what.outcome, batch))
+            else:
+                updates.append(Update(event.request, "failed", error=what.error))
+        return updates
+
+    @property
+    def busy(self) -> bool:
+        """Whether any added request waits or runs."""
+        return self.scheduler.busy
+
+    def abort(self, number: int) -> bool:
+        """Drop an added request, waiting or running; whether there was one."""
+        self._flights.pop(number, None)
+        return self.scheduler.abort(number)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        decoder: Decoder | None = None,
+        sampling: SamplingParams | None = None,
+        seed: int = 0,
+    ) -> Iterator[Update]:
+        """Make one image and yield updates on the way: the draft, each verified band, the final picture.
+
+        Raises:
+            ValueError: as `generate`. An exception of the request is raised here.
+        """
+        number = self.add_request(prompt, decoder=decoder, sampling=sampling, seed=seed, previews=True)
+        try:
+            while True:
+                for update in self.step():
+                    if update.request != number:
+                        continue
+                    if update.error is not None:
+                        raise update.error
+                    yield update
+                    if update.kind == "final":
+                        return
+        finally:
+            self.abort(number)
+
+    def warmup(self, decoder: Decoder | None = None) -> None:
+        """Make one image and forget it, so that the first request meets warm caches, buffers and kernels."""
+        words = sorted(self.family.vocabulary.phrases, key=len) or ["warm-up"]
+        self.generate(words[0], decoder=decoder)
+
+    def _flight(
+        self,
+        prompt: str,
+        seed: int,
         decoder: Decoder,
         params: SamplingParams,
         progress: Callable[[Progress], None] | None,
-    ) -> tuple[Tensor, list[Image], list[GenerationStats]]:
-        begun = time.perf_counter()
+    ) -> Flight:
         recorder = Recorder(progress)
-        seeds = [s for _, s in jobs]
+        begun = time.perf_counter()
         with recorder.stage("text"):
-            cond = self.family.features([p for p, _ in jobs])
-            uncond = self.family.null_features(len(jobs)) if params.guided else None
-        outcome = decoder.decode(Batch(self.family, cond, uncond, seeds, params, recorder))
+            features = self.family.features([prompt])
+            if params.guided:
+                features = torch.cat([features, self.family.null_features(1)])
+        request = Request(self.family, features, seed, params, recorder)
+        return Flight(request, decoder, begun)
+
+    def _finish(self, number: int, flight: Flight, outcome: Outcome, batch: int) -> Update:
+        recorder = flight.request.recorder
         with recorder.stage("decode"):
-            images = self.to_images(outcome.tokens)
-        recorder.report("decode", len(jobs), len(jobs))
-        seconds = {**recorder.seconds, "total": time.perf_counter() - begun}
-
-        def figure(values: Tensor | None, i: int) -> float | None:
-            return None if values is None else float(values[i])
-
-        stats = [
-            GenerationStats(
-                decoder.name,
-                decoder.settings(),
-                seed,
-                len(jobs),
-                dict(recorder.forwards),
-                dict(recorder.fed),
-                seconds,
-                figure(outcome.rejection, i),
-                figure(outcome.coverage, i),
-                None if outcome.islands is None else int(outcome.islands[i]),
-            )
-            for i, seed in enumerate(seeds)
-        ]
-        return outcome.tokens.cpu(), images, stats
+            [image] = self.to_images(outcome.tokens[None])
+        recorder.report("decode", 1, 1)
+        stats = GenerationStats(
+            flight.decoder.name,
+            flight.decoder.settings(),
+            flight.request.seed,
+            batch,
+            dict(recorder.forwards),
+            dict(recorder.fed),
+            {**recorder.seconds, "total": time.perf_counter() - flight.begun},
+            outcome.rejection,
+            outcome.coverage,
+            outcome.islands,
+            outcome.depth,
+        )
+        return Update(number, "final", image, outcome.tokens.cpu(), stats=stats)
 
     def to_images(self, tokens: Tensor) -> list[Image]:
         """Decode tokens [B, H, W] to RGB pictures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..kernels import philox
-from ..kernels.local_resample import local_resample
 from ..kernels.upsample_pool import PooledMass, pooled_mass
 
 Purpose = philox.Purpose
@@ -53,78 +53,60 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Logits:
-    """Float32 logits of the conditional and, with guidance, the unconditional branch, each [B, n, V]."""
+    """Float32 logits of the conditional and, with guidance, the unconditional branch, each [n, V]."""
 
     cond: Tensor
     uncond: Tensor | None
 
-    def rows(self) -> tuple[Tensor, Tensor | None]:
-        """Both branches as [B*n, V]."""
-        return self.cond.flatten(0, 1), None if self.uncond is None else self.uncond.flatten(0, 1)
-
     @staticmethod
-    def cat(parts: list[Logits]) -> Logits:
-        """Join along the position axis."""
+    def cat(parts: Sequence[Logits]) -> Logits:
+        """One set of rows after the other."""
+        if len(parts) == 1:
+            return parts[0]
         uncond = [p.uncond for p in parts if p.uncond is not None]
-        return Logits(torch.cat([p.cond for p in parts], dim=1), torch.cat(uncond, dim=1) if uncond else None)
+        return Logits(torch.cat([p.cond for p in parts]), torch.cat(uncond) if uncond else None)
+
+    def __len__(self) -> int:
+        return len(self.cond)
 
     def __getitem__(self, index: slice) -> Logits:
-        return Logits(self.cond[:, index], None if self.uncond is None else self.uncond[:, index])
+        return Logits(self.cond[index], None if self.uncond is None else self.uncond[index])
 
 
 class Noise:
-    """Gumbel noise of a batch by raster position, drawn in blocks and kept.
+    """Gumbel noise of one request by raster position, drawn in blocks and kept.
 
     The draw at a position depends on the request's seed and the purpose only, so neither the batch nor the order of
     positions changes a token.
     """
 
-    def __init__(self, seeds: list[int], vocab: int, purpose: Purpose, device: torch.device, block: int = 64) -> None:
-        self.seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
-        self.vocab, self.purpose, self.block = vocab, purpose, block
+    def __init__(self, seed: int, vocab: int, purpose: Purpose, device: torch.device, block: int = 64) -> None:
+        self.seed, self.vocab, self.purpose, self.device = seed, vocab, purpose, device
+        # A block of a large vocabulary is drawn smaller: 4 MiB are enough.
+        self.block = max(1, min(block, (1 << 20) // vocab))
         self._blocks: dict[int, Tensor] = {}
 
-    def at(self, position: int) -> Tensor:
-        """Noise [B, V] of one position shared by the batch."""
-        index, offset = divmod(position, self.block)
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        """Noise float32 [n, V] of raster positions."""
+        if len(positions) == 1:
+            index, offset = divmod(positions[0], self.block)
+            return self._kept(index)[offset : offset + 1]
+        return torch.stack([self._kept(p // self.block)[p % self.block] for p in positions])
+
+    def _kept(self, index: int) -> Tensor:
         if index not in self._blocks:
-            positions = torch.arange(index * self.block, (index + 1) * self.block, device=self.seeds.device)
-            self._blocks[index] = self._draw(positions.expand(len(self.seeds), -1))
-        return self._blocks[index][:, offset]
-
-    def rows(self, positions: Tensor) -> Tensor:
-        """Noise [B, n, V] of positions int64 [B, n], not kept."""
-        return self._draw(positions)
-
-    def _draw(self, positions: Tensor) -> Tensor:
-        batch, n = positions.shape
-        seeds = self.seeds[:, None].expand(batch, n)
-        noise = philox.gumbel(seeds.reshape(-1), positions.reshape(-1), self.vocab, self.purpose)
-        return noise.view(batch, n, self.vocab)
-
-
-def sample(logits: Logits, gumbel: Tensor, params: SamplingParams) -> Tensor:
-    """Tokens int64 [B, n] from logits [B, n, V] and noise [B, n, V]."""
-    cond, uncond = logits.rows()
-    tokens = local_resample(
-        cond,
-        uncond,
-        gumbel.reshape(cond.shape),
-        cfg_scale=params.cfg_scale,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-    )
-    return tokens.view(logits.cond.shape[:2])
+            positions = torch.arange(index * self.block, (index + 1) * self.block, device=self.device)
+            seeds = torch.full_like(positions, self.seed)
+            self._blocks[index] = philox.gumbel(seeds, positions, self.vocab, self.purpose)
+        return self._blocks[index]
 
 
 def verify(logits: Logits, tokens: Tensor, neighbours: Tensor, tau: float, params: SamplingParams) -> PooledMass:
-    """Pooled mass and acceptance of tokens [B, n], both shaped [B, n]."""
-    cond, uncond = logits.rows()
-    result = pooled_mass(
-        cond,
-        uncond,
-        tokens.reshape(-1),
+    """Pooled mass and acceptance, both [n], of tokens [n] under logits [n, V]."""
+    return pooled_mass(
+        logits.cond,
+        logits.uncond,
+        tokens,
         neighbours,
         tau=tau,
         cfg_scale=params.cfg_scale,
@@ -132,4 +114,3 @@ def verify(logits: Logits, tokens: Tensor, neighbours: Tensor, tau: float, param
         top_k=params.top_k,
         top_p=params.top_p,
     )
-    return PooledMass(result.mass.view(tokens.shape), result.accept.view(tokens.shape))

@@ -22,9 +22,10 @@ class Progress:
 class GenerationStats:
     """Figures of one image.
 
-    `forwards` and `seconds` are those of the batch the image travelled in; `rejection` is the share of positions whose
-    pooled mass fell below tau, `coverage` the share that was resampled, `islands` their number (None for decoders that
-    do not verify).
+    `forwards` and `fed` count the passes that fed its tokens; `seconds` are wall-clock, requests that ran beside it
+    included, `batch` the most that did. `rejection` is the share of positions whose pooled mass fell below tau,
+    `coverage` the share that was resampled, `islands` their number, `depth` the forwards that resampling takes at least
+    (None for decoders that do not verify).
     """
 
     decoder: str
@@ -37,6 +38,7 @@ class GenerationStats:
     rejection: float | None = None
     coverage: float | None = None
     islands: int | None = None
+    depth: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -51,7 +53,7 @@ class GenerationStats:
 
 
 class Recorder:
-    """Counts and times one batch; decoders write to it, the engine turns it into `GenerationStats`."""
+    """Counts and times one request; what it goes through is turned into `GenerationStats`."""
 
     def __init__(self, progress: Callable[[Progress], None] | None = None) -> None:
         self.forwards: dict[str, int] = {}

@@ -32,6 +32,7 @@ class Purpose(IntEnum):
 
     TARGET = 0
     DRAFT = 1
+    REFINE = 2
 
 
 def philox4x32(key: Tensor, counter: Tensor) -> Tensor:

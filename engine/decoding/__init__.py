@@ -1,8 +1,11 @@
 """Decoders: each plans which tokens to feed next and what to do with the logits."""
 
-from .base import Batch, Decoder, Outcome
+from .base import Decoder, Outcome, Plan
 from .draft_only import DraftOnly
+from .jacobi import Jacobi
 from .mulo import MuloSD
 from .serial import Serial
+from .spec import parse
+from .zipar import ZipAR
 
-__all__ = ["Batch", "Decoder", "DraftOnly", "MuloSD", "Outcome", "Serial"]
+__all__ = ["Decoder", "DraftOnly", "Jacobi", "MuloSD", "Outcome", "Plan", "Serial", "ZipAR", "parse"]

@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..family import Family
-from ..sampling import Noise, Purpose, SamplingParams
-from ..session import Session
-from ..stats import Recorder
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Requests that are decoded together.
-
-    Args:
-        family: the models.
-        cond: condition features [B, cond_len, cond_dim].
-        uncond: the unconditional ones, or None without guidance.
-        seeds: one a request.
-        sampling: shared by the batch.
-        recorder: counts, times, progress.
-    """
-
-    family: Family
-    cond: Tensor
-    uncond: Tensor | None
-    seeds: list[int]
-    sampling: SamplingParams
-    recorder: Recorder
-
-    @property
-    def size(self) -> int:
-        return len(self.seeds)
-
-    def session(self, grid: int, role: str) -> Session:
-        """A fresh KV cache on a grid, its prefix filled."""
-        return Session(self.family.ar, grid, self.cond, self.uncond, self.recorder, role)
-
-    def noise(self, purpose: Purpose) -> Noise:
-        return Noise(self.seeds, self.family.ar.config.vocab_size, purpose, self.cond.device)
+from ..request import Request
+from ..runner import Feed, Result
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Tokens int64 [B, H, W] on the target grid; rejection and coverage [B] (shares) and islands [B] if verified."""
+    """Tokens int64 [H, W] of the target grid; shares rejected and resampled, islands and depth if it verified."""
 
     tokens: Tensor
-    rejection: Tensor | None = None
-    coverage: Tensor | None = None
-    islands: Tensor | None = None
+    rejection: float | None = None
+    coverage: float | None = None
+    islands: int | None = None
+    depth: int | None = None
+
+
+Plan = Generator[list[Feed], list[Result], Outcome]
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Base of all decoders. `resolve` fills what was left open from the family; `decode` runs a batch."""
+    """Base of all decoders: `resolve` fills what was left open from the family, `plan` makes one image.
+
+    A plan is a generator: it yields the feeds that it waits for and is sent their results, so that a scheduler can run
+    the feeds of many requests, each at its own phase, in one forward.
+    """
 
     name: ClassVar[str] = ""
 
@@ -69,5 +45,10 @@ class Decoder:
         """Settings for stats and metadata."""
         return asdict(self)
 
-    def decode(self, batch: Batch) -> Outcome:
+    def grids(self, family: Family) -> tuple[int, ...]:
+        """Grids on which a request holds a KV cache: what admission counts."""
+        return (family.grids[-1],)
+
+    def plan(self, request: Request) -> Plan:
+        """Make the image of a request."""
         raise TypeError(f"{type(self).__name__} does not decode")

@@ -8,41 +8,50 @@ from typing import ClassVar
 import torch
 
 from ..family import Family
+from ..request import Request, prefix
 from ..sampling import Purpose
 from ..upsampling import check_upsampler, upsample
-from .base import Batch, Decoder, Outcome
-from .serial import draw_raster
+from .base import Decoder, Outcome, Plan
+from .drafting import draft_rows
 
 
 @dataclass(frozen=True)
 class DraftOnly(Decoder):
-    """Serial draft on the small grid, up-sampled to the target grid.
+    """A draft on the small grid, up-sampled to the target grid.
 
     Args:
         scale: r = target / drafter; None is the largest of the family.
         upsampler: "latent", "pixel" or "sr".
+        draft_window: draft with ZipAR and this window; None drafts serially.
     """
 
     name: ClassVar[str] = "draft-only"
     scale: int | None = None
     upsampler: str = "latent"
+    draft_window: int | None = None
 
     def __post_init__(self) -> None:
         check_upsampler(self.upsampler)
+        if self.draft_window is not None and self.draft_window < 1:
+            raise ValueError(f"draft_window must be at least 1 token, or None for serial, got {self.draft_window}")
 
     def resolve(self, family: Family) -> DraftOnly:
         scale = family.scales[-1] if self.scale is None and family.scales else self.scale
         family.drafter_grid(scale or 0)
-        return DraftOnly(scale, self.upsampler)
+        return DraftOnly(scale, self.upsampler, self.draft_window)
 
-    def decode(self, batch: Batch) -> Outcome:
-        target = batch.family.grids[-1]
-        grid = batch.family.drafter_grid(self.scale or 0)
-        with batch.recorder.stage("draft"):
-            session = batch.session(grid, "draft")
-            draft = torch.zeros(batch.size, grid * grid, dtype=torch.int64, device=batch.cond.device)
-            noise = batch.noise(Purpose.DRAFT)
-            draw_raster(session, draft, 0, grid * grid, session.first, noise, batch.sampling)
-        with batch.recorder.stage("upsample"):
-            tokens = upsample(batch.family, draft.view(-1, grid, grid), target, self.upsampler)
-        return Outcome(tokens)
+    def grids(self, family: Family) -> tuple[int, ...]:
+        return (family.drafter_grid(self.resolve(family).scale or 0),)
+
+    def plan(self, request: Request) -> Plan:
+        family = request.family
+        grid = family.drafter_grid(self.scale or 0)
+        with request.recorder.stage("draft"):
+            lane = request.lane(grid)
+            draft = torch.zeros(grid * grid, dtype=torch.int64, device=request.features.device)
+            first = yield from prefix(lane)
+            noise = request.noise(Purpose.DRAFT)
+            yield from draft_rows(request, lane, draft, range(grid), first, noise, self.draft_window)
+        with request.recorder.stage("upsample"):
+            tokens = upsample(family, draft.view(1, grid, grid), family.grids[-1], self.upsampler)
+        return Outcome(tokens[0])

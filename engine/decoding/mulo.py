@@ -6,23 +6,22 @@ attention; there is no residual distribution.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...kernels.expand_islands import expand_islands
-from ...kernels.upsample_pool import neighbours
+from ..events import Preview
 from ..family import Family
-from ..sampling import Logits, Purpose, verify
-from ..session import Session
+from ..request import Request, Steps, prefix
+from ..runner import Feed, Result
+from ..sampling import Purpose
 from ..upsampling import check_upsampler, downsample, upsample
-from .base import Batch, Decoder, Outcome
-from .resample import resample_raster
-from .serial import draw_raster
-
-REJECTIONS = ("local", "naive", "raster")
+from .base import Decoder, Plan
+from .drafting import draft_rows
+from .repair import REFRESHES, REJECTIONS, Repair
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,13 @@ class MuloSD(Decoder):
         rejection: "local" resamples rejected tokens and their neighbourhoods, "naive" the rejected tokens alone,
             "raster" everything from the first rejection on.
         rows_per_cycle: target rows drafted and verified at a time, a multiple of the scale; None is one shot.
+        window: islands are resampled in lock-step, each with a ZipAR window of this many tokens; None resamples one
+            token a forward, in raster order.
+        draft_window: draft with ZipAR and this window; None drafts serially.
+        refresh: which accepted tokens get their keys and values anew behind resampled ones: "none", "rows" (those of
+            complete rows) or "full".
+        rounds: how often the grid is verified and repaired.
+        cascade: go through the grids between the drafter's and the target's, each verified and repaired.
     """
 
     name: ClassVar[str] = "mulo"
@@ -49,6 +55,11 @@ class MuloSD(Decoder):
     upsampler: str = "latent"
     rejection: str = "local"
     rows_per_cycle: int | None = None
+    window: int | None = None
+    draft_window: int | None = None
+    refresh: str = "none"
+    rounds: int = 1
+    cascade: bool = False
 
     def __post_init__(self) -> None:
         check_upsampler(self.upsampler)
@@ -62,6 +73,16 @@ class MuloSD(Decoder):
             raise ValueError(f"pool must be at least 1 code (the token itself), got {self.pool}")
         if self.rows_per_cycle is not None and self.rows_per_cycle < 1:
             raise ValueError(f"rows_per_cycle must be at least 1, got {self.rows_per_cycle}")
+        for name in ("window", "draft_window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 token, or None for serial, got {value}")
+        if self.refresh not in REFRESHES:
+            raise ValueError(f"there is no refresh {self.refresh!r}; choose one of {', '.join(REFRESHES)}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if self.cascade and self.rows_per_cycle is not None:
+            raise ValueError("a cascade works in one shot: leave rows_per_cycle out")
 
     def resolve(self, family: Family) -> MuloSD:
         scale = family.scales[-1] if self.scale is None and family.scales else self.scale
@@ -83,109 +104,68 @@ class MuloSD(Decoder):
             raise ValueError(f"rows_per_cycle must be a multiple of the scale {scale}, got {rows}")
         return replace(self, scale=scale, **values)
 
-    def decode(self, batch: Batch) -> Outcome:
-        decoder = self.resolve(batch.family)
-        return Generation(decoder, batch).run()
+    def grids(self, family: Family) -> tuple[int, ...]:
+        small = family.drafter_grid(self.resolve(family).scale or 0)
+        between = tuple(g for g in family.grids if small < g < family.grids[-1]) if self.cascade else ()
+        return (small, *between, family.grids[-1])
+
+    def plan(self, request: Request) -> Plan:
+        return (yield from Generation(self.resolve(request.family), request).run())
 
 
 class Generation:
-    """One batch under way: drafter and target sessions, tokens so far."""
+    """One image under way: the draft, and the repair of each grid above it."""
 
-    def __init__(self, decoder: MuloSD, batch: Batch) -> None:
-        family = batch.family
-        self.decoder, self.batch, self.recorder = decoder, batch, batch.recorder
-        self.target = family.grids[-1]
-        self.small = family.drafter_grid(decoder.scale or 0)
-        self.ratio = self.target // self.small
-        device = batch.cond.device
-        self.x = torch.zeros(batch.size, self.target**2, dtype=torch.int64, device=device)
-        self.y = torch.zeros(batch.size, self.small**2, dtype=torch.int64, device=device)
-        self.rejected = torch.zeros(batch.size, self.target, self.target, dtype=torch.bool, device=device)
-        self.resampled = torch.zeros_like(self.rejected)
-        self.islands = torch.zeros(batch.size, dtype=torch.int64, device=device)
-        self.table = neighbours(family.tokenizer.codebook, decoder.pool or 1)
-        self.draft_noise = batch.noise(Purpose.DRAFT)
-        self.target_noise = batch.noise(Purpose.TARGET)
+    def __init__(self, decoder: MuloSD, request: Request) -> None:
+        family = request.family
+        self.decoder, self.request, self.recorder = decoder, request, request.recorder
+        self.small, *self.levels = decoder.grids(family)
+        self.ratio = self.levels[-1] // self.small
+        self.y = torch.zeros(self.small**2, dtype=torch.int64, device=request.features.device)
+        self.noise = request.noise(Purpose.DRAFT)
 
-    def run(self) -> Outcome:
-        rows = self.decoder.rows_per_cycle or self.target
+    def run(self) -> Plan:
+        request, decoder = self.request, self.decoder
         with self.recorder.stage("draft"):
-            drafter = self.batch.session(self.small, "draft")
+            self.drafter = request.lane(self.small)
+            self.first = yield from prefix(self.drafter)
+        *between, top_grid = self.levels
+        target = Repair(decoder, request, top_grid, Purpose.TARGET)
         with self.recorder.stage("verify"):
-            target = self.batch.session(self.target, "verify")
-        ahead: Logits = target.first
-        for top in range(0, self.target, rows):
-            bottom = min(top + rows, self.target)
+            yield from target.open()
+        rows = decoder.rows_per_cycle or top_grid
+        for top in range(0, top_grid, rows):
+            bottom = min(top + rows, top_grid)
             with self.recorder.stage("draft"):
-                self._draft(drafter, top // self.ratio, bottom // self.ratio)
+                yield from self._draft(target, top // self.ratio, bottom // self.ratio)
+            draft = self.y.view(self.small, self.small)[: bottom // self.ratio]
+            request.emit(Preview("draft", draft, 0))
+            for grid in between:
+                draft = yield from self._refine(draft, grid)
             with self.recorder.stage("upsample"):
-                self._upsample(top, bottom)
-            with self.recorder.stage("verify"):
-                logits = self._verify(target, ahead, top, bottom)
-            with self.recorder.stage("resample"):
-                plan = self._plan(top, bottom)
-                resample_raster(target, self.x, plan, logits, top * self.target, self.target_noise, self.batch.sampling)
-                if bottom < self.target:
-                    ahead = self._advance(target, plan, bottom)
-        grid = (self.batch.size, self.target, self.target)
-        return Outcome(
-            self.x.view(grid),
-            self.rejected.float().mean(dim=(1, 2)),
-            self.resampled.float().mean(dim=(1, 2)),
-            self.islands,
-        )
+                target.place(upsample(request.family, draft[None], top_grid, decoder.upsampler)[0], top, bottom)
+            yield from target.run(top, bottom)
+            request.emit(Preview("band", target.rows(top, bottom), top))
+        return target.outcome()
 
-    def _draft(self, drafter: Session, top: int, bottom: int) -> None:
+    def _draft(self, target: Repair, top: int, bottom: int) -> Steps:
         """Draft rows top..bottom-1 of the small grid behind the down-sampled verified rows."""
-        logits = drafter.first
+        request, logits = self.request, self.first
         if top:
-            verified = self.x.view(-1, self.target, self.target)[:, : top * self.ratio]
-            corrected = downsample(self.batch.family, verified, self.small, self.decoder.upsampler).flatten(1)
-            self.y[:, : corrected.shape[1]] = corrected
-            fed = drafter.feed(corrected, 0, logits="last")
-            if fed is not None:
-                logits = fed
-        start, stop = top * self.small, bottom * self.small
-        draw_raster(drafter, self.y, start, stop, logits, self.draft_noise, self.batch.sampling)
+            verified = target.rows(0, top * self.ratio)
+            corrected = downsample(request.family, verified[None], self.small, self.decoder.upsampler).flatten()
+            self.y[: len(corrected)] = corrected
+            logits = yield from target.catch_up(self.drafter, corrected, "draft")
+        window = self.decoder.draft_window
+        yield from draft_rows(request, self.drafter, self.y, range(top, bottom), logits, self.noise, window)
 
-    def _upsample(self, top: int, bottom: int) -> None:
-        draft = self.y.view(-1, self.small, self.small)[:, : bottom // self.ratio]
-        candidates = upsample(self.batch.family, draft, self.target, self.decoder.upsampler)
-        self.x.view(-1, self.target, self.target)[:, top:bottom] = candidates[:, top:bottom]
-
-    def _verify(self, target: Session, ahead: Logits, top: int, bottom: int) -> Logits:
-        """Feed the candidates of this cycle in one pass and mark rejections; returns their logits."""
-        start, stop = top * self.target, bottom * self.target
-        candidates = self.x[:, start:stop]
-        fed = target.feed(candidates[:, :-1], start) if stop - start > 1 else None
-        logits = Logits.cat([ahead, fed] if fed is not None else [ahead])
-        tau = 1.0 if self.decoder.tau is None else self.decoder.tau
-        verdict = verify(logits, candidates, self.table, tau, self.batch.sampling)
-        self.rejected[:, top:bottom] = ~verdict.accept.view(-1, bottom - top, self.target)
-        self.recorder.report("verify", stop, self.target**2)
-        return logits
-
-    def _plan(self, top: int, bottom: int) -> list[Tensor]:
-        """Raster positions to resample in this cycle, ascending, one tensor a request."""
-        rejected = self.rejected[:, top:bottom]
-        if self.decoder.rejection == "raster":
-            expanded = (rejected.flatten(1).long().cumsum(dim=1) > 0).view_as(rejected)
-            self.islands += rejected.flatten(1).any(dim=1)
-        else:
-            radius = 0 if self.decoder.rejection == "naive" else self.decoder.radius or 0
-            islands = expand_islands(rejected, radius)
-            expanded = islands.expanded
-            self.islands += islands.labels.flatten(1).amax(dim=1)
-        self.resampled[:, top:bottom] = expanded
-        offset = top * self.target
-        return [row.nonzero()[:, 0] + offset for row in expanded.flatten(1)]
-
-    def _advance(self, target: Session, plan: list[Tensor], bottom: int) -> Logits:
-        """Bring the cache up to date behind this cycle's rows; returns the logits of the next row's first token."""
-        last = bottom * self.target - 1
-        # The last resampled token of each request has no key yet; feed from the earliest of them to the row's end.
-        start = min([last, *(int(p[-1]) for p in plan if len(p))])
-        fed = target.feed(self.x[:, start : last + 1], start, role="resample", logits="last")
-        if fed is None:
-            raise RuntimeError("no logits after the last verified row")
-        return fed
+    def _refine(self, draft: Tensor, grid: int) -> Generator[list[Feed], list[Result], Tensor]:
+        """A grid between the drafter's and the target's: up-sampled, verified and repaired; returns its tokens."""
+        level = Repair(self.decoder, self.request, grid, Purpose.REFINE)
+        with self.recorder.stage("verify"):
+            yield from level.open()
+        with self.recorder.stage("upsample"):
+            level.place(upsample(self.request.family, draft[None], grid, self.decoder.upsampler)[0], 0, grid)
+        yield from level.run(0, grid)
+        self.request.emit(Preview("level", level.rows(0, grid), 0))
+        return level.rows(0, grid)

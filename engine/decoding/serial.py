@@ -9,28 +9,31 @@ import torch
 from torch import Tensor
 
 from ..family import Family
-from ..sampling import Logits, Noise, Purpose, SamplingParams, sample
-from ..session import Session
-from .base import Batch, Decoder, Outcome
+from ..lane import Lane
+from ..request import Request, Steps, prefix
+from ..runner import Feed
+from ..sampling import Logits, Noise, Purpose
+from .base import Decoder, Outcome, Plan
 
 
 def draw_raster(
-    session: Session, tokens: Tensor, start: int, stop: int, logits: Logits, noise: Noise, params: SamplingParams
-) -> None:
-    """Draw positions start..stop-1 of `tokens` [B, N] in place, one forward each but for the first.
+    request: Request, lane: Lane, tokens: Tensor, start: int, stop: int, logits: Logits, noise: Noise, role: str
+) -> Steps:
+    """Draw positions start..stop-1 of `tokens` [N] in place, one forward each but for the first.
 
     Args:
-        session: its cache holds every position before `start`; position stop-1 is left unfed.
-        logits: [B, 1, V] of position `start`.
+        lane: its cache holds every position before `start`; position stop-1 is left unfed.
+        logits: [1, V] of position `start`.
     """
-    recorder = session.recorder
     for i in range(start, stop):
-        if i > start:
-            fed = session.feed(tokens[:, i - 1 : i], i - 1)
-            if fed is not None:
-                logits = fed
-        tokens[:, i] = sample(logits, noise.at(i), params)[:, 0]
-        recorder.report(session.role, i + 1, session.size)
+        if i == start:
+            tokens[i : i + 1] = request.draw(logits, noise, [i])
+        else:
+            draw = request.drawing(noise, [i])
+            [result] = yield [Feed(lane, tokens[i - 1 : i], range(i - 1, i), role=role, draw=draw)]
+            if result.tokens is not None:
+                tokens[i : i + 1] = result.tokens
+        request.recorder.report(role, i + 1, lane.size)
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,15 @@ class Serial(Decoder):
             raise ValueError(f"family {family.name!r} has no {grid}x{grid} grid; it has {list(family.grids)}")
         return Serial(grid)
 
-    def decode(self, batch: Batch) -> Outcome:
-        grid = batch.family.grids[-1] if self.grid is None else self.grid
-        with batch.recorder.stage("serial"):
-            session = batch.session(grid, "serial")
-            tokens = torch.zeros(batch.size, grid * grid, dtype=torch.int64, device=batch.cond.device)
-            noise = batch.noise(Purpose.TARGET)
-            draw_raster(session, tokens, 0, grid * grid, session.first, noise, batch.sampling)
-        return Outcome(tokens.view(batch.size, grid, grid))
+    def grids(self, family: Family) -> tuple[int, ...]:
+        return (self.resolve(family).grid or 0,)
+
+    def plan(self, request: Request) -> Plan:
+        grid = request.family.grids[-1] if self.grid is None else self.grid
+        with request.recorder.stage("serial"):
+            lane = request.lane(grid)
+            tokens = torch.zeros(grid * grid, dtype=torch.int64, device=request.features.device)
+            first = yield from prefix(lane)
+            noise = request.noise(Purpose.TARGET)
+            yield from draw_raster(request, lane, tokens, 0, grid * grid, first, noise, "serial")
+        return Outcome(tokens.view(grid, grid))

@@ -11,33 +11,45 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .engine.decoding import DraftOnly, MuloSD, Serial
-    from .engine.engine import Engine, GenerationResult
+    from .engine.async_engine import AsyncEngine
+    from .engine.decoding import DraftOnly, Jacobi, MuloSD, Serial, ZipAR
+    from .engine.engine import Engine, GenerationResult, Update
     from .engine.family import list_families
     from .engine.sampling import SamplingParams
+    from .engine.scheduler import SchedulerConfig
     from .engine.stats import GenerationStats, Progress
 
 _SOURCE = {
+    "AsyncEngine": "async_engine",
     "DraftOnly": "decoding",
     "Engine": "engine",
     "GenerationResult": "engine",
     "GenerationStats": "stats",
+    "Jacobi": "decoding",
     "MuloSD": "decoding",
     "Progress": "stats",
     "SamplingParams": "sampling",
+    "SchedulerConfig": "scheduler",
     "Serial": "decoding",
+    "Update": "engine",
+    "ZipAR": "decoding",
     "list_families": "family",
 }
 
 __all__ = [
+    "AsyncEngine",
     "DraftOnly",
     "Engine",
     "GenerationResult",
     "GenerationStats",
+    "Jacobi",
     "MuloSD",
     "Progress",
     "SamplingParams",
+    "SchedulerConfig",
     "Serial",
+    "Update",
+    "ZipAR",
     "__version__",
     "list_families",
 ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mulosd.engine.calibrate import calibrate
-from mulosd.engine.decoding import DraftOnly, MuloSD, Serial
+from mulosd.engine.decoding import DraftOnly, MuloSD, Serial, ZipAR, parse
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
 from mulosd.engine.random_family import random_family
@@ -133,3 +133,19 @@ def test_serial_follows_the_target_distribution() -> None:
     expected = torch.softmax(logits[0, 0].double(), -1) * n
     counts = torch.bincount(result.tokens.flatten(), minlength=24).double()
     assert chisquare(counts.numpy(), expected.numpy() * (counts.sum() / expected.sum()).item()).pvalue > 1e-4
+
+
+def test_decoders_are_read_from_text() -> None:
+    assert parse("serial") == Serial() and parse("serial:grid=4") == Serial(4)
+    assert parse("zipar:window=3:zero_kv=true") == ZipAR(3, zero_kv=True)
+    assert parse("mulo:tau=0.5:radius=none:window=2:upsampler=pixel") == MuloSD(tau=0.5, window=2, upsampler="pixel")
+    for text, message in (
+        ("magic", "serial, draft-only, mulo, zipar, jacobi"),
+        ("serial:tau=1", "no setting 'tau=1'"),
+        ("mulo:tau", "key=value"),
+        ("mulo:radius=two", "int or none"),
+        ("zipar:zero_kv=maybe", "bool"),
+        ("zipar:window=0", "at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse(text)

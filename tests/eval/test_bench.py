@@ -258,7 +258,7 @@ def test_impossible_settings_are_refused_before_any_work(engine: FakeEngine) -> 
 def test_rows_share_the_settings_of_mulo(engine: FakeEngine) -> None:
     base = MuloSD(scale=2, tau=0.5, radius=3, pool=4, upsampler="pixel")
     draft, *mulos = plan_rows(engine.family, ["draft-only", "mulo"], None, base)
-    assert draft.settings() == {"scale": 2, "upsampler": "pixel"}
+    assert draft.settings() == {"scale": 2, "upsampler": "pixel", "draft_window": None}
     assert [m.settings()["tau"] for m in mulos] == [0.125, 0.5, 2.0]
     assert {m.settings()["radius"] for m in mulos} == {3}
 

@@ -10,7 +10,7 @@ import typer
 from ..atomic import write_json
 from .console import count_bar, examples, stdout
 from .files import check_file
-from .options import DecoderName, DeviceOption, FamilyOption, ScaleOption, SeedOption
+from .options import DeviceOption, FamilyOption, ScaleOption, SeedOption
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure speed and quality.")
 
@@ -41,7 +41,8 @@ def decode(
         Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
     ] = None,
     decoders: Annotated[
-        str, typer.Option(help="Comma-separated: serial, draft-only, mulo.")
+        str,
+        typer.Option(help="Comma-separated: serial, draft-only, mulo, zipar; with settings: mulo:window=2:tau=0.01."),
     ] = "serial,draft-only,mulo",
     taus: Annotated[
         str | None, typer.Option(help="Comma-separated thresholds for mulo.", show_default="around the calibrated one")
@@ -141,12 +142,14 @@ def kernels(
 
 
 def parse_decoders(text: str) -> list[str]:
-    """Decoder names of a comma-separated list; ValueError names the possible ones."""
+    """Decoders of a comma-separated list; ValueError names the possible ones."""
+    from ..engine.decoding.spec import DECODERS, parse
+
     names = [name.strip() for name in text.split(",") if name.strip()]
-    possible = [decoder.value for decoder in DecoderName]
-    unknown = [name for name in names if name not in possible]
-    if unknown or not names:
-        raise ValueError(f"--decoders {text!r}: give one or more of {', '.join(possible)}, separated by commas")
+    if not names:
+        raise ValueError(f"--decoders {text!r}: give one or more of {', '.join(DECODERS)}, separated by commas")
+    for name in names:
+        parse(name)
     return names
 
 

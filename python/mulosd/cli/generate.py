@@ -19,6 +19,7 @@ from .options import (
     Dtype,
     DtypeOption,
     FamilyOption,
+    Refresh,
     Rejection,
     ScaleOption,
     SeedOption,
@@ -35,6 +36,7 @@ EXAMPLES = examples(
     'mulosd generate "two penguins on a pink background" --num-images 4 --seed 7 --output penguins/',
     'mulosd generate "an apple" "a panda" --decoder serial --output out/ --stats out.json',
     'mulosd generate "a rocket" --scale 2 --tau 0.02 --radius 1 --cfg-scale 3 --output rocket.png',
+    'mulosd generate "a frog" --window 2 --draft-window 2 --output frog.png',
 )
 
 
@@ -43,7 +45,9 @@ def generate(
     family: FamilyOption = "emoji",
     decoder: Annotated[
         DecoderName,
-        typer.Option(help="mulo drafts small, then verifies; serial is plain AR; draft-only never verifies."),
+        typer.Option(
+            help="mulo drafts small, then verifies; draft-only never verifies; zipar overlaps rows; serial is plain AR."
+        ),
     ] = DecoderName.mulo,
     output: Annotated[
         Path,
@@ -75,6 +79,27 @@ def generate(
     ] = None,
     rows_per_cycle: Annotated[
         int | None, typer.Option(help="Target rows of each draft-verify cycle.", show_default="all, in one shot")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="mulo: resample islands in lock-step with this ZipAR window; zipar: its window.",
+            show_default="one token a forward; zipar: 4",
+        ),
+    ] = None,
+    draft_window: Annotated[
+        int | None, typer.Option(help="Draft with ZipAR and this window.", show_default="serially")
+    ] = None,
+    refresh: Annotated[
+        Refresh | None,
+        typer.Option(
+            help="Accepted tokens whose keys and values are renewed behind resampled ones.", show_default="none"
+        ),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Verify and repair this often.", show_default="once")] = None,
+    cascade: Annotated[
+        bool | None,
+        typer.Option("--cascade", help="Go through the grids in between, each verified.", show_default="off"),
     ] = None,
     cfg_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 is off.", show_default="family")
@@ -112,6 +137,11 @@ def generate(
             "upsampler": upsampler and upsampler.value,
             "rejection": rejection and rejection.value,
             "rows_per_cycle": rows_per_cycle,
+            "window": window,
+            "draft_window": draft_window,
+            "refresh": refresh and refresh.value,
+            "rounds": rounds,
+            "cascade": cascade,
         },
     )
 

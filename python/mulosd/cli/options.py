@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from .. import DraftOnly, Engine, MuloSD, SamplingParams, Serial
+    from .. import DraftOnly, Engine, MuloSD, SamplingParams, Serial, ZipAR
 
 
 class DecoderName(str, Enum):
@@ -17,6 +17,7 @@ class DecoderName(str, Enum):
     mulo = "mulo"
     serial = "serial"
     draft_only = "draft-only"
+    zipar = "zipar"
 
 
 class Upsampler(str, Enum):
@@ -31,6 +32,12 @@ class Rejection(str, Enum):
     raster = "raster"
 
 
+class Refresh(str, Enum):
+    none = "none"
+    rows = "rows"
+    full = "full"
+
+
 class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -39,8 +46,22 @@ class Dtype(str, Enum):
 
 # Which decoder options each decoder has; the rest are refused rather than ignored.
 TAKES = {
-    DecoderName.mulo: ("scale", "tau", "radius", "pool", "upsampler", "rejection", "rows_per_cycle"),
-    DecoderName.draft_only: ("scale", "upsampler"),
+    DecoderName.mulo: (
+        "scale",
+        "tau",
+        "radius",
+        "pool",
+        "upsampler",
+        "rejection",
+        "rows_per_cycle",
+        "window",
+        "draft_window",
+        "refresh",
+        "rounds",
+        "cascade",
+    ),
+    DecoderName.draft_only: ("scale", "upsampler", "draft_window"),
+    DecoderName.zipar: ("window",),
     DecoderName.serial: (),
 }
 
@@ -54,9 +75,9 @@ ScaleOption = Annotated[
 ]
 
 
-def make_decoder(name: DecoderName, options: dict[str, Any]) -> MuloSD | DraftOnly | Serial:
+def make_decoder(name: DecoderName, options: dict[str, Any]) -> MuloSD | DraftOnly | Serial | ZipAR:
     """A decoder from the options that were given (None: not given); ValueError for one that it does not have."""
-    from .. import DraftOnly, MuloSD, Serial
+    from .. import DraftOnly, MuloSD, Serial, ZipAR
 
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
@@ -65,9 +86,9 @@ def make_decoder(name: DecoderName, options: dict[str, Any]) -> MuloSD | DraftOn
             raise ValueError(
                 f"--{key.replace('_', '-')} has no meaning for --decoder {name.value}, only for: {owners}; leave it out"
             )
-    if name is DecoderName.serial:
-        return Serial()
-    return DraftOnly(**given) if name is DecoderName.draft_only else MuloSD(**given)
+    classes = {DecoderName.serial: Serial, DecoderName.draft_only: DraftOnly, DecoderName.zipar: ZipAR}
+    decoder: MuloSD | DraftOnly | Serial | ZipAR = classes.get(name, MuloSD)(**given)
+    return decoder
 
 
 def make_sampling(engine: Engine, options: dict[str, Any]) -> SamplingParams:

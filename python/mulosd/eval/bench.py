@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ..engine.decoding.base import Decoder
 from ..engine.decoding.draft_only import DraftOnly
 from ..engine.decoding.mulo import MuloSD
-from ..engine.decoding.serial import Serial
+from ..engine.decoding.spec import DECODERS as SPECS
+from ..engine.decoding.spec import parse
 from .accuracy import Score, summarise
 from .judge import Judge
 from .kid import MIN_SET
@@ -58,32 +59,35 @@ def plan_rows(
 
     Args:
         family: to be decoded.
-        decoders: names out of `DECODERS`.
-        taus: values for "mulo"; None takes the calibrated one (or that of `mulo`) times 1/4, 1 and 4.
-        mulo: its other settings; "draft-only" shares its scale and up-sampler.
+        decoders: as `decoding.parse` reads them, such as "zipar:window=4".
+        taus: values for every "mulo" that states none; None takes the calibrated one (or that of `mulo`) times 1/4, 1
+            and 4.
+        mulo: the other settings of a plain "mulo"; a plain "draft-only" shares its scale and up-sampler.
 
     Raises:
         ValueError: no or unknown names, an empty list of taus, or a setting that the family lacks.
     """
-    unknown = [name for name in decoders if name not in DECODERS]
-    if unknown or not decoders:
-        raise ValueError(f"decoders must be chosen from {', '.join(DECODERS)}, got {', '.join(decoders) or 'none'}")
+    if not decoders:
+        raise ValueError(f"decoders must be chosen from {', '.join(SPECS)}, got none")
     base = mulo or MuloSD()
     rows: list[Decoder] = []
-    for name in dict.fromkeys(decoders):
-        if name == "serial":
-            rows.append(Serial().resolve(family))
-        elif name == "draft-only":
-            rows.append(DraftOnly(base.scale, base.upsampler).resolve(family))
-        else:
-            values = taus
-            if values is None:
-                calibrated = base.resolve(family).tau or 0.0
-                values = [calibrated * factor for factor in TAU_FACTORS]
-            if not values:
-                raise ValueError("the decoder 'mulo' needs at least one value of tau")
-            rows += [replace(base, tau=float(tau)).resolve(family) for tau in dict.fromkeys(values)]
-    return rows
+    for text in decoders:
+        decoder = parse(text)
+        if text == "draft-only":
+            decoder = DraftOnly(base.scale, base.upsampler)
+        if isinstance(decoder, MuloSD):
+            decoder = base if text == "mulo" else replace(decoder, scale=decoder.scale or base.scale)
+            if text == "mulo" or decoder.tau is None:
+                values = taus
+                if values is None:
+                    calibrated = decoder.resolve(family).tau or 0.0
+                    values = [calibrated * factor for factor in TAU_FACTORS]
+                if not values:
+                    raise ValueError("the decoder 'mulo' needs at least one value of tau")
+                rows += [replace(decoder, tau=float(tau)).resolve(family) for tau in dict.fromkeys(values)]
+                continue
+        rows.append(decoder.resolve(family))
+    return list(dict.fromkeys(rows))
 
 
 def bench_decode(
@@ -109,7 +113,7 @@ def bench_decode(
     Args:
         engine: a loaded engine.
         prompts: one picture each; prompt i has seed `seed` + i in every decoder.
-        decoders: names out of `DECODERS`.
+        decoders: names, or names with settings, see `plan_rows`.
         taus: values for "mulo", see `plan_rows`.
         mulo: other settings of "mulo", see `plan_rows`.
         sampling: None takes the family's defaults.

@@ -8,13 +8,25 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
+WINDOWS = {"draft_window": "d", "window": "w"}
+
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def label(row: dict[str, Any]) -> str:
+    """The decoder of a row with the windows that tell it from others of its name."""
+    settings = row["settings"]
+    windows = [f"{short}{settings[key]}" for key, short in WINDOWS.items() if settings.get(key) is not None]
+    return " ".join([row["decoder"], *windows])
+
+
 def bench_table(report: dict[str, Any]) -> Group:
-    """The rows of `bench_decode` as two tables, time and quality, which fit 80 columns each."""
+    """The rows of `bench_decode` as two tables, time and quality, which fit 80 columns each.
+
+    `w2` behind a name is its window, `d2` its drafting window.
+    """
     runs = report["timing"]["runs"]
     speed = Table(
         title=f"{report['family']}: {report['prompts']} prompts, medians of {runs} runs at batch 1",
@@ -33,7 +45,7 @@ def bench_table(report: dict[str, Any]) -> Group:
     for row in report["rows"]:
         seconds, accuracy, kid = row["seconds_per_image"], row["accuracy"], row["kid"]
         tau = row["settings"].get("tau")
-        key = (row["decoder"], "-" if tau is None else f"{tau:.2g}")
+        key = (label(row), "-" if tau is None else f"{tau:.2g}")
         objects = scenes = "-"
         if accuracy is not None:
             scenes = percent(accuracy["scene"]["value"])

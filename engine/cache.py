@@ -1,0 +1,70 @@
+"""The KV cache of one model on one grid: keys and values by row and slot, rows lent to requests.
+
+Slot = condition length + raster position, always: a rejected token is overwritten in place, nothing is paged or moved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .models.transformer import Transformer
+
+
+class KVCache:
+    """Rows of keys and values [rows, slots, H, D], one pair of tensors a layer.
+
+    Args:
+        model: the AR transformer.
+        grid: side length in tokens.
+        rows: how many to begin with; the cache doubles when they run out.
+    """
+
+    def __init__(self, model: Transformer, grid: int, rows: int = 2) -> None:
+        c = model.config
+        self.model, self.grid = model, grid
+        self.slots = c.cond_len + grid * grid
+        self.k: list[Tensor] = []
+        self.v: list[Tensor] = []
+        # Keys and values of the unconditional prefix by layer, and the logits behind it.
+        self.null: tuple[list[tuple[Tensor, Tensor]], Tensor] | None = None
+        self.used = [False] * max(1, rows)
+        self._allocate()
+
+    @staticmethod
+    def bytes_per_row(model: Transformer, grid: int) -> int:
+        """Bytes of one row, all layers: keys and values of every slot."""
+        c = model.config
+        element = model.output.weight.element_size()
+        return 2 * c.n_layers * (c.cond_len + grid * grid) * c.n_heads * c.head_dim * element
+
+    def _allocate(self) -> None:
+        c, weight = self.model.config, self.model.output.weight
+        shape = (len(self.used), self.slots, c.n_heads, c.head_dim)
+        for layers in (self.k, self.v):
+            old = list(layers)
+            # Zeros, not empty memory: a slot that is masked out is still read.
+            layers[:] = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layers)]
+            for new, before in zip(layers, old, strict=False):
+                new[: len(before)] = before
+
+    def take(self, n: int) -> int:
+        """Lend `n` adjacent rows, zeroed; returns the first."""
+        run = 0
+        for row, used in enumerate(self.used):
+            run = 0 if used else run + 1
+            if run == n:
+                first = row + 1 - n
+                break
+        else:
+            first = len(self.used) - run
+            self.used += [False] * max(len(self.used), n)
+            self._allocate()
+        self.used[first : first + n] = [True] * n
+        for layer in (*self.k, *self.v):
+            layer[first : first + n].zero_()
+        return first
+
+    def release(self, first: int, n: int) -> None:
+        """Take rows back."""
+        self.used[first : first + n] = [False] * n

@@ -1,0 +1,176 @@
+"""Speculative Jacobi decoding: a window of guesses is run through the model again and again until it stands.
+
+Both variants are lossless: the tokens follow the target's distribution exactly.
+
+* Independent draws (SJD, Teng et al., arXiv 2410.01699): a guess x_j was drawn from q_j, the model's distribution in
+  the iteration before. It is kept with probability min(1, p_j(x_j) / q_j(x_j)); the first one that falls is drawn anew
+  from the normalised max(p_j - q_j, 0), and everything behind it is guessed anew from p.
+* Coupled draws (So et al., arXiv 2510.24211): every iteration uses the same Gumbel noise at a position, so a guess
+  changes only when its distribution does. What comes out is then token for token what serial decoding gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...kernels import philox
+from ...kernels.sampling import processed_logits
+from ..family import Family
+from ..lane import Lane
+from ..request import Request, logits_of, prefix
+from ..runner import Feed, Result
+from ..sampling import Logits, Purpose
+from .base import Decoder, Outcome, Plan
+
+# Each iteration needs fresh numbers at the same positions: purposes from here on, two an iteration.
+FIRST_PURPOSE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Jacobi(Decoder):
+    """Speculative Jacobi decoding, lossless.
+
+    Args:
+        window: tokens that are guessed and verified in one forward.
+        coupled: the same noise in every iteration; equals `Serial` token for token.
+        grid: side in tokens; None is the largest of the family.
+    """
+
+    name: ClassVar[str] = "jacobi"
+    window: int = 16
+    coupled: bool = True
+    grid: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1 token, got {self.window}")
+
+    def resolve(self, family: Family) -> Jacobi:
+        grid = family.grids[-1] if self.grid is None else self.grid
+        if grid not in family.grids:
+            raise ValueError(f"family {family.name!r} has no {grid}x{grid} grid; it has {list(family.grids)}")
+        return Jacobi(self.window, self.coupled, grid)
+
+    def grids(self, family: Family) -> tuple[int, ...]:
+        return (self.resolve(family).grid or 0,)
+
+    def plan(self, request: Request) -> Plan:
+        grid = request.family.grids[-1] if self.grid is None else self.grid
+        with request.recorder.stage("jacobi"):
+            lane = request.lane(grid)
+            first = yield from prefix(lane)
+            iterate = Coupled(request, lane) if self.coupled else Independent(request, lane)
+            iterate.first(first)
+            while iterate.done < lane.size:
+                count = min(self.window, lane.size - iterate.done)
+                logits = yield from iterate.forward(count)
+                iterate.settle(logits)
+                request.recorder.report("jacobi", iterate.done, lane.size)
+        return Outcome(iterate.tokens.view(grid, grid))
+
+
+class Iteration:
+    """Tokens that stand (`done` of them) and guesses behind them."""
+
+    def __init__(self, request: Request, lane: Lane) -> None:
+        self.request, self.lane, self.done = request, lane, 0
+        self.tokens = torch.zeros(lane.size, dtype=torch.int64, device=request.features.device)
+        self.guessed = 0  # positions below it hold a token or a guess
+
+    def first(self, logits: Logits) -> None:
+        """Draw position 0 from the logits [1, V] of the prefix: it is exact."""
+        self.tokens[:1] = self.request.draw(logits, self.request.noise(Purpose.TARGET), [0])
+        self.done = self.guessed = 1
+
+    def forward(self, count: int) -> Generator[list[Feed], list[Result], Logits]:
+        """Feed the last standing token and all but the last of `count` guesses; logits [count, V] of the guesses."""
+        self.guess(self.done + count)
+        fed = range(self.done - 1, self.done + count - 1)
+        [result] = yield [Feed(self.lane, self.tokens[fed.start : fed.stop], fed, role="jacobi")]
+        return logits_of(result)
+
+    def guess(self, stop: int) -> None:
+        """Fill positions up to `stop` that have no guess yet."""
+        raise NotImplementedError
+
+    def settle(self, logits: Logits) -> None:
+        """Keep the guesses that stand under `logits`, at least one token, and renew the others."""
+        raise NotImplementedError
+
+
+class Coupled(Iteration):
+    """One noise for all iterations."""
+
+    def __init__(self, request: Request, lane: Lane) -> None:
+        super().__init__(request, lane)
+        self.noise = request.noise(Purpose.TARGET)
+
+    def guess(self, stop: int) -> None:
+        """The token above, which resembles the one to come; the last known one in the first row."""
+        width = self.lane.grid
+        for position in range(self.guessed, stop):
+            source = position - width if position >= width else self.done - 1
+            self.tokens[position] = self.tokens[source]
+        self.guessed = max(self.guessed, stop)
+
+    def settle(self, logits: Logits) -> None:
+        count = len(logits)
+        positions = range(self.done, self.done + count)
+        drawn = self.request.draw(logits, self.noise, positions)
+        same = (drawn == self.tokens[positions.start : positions.stop]).long()
+        # The first is exact; each further one is when the guess before it was what has now been drawn.
+        stands = min(count, 1 + int(same.cumprod(dim=0).sum()))
+        self.tokens[positions.start : positions.stop] = drawn
+        self.done += stands
+
+
+class Independent(Iteration):
+    """New numbers in every iteration, and the ratio test of speculative sampling."""
+
+    def __init__(self, request: Request, lane: Lane) -> None:
+        super().__init__(request, lane)
+        vocab = request.family.ar.config.vocab_size
+        self.turn = 0
+        self.q = torch.full((lane.size, vocab), 1.0 / vocab, device=self.tokens.device)
+
+    def guess(self, stop: int) -> None:
+        """Uniform guesses: any distribution that is known will do."""
+        if stop > self.guessed:
+            self.draw_from(self.q[self.guessed : stop], range(self.guessed, stop), self.purpose(0))
+            self.guessed = stop
+
+    def purpose(self, kind: int) -> int:
+        return FIRST_PURPOSE + 2 * self.turn + kind
+
+    def draw_from(self, probability: Tensor, positions: range, purpose: int) -> None:
+        """Put samples of `probability` [n, V] at positions."""
+        where = torch.arange(positions.start, positions.stop, device=self.tokens.device)
+        seeds = torch.full_like(where, self.request.seed)
+        noise = philox.gumbel(seeds, where, probability.shape[1], purpose)
+        self.tokens[positions.start : positions.stop] = (probability.log() + noise).argmax(dim=-1)
+
+    def settle(self, logits: Logits) -> None:
+        s = self.request.sampling
+        p = processed_logits(logits.cond, logits.uncond, s.cfg_scale, s.temperature, s.top_k, s.top_p).softmax(dim=-1)
+        count = len(p)
+        where = torch.arange(self.done, self.done + count, device=p.device)
+        guesses, q = self.tokens[where], self.q[where]
+        ratio = p.gather(1, guesses[:, None])[:, 0] / q.gather(1, guesses[:, None])[:, 0]
+        uniform = philox.uniform(torch.full_like(where, self.request.seed), where, 1, self.purpose(1))[:, 0]
+        kept = int((uniform < ratio).long().cumprod(dim=0).sum())
+        self.turn += 1
+        start = self.done + kept
+        self.done = start
+        if kept < count:
+            residual = (p[kept] - q[kept]).clamp(min=0)
+            self.draw_from((residual / residual.sum())[None], range(start, start + 1), self.purpose(0))
+            self.done = start + 1
+            behind = range(start + 1, start + count - kept)
+            if len(behind):
+                self.q[behind.start : behind.stop] = p[kept + 1 :]
+                self.draw_from(p[kept + 1 :], behind, self.purpose(0))
