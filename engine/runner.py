@@ -232,9 +232,9 @@ def draw(feeds: Sequence[Feed], results: list[Result]) -> None:
         if feed.draw is not None and logits is not None:
             by_params.setdefault((feed.draw.params, logits.uncond is None), []).append(i)
     for (params, _), indices in by_params.items():
-        logits = [r.logits for r in (results[i] for i in indices) if r.logits is not None]
+        rows = [r.logits for r in (results[i] for i in indices) if r.logits is not None]
         draws = [d for d in (feeds[i].draw for i in indices) if d is not None]
-        tokens = sample(Logits.cat(logits), [d.noise for d in draws], [d.positions for d in draws], params).split(
+        tokens = sample(Logits.cat(rows), [d.noise for d in draws], [d.positions for d in draws], params).split(
             [len(d.positions) for d in draws]
         )
         for i, drawn in zip(indices, tokens, strict=True):

@@ -187,7 +187,8 @@ class Scheduler:
 
     def _choose(self) -> list[tuple[Active, Feed]]:
         """The feeds of this step: what fits the token budget, those first that waited longest."""
-        left, turn = self.config.max_tokens, []
+        left = self.config.max_tokens
+        turn: list[tuple[Active, Feed]] = []
         for active in self.running:
             feed = active.next(self.config.max_tokens)
             if turn and feed.count > left:

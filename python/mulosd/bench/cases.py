@@ -120,7 +120,7 @@ def kv_write(B: int, heads: int, dim: int, Q: int, L: int, dtype: torch.dtype) -
 
 def sample(R: int, V: int, top_k: int, dtype: torch.dtype) -> Case:
     """One token of each of R rows of guided logits."""
-    options = {"cfg_scale": 4.0, "temperature": 1.0, "top_k": top_k}
+    options: dict[str, Any] = {"cfg_scale": 4.0, "temperature": 1.0, "top_k": top_k}
 
     def make(device: torch.device) -> Problem:
         cond, uncond = (rand(device, dtype, R, V, seed=seed) for seed in (1, 2))
@@ -145,7 +145,7 @@ def sample(R: int, V: int, top_k: int, dtype: torch.dtype) -> Case:
             return ours(token)
 
         return Problem(
-            lambda backend: lambda: kernels.local_resample(cond, uncond, noise, **options, backend=backend),
+            lambda backend: lambda: kernels.local_resample(cond, uncond, noise, backend=backend, **options),
             error,
             2e-3,
             peers.sample(cond, uncond, noise, options["cfg_scale"], top_k),

@@ -95,10 +95,10 @@ def case_rows(case: Case, wanted: list[str], device: torch.device, seconds: floa
     for name, build in builds.items():
         try:
             call = build()
-            error = problem.error(call())
-            if not error <= problem.tolerance:
-                found = {} if math.isnan(error) else {"max_error": error}
-                note = f"error {error:.3g} above {problem.tolerance:.3g}: not timed"
+            off = problem.error(call())
+            if not off <= problem.tolerance:
+                found = {} if math.isnan(off) else {"max_error": off}
+                note = f"error {off:.3g} above {problem.tolerance:.3g}: not timed"
                 rows.append(Row(**head, backend=name, status="failed", note=note, **found))
                 continue
             timing = measure(call, device, seconds)
@@ -123,7 +123,7 @@ def case_rows(case: Case, wanted: list[str], device: torch.device, seconds: floa
                 gb_per_s=work.bytes / micro / 1e3,
                 tflop_per_s=work.flops / micro / 1e6,
                 floor_share=None if floor is None else floor / micro,
-                max_error=error,
+                max_error=off,
             )
         )
     return rows
