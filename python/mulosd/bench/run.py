@@ -97,7 +97,7 @@ def case_rows(case: Case, wanted: list[str], device: torch.device, seconds: floa
             call = build()
             off = problem.error(call())
             if not off <= problem.tolerance:
-                found = {} if math.isnan(off) else {"max_error": off}
+                found: dict[str, Any] = {} if math.isnan(off) else {"max_error": off}
                 note = f"error {off:.3g} above {problem.tolerance:.3g}: not timed"
                 rows.append(Row(**head, backend=name, status="failed", note=note, **found))
                 continue

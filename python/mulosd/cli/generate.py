@@ -46,7 +46,8 @@ def generate(
     decoder: Annotated[
         DecoderName,
         typer.Option(
-            help="mulo drafts small, then verifies; draft-only never verifies; zipar overlaps rows; serial is plain AR."
+            help="mulo drafts small, then verifies; draft-only never verifies; zipar overlaps rows; "
+            "jacobi guesses ahead; serial is plain AR."
         ),
     ] = DecoderName.mulo,
     output: Annotated[
@@ -83,8 +84,8 @@ def generate(
     window: Annotated[
         int | None,
         typer.Option(
-            help="mulo: resample islands in lock-step with this ZipAR window; zipar: its window.",
-            show_default="one token a forward; zipar: 4",
+            help="mulo: resample islands in lock-step with this ZipAR window; zipar, jacobi: their window.",
+            show_default="one token a forward; zipar 4, jacobi 16",
         ),
     ] = None,
     draft_window: Annotated[

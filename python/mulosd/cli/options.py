@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from .. import DraftOnly, Engine, MuloSD, SamplingParams, Serial, ZipAR
+    from .. import Engine, SamplingParams
+    from ..engine.decoding import Decoder
 
 
 class DecoderName(str, Enum):
@@ -18,6 +19,7 @@ class DecoderName(str, Enum):
     serial = "serial"
     draft_only = "draft-only"
     zipar = "zipar"
+    jacobi = "jacobi"
 
 
 class Upsampler(str, Enum):
@@ -62,6 +64,7 @@ TAKES = {
     ),
     DecoderName.draft_only: ("scale", "upsampler", "draft_window"),
     DecoderName.zipar: ("window",),
+    DecoderName.jacobi: ("window",),
     DecoderName.serial: (),
 }
 
@@ -75,9 +78,9 @@ ScaleOption = Annotated[
 ]
 
 
-def make_decoder(name: DecoderName, options: dict[str, Any]) -> MuloSD | DraftOnly | Serial | ZipAR:
+def make_decoder(name: DecoderName, options: dict[str, Any]) -> Decoder:
     """A decoder from the options that were given (None: not given); ValueError for one that it does not have."""
-    from .. import DraftOnly, MuloSD, Serial, ZipAR
+    from ..engine.decoding.spec import DECODERS
 
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
@@ -86,9 +89,7 @@ def make_decoder(name: DecoderName, options: dict[str, Any]) -> MuloSD | DraftOn
             raise ValueError(
                 f"--{key.replace('_', '-')} has no meaning for --decoder {name.value}, only for: {owners}; leave it out"
             )
-    classes = {DecoderName.serial: Serial, DecoderName.draft_only: DraftOnly, DecoderName.zipar: ZipAR}
-    decoder: MuloSD | DraftOnly | Serial | ZipAR = classes.get(name, MuloSD)(**given)
-    return decoder
+    return DECODERS[name.value](**given)
 
 
 def make_sampling(engine: Engine, options: dict[str, Any]) -> SamplingParams:
