@@ -142,3 +142,31 @@ def test_interrupted_write_leaves_nothing(run: Run, family: Path, monkeypatch: p
         assert Path("a.png").read_bytes() == b"old"
     else:
         assert "No space left" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "decoder"),
+    [
+        (("--decoder", "zipar", "--window", 2), mulosd.ZipAR(2)),
+        (("--decoder", "jacobi", "--window", 3), mulosd.Jacobi(3)),
+        (("--decoder", "draft-only", "--draft-window", 1), mulosd.DraftOnly(draft_window=1)),
+        (
+            ("--window", 2, "--draft-window", 1, "--refresh", "rows", "--rounds", 2, "--cascade", "--tau", 0.1),
+            mulosd.MuloSD(tau=0.1, window=2, draft_window=1, refresh="rows", rounds=2, cascade=True),
+        ),
+    ],
+    ids=str,
+)
+def test_options_of_each_decoder(run: Run, family: Path, options: tuple[object, ...], decoder: object) -> None:
+    result = run("generate", "pear", "--family", family, "--seed", 3, *options, "--output", "pear.png")
+    assert result.exit_code == 0, result.output
+    made = mulosd.Engine.from_pretrained(family).generate("pear", decoder=decoder, seed=3)  # type: ignore[arg-type]
+    assert np.array_equal(pixels("pear.png"), np.asarray(made.images[0]))
+    text = Image.open("pear.png").text  # type: ignore[attr-defined]
+    assert json.loads(text["settings"]) == made.stats[0].settings
+
+
+def test_an_option_of_another_decoder_is_refused(run: Run, family: Path) -> None:
+    result = run("generate", "pear", "--family", family, "--decoder", "zipar", "--radius", 1)
+    assert result.exit_code == 2
+    assert "--radius has no meaning for --decoder zipar" in " ".join(result.stderr.split())

@@ -242,7 +242,8 @@ def describe(engine: Engine, prompts: Sequence[str], sample: Sample, judge: Judg
 
 def compare(rows: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> None:
     """Add to each row its speed-up over serial, and its differences to serial and draft-only, prompt by prompt."""
-    by_name = {s.decoder.name: (s, row) for s, row in zip(samples, rows, strict=True)}
+    # The first of a name is the one to compare with.
+    by_name = {s.decoder.name: (s, row) for s, row in reversed(list(zip(samples, rows, strict=True)))}
     for sample, row in zip(samples, rows, strict=True):
         if "serial" in by_name:
             serial = by_name["serial"][1]["seconds_per_image"]["median"]
