@@ -177,6 +177,7 @@ class Family:
             # What decides which token a picture gets is not rounded: near codes differ by less than float16 can tell,
             # and an encoder that differs from the one the AR model was trained with speaks another language.
             kept = {k for k in state if name == "tokenizer" and k.startswith(("encoder.", "codebook"))}
+            kept |= {k for k in state if k.endswith("counts")}
             tensors = {k: v if k in kept or not v.is_floating_point() else v.half() for k, v in state.items()}
             path = folder / f"{name}.safetensors"
             save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, path)

@@ -18,13 +18,20 @@ from ...kernels.upsample_pool import nearest_code
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """A latent resampler from a `source` to a `target` grid (side lengths in tokens)."""
+    """A latent resampler from a `source` to a `target` grid (side lengths in tokens).
+
+    With `vocab_size` it counts the codes of the target grid, and among codes that are about equally near prefers the
+    frequent one: `prior` times the log-frequency is added to the cosine. Codes may differ by 1e-5 in cosine, which no
+    regression can tell apart, while the target may know one of them alone in that place.
+    """
 
     source: int
     target: int
     code_dim: int
     channels: int = 128
     blocks: int = 4
+    vocab_size: int = 0
+    prior: float = 5e-4
 
     def __post_init__(self) -> None:
         small, large = sorted((self.source, self.target))
@@ -65,6 +72,8 @@ class RowCausalBlock(nn.Module):
 class LatentResampler(nn.Module):
     """Code vectors on the source grid -> features on the target grid, whose nearest codes are the tokens."""
 
+    counts: Tensor | None
+
     def __init__(self, config: ResamplerConfig) -> None:
         super().__init__()
         self.config = c = config
@@ -74,6 +83,7 @@ class LatentResampler(nn.Module):
         self.enter = nn.Conv2d(c.code_dim if up else wide, c.channels, 1)
         self.blocks = nn.ModuleList(RowCausalBlock(c.channels) for _ in range(c.blocks))
         self.leave = nn.Conv2d(c.channels, wide if up else c.code_dim, 1)
+        self.register_buffer("counts", torch.zeros(c.vocab_size) if c.vocab_size else None)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Code vectors [B, h, w, d] (any number of leading rows of the source grid) -> features [B, h', w', d]."""
@@ -90,4 +100,16 @@ class LatentResampler(nn.Module):
 
     def resample(self, tokens: Tensor, codebook: Tensor) -> Tensor:
         """Tokens [B, h, w] of leading rows -> tokens [B, h', w'] by nearest code of `codebook` [V, d]."""
-        return nearest_code(self(codebook[tokens]).float(), codebook)
+        return self.pick(self(codebook[tokens]), codebook)
+
+    def pick(self, features: Tensor, codebook: Tensor) -> Tensor:
+        """Codes int64 [...] of features [..., d]: the nearest, the more frequent of those that are about as near."""
+        features = features.float()
+        if self.counts is None:
+            return nearest_code(features, codebook)
+        # One more dimension carries the bonus through the same search: [z, 1] . [c, bonus].
+        bonus = self.config.prior * ((self.counts + 0.5) / (self.counts.sum() + 1)).log()
+        unit = F.normalize(features, dim=-1)
+        return nearest_code(
+            torch.cat([unit, torch.ones_like(unit[..., :1])], dim=-1), torch.cat([codebook, bonus[:, None]], dim=-1)
+        )

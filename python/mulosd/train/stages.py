@@ -67,8 +67,9 @@ def model_configs(config: FamilyConfig) -> tuple[TransformerConfig, TextEncoderC
 def resampler_configs(config: FamilyConfig) -> list[ResamplerConfig]:
     """Every latent resampler of the family."""
     section = config.section("upsampler")
-    dim = config.section("tokenizer")["model"]["code_dim"]
-    return [ResamplerConfig(a, b, code_dim=dim, **section["model"]) for a, b in section["pairs"]]
+    tokens = config.section("tokenizer")["model"]
+    sizes = {"code_dim": tokens["code_dim"], "vocab_size": tokens["codebook_size"]}
+    return [ResamplerConfig(a, b, **sizes, **section["model"]) for a, b in section["pairs"]]
 
 
 def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:

@@ -65,7 +65,9 @@ class ResamplerTask(Task):
             logits = z @ codebook.t() / self.temperature
             loss = self.cross_entropy * F.cross_entropy(logits.flatten(0, 2), wanted.flatten())
             loss = loss + self.commitment * ((z - codebook[wanted]) ** 2).sum(-1).mean()
-            predicted = logits.argmax(-1)
+            with torch.no_grad():
+                self.resamplers[pair.name].counts += torch.bincount(wanted.flatten(), minlength=len(codebook))
+                predicted = self.resamplers[pair.name].pick(z.detach(), codebook)
             if self.pixel > 0:
                 out = self.tokenizer.decode_latents(z + (codebook[predicted] - z).detach())
                 loss = loss + self.pixel * ((out - pictures[pair.target]) ** 2).mean()
