@@ -24,6 +24,9 @@ class KVCache:
         c = model.config
         self.model, self.grid = model, grid
         self.slots = c.cond_len + grid * grid
+        # What every token of a position is given; the weights do not change any more.
+        self.position = model.position_embedding(grid).detach()
+        self.rotary = model.rotary(grid)
         self.k: list[Tensor] = []
         self.v: list[Tensor] = []
         # Keys and values of the unconditional prefix by layer, and the logits behind it.

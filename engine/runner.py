@@ -127,7 +127,7 @@ class Group:
         grid = self.cache.grid
         if self.feeds[0].tokens is None:
             return model.embed_prefix(torch.cat([f.lane.features for f in self.feeds]), grid).flatten(0, 1)
-        table = model.position_embedding(grid)
+        table = self.cache.position
         tokens = torch.stack([f.tokens for f in self.feeds if f.tokens is not None])
         cond_len = self.feeds[0].lane.cond_len
         x = self.spread(list(model.tok_embeddings(tokens)))
@@ -140,12 +140,12 @@ class Group:
             x = x + torch.cat([e for e in everywhere if e is not None])
         return x.flatten(0, 1)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotary: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write keys and values, then attend: q, k, v [rows * count, H, D] -> [rows * count, H, D]."""
         rows = slice(self.first_row, self.first_row + self.rows)
         keys, values = self.cache.k[layer][rows], self.cache.v[layer][rows]
         q, k, v = (t.unflatten(0, (self.rows, self.count)) for t in (q, k, v))
-        q = kv_write(q, k, v, self.slots, rotary, keys, values, start=self.start)
+        q = kv_write(q, k, v, self.slots, self.cache.rotary, keys, values, start=self.start)
         o = verify_attention(q, keys, values, self.slots, self.valid, kv_len=self.kv_len, start=self.start)
         return o.flatten(0, 1)
 
@@ -188,14 +188,16 @@ def forward(model: Transformer, feeds: Sequence[Feed]) -> list[Logits | None]:
     """One forward of one model over all tokens of the feeds."""
     groups = grouped(feeds)
     sizes = [g.rows * g.count for g in groups]
-    parts = [g.embed(model) for g in groups]
-    x = (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
-    rotary = {g.cache.grid: model.rotary(g.cache.grid) for g in groups}
+    embedded = [g.embed(model) for g in groups]
+    x = (embedded[0] if len(embedded) == 1 else torch.cat(embedded))[None]
     for layer, block in enumerate(model.blocks):
-        qkv = block.qkv(x)
-        split = zip(*(t[0].split(sizes) for t in qkv), strict=True)
-        outs = [g.attend(layer, q, k, v, rotary[g.cache.grid]) for g, (q, k, v) in zip(groups, split, strict=True)]
-        x = block.finish(x, (outs[0] if len(outs) == 1 else torch.cat(outs))[None])
+        q, k, v = (t[0] for t in block.qkv(x))
+        if len(groups) == 1:
+            out = groups[0].attend(layer, q, k, v)
+        else:
+            parts = zip(groups, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+            out = torch.cat([g.attend(layer, *qkv) for g, *qkv in parts])
+        x = block.finish(x, out[None])
     return select(model, groups, x[0], len(feeds))
 
 

@@ -92,7 +92,7 @@ def test_nearest_code_is_float32_throughout(capability: int) -> None:
     types = pointers | strides | sizes
     built = compile_for(nearest.nearest_code_kernel, capability, types, constants, num_warps=nearest.WARPS)
     assert built.stack == 0
-    assert built.registers <= 168
+    assert built.registers <= 255  # 228 on sm_80: a tile of similarities in registers, two blocks a multiprocessor
     assert not {"HMMA", "HGMMA", "UTCHMMA", "QGMMA"} & set(built.sass)
     needed = nearest.BLOCK_CELLS * nearest.BLOCK_CODES * 16 // (32 * nearest.WARPS)
     assert built.sass["FFMA"] + 2 * built.sass["FFMA2"] >= needed

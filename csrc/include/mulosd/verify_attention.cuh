@@ -19,7 +19,7 @@ constexpr int kAttentionBlocks = 3;  // on a multiprocessor; the plan of the lau
 constexpr int kAttentionAhead = 4;
 
 template <typename T, int N>
-struct alignas(sizeof(T) * N) Pack {
+struct alignas(sizeof(T) * N) Load {
   T v[N];
 };
 
@@ -105,10 +105,10 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks) verify_at
     slot[r] = -1;
     if (active) slot[r] = slots ? static_cast<int>(slots[query * p.slots_stride[1]]) : p.start + query;
     last = slot[r] > last ? slot[r] : last;
-    Pack<T, kVec> pack{};
+    Load<T, kVec> pack{};
     if (active && in_dim) {
       const int64_t head = static_cast<int64_t>(kv_head) * group_size + row % group_size;
-      pack = *reinterpret_cast<const Pack<T, kVec>*>(static_cast<const T*>(p.q) + b * p.q_stride[0] +
+      pack = *reinterpret_cast<const Load<T, kVec>*>(static_cast<const T*>(p.q) + b * p.q_stride[0] +
                                                      query * p.q_stride[1] + head * p.q_stride[2] + part * kVec);
     }
 #pragma unroll
@@ -118,13 +118,13 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks) verify_at
 
   // One step: kAttentionAhead keys of this group of lanes. `see` has bit r set where row r sees the key.
   auto step = [&](const int64_t (&where)[kAttentionAhead], const unsigned (&see)[kAttentionAhead]) {
-    Pack<T, kVec> k[kAttentionAhead], v[kAttentionAhead];
+    Load<T, kVec> k[kAttentionAhead], v[kAttentionAhead];
 #pragma unroll
     for (int a = 0; a < kAttentionAhead; ++a) {
-      k[a] = v[a] = Pack<T, kVec>{};  // what nobody sees is not read: 0 * NaN would be NaN
+      k[a] = v[a] = Load<T, kVec>{};  // what nobody sees is not read: 0 * NaN would be NaN
       if (see[a] != 0 && in_dim) {
-        k[a] = *reinterpret_cast<const Pack<T, kVec>*>(keys + where[a] * p.k_stride[1]);
-        v[a] = *reinterpret_cast<const Pack<T, kVec>*>(values + where[a] * p.v_stride[1]);
+        k[a] = *reinterpret_cast<const Load<T, kVec>*>(keys + where[a] * p.k_stride[1]);
+        v[a] = *reinterpret_cast<const Load<T, kVec>*>(values + where[a] * p.v_stride[1]);
       }
     }
 #pragma unroll
