@@ -11,6 +11,7 @@ Both variants are lossless: the tokens follow the target's distribution exactly.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -74,7 +75,7 @@ class Jacobi(Decoder):
         return Outcome(iterate.tokens.view(grid, grid))
 
 
-class Iteration:
+class Iteration(ABC):
     """Tokens that stand (`done` of them) and guesses behind them."""
 
     def __init__(self, request: Request, lane: Lane) -> None:
@@ -94,13 +95,13 @@ class Iteration:
         [result] = yield [Feed(self.lane, self.tokens[fed.start : fed.stop], fed, role="jacobi")]
         return logits_of(result)
 
+    @abstractmethod
     def guess(self, stop: int) -> None:
         """Fill positions up to `stop` that have no guess yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self, logits: Logits) -> None:
         """Keep the guesses that stand under `logits`, at least one token, and renew the others."""
-        raise NotImplementedError
 
 
 class Coupled(Iteration):
