@@ -32,6 +32,7 @@ class KVCache:
         # Keys and values of the unconditional prefix by layer, and the logits behind it.
         self.null: tuple[list[tuple[Tensor, Tensor]], Tensor] | None = None
         self.used = [False] * max(1, rows)
+        self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._allocate()
 
     @staticmethod
@@ -50,6 +51,16 @@ class KVCache:
             layers[:] = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layers)]
             for new, before in zip(layers, old, strict=False):
                 new[: len(before)] = before
+        self._views.clear()
+
+    def rows(self, first: int, n: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [n, slots, H, D] of adjacent rows, one pair a layer."""
+        key = (first, n)
+        if key not in self._views:
+            self._views[key] = [
+                (k[first : first + n], v[first : first + n]) for k, v in zip(self.k, self.v, strict=True)
+            ]
+        return self._views[key]
 
     def take(self, n: int) -> int:
         """Lend `n` adjacent rows, zeroed; returns the first."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..kernels.kv_write import kv_write
+from ..kernels.kv_write import OP as KV_WRITE
 from ..kernels.local_resample import local_resample
-from ..kernels.verify_attention import verify_attention
+from ..kernels.verify_attention import OP as VERIFY_ATTENTION
 from .lane import Lane
 from .models.transformer import Transformer
 from .sampling import Logits, Noise, SamplingParams
@@ -131,10 +132,11 @@ class Group:
         tokens = torch.stack([f.tokens for f in self.feeds if f.tokens is not None])
         cond_len = self.feeds[0].lane.cond_len
         x = self.spread(list(model.tok_embeddings(tokens)))
-        if self.start is not None:
-            x = x + table[self.start - cond_len : self.kv_len - cond_len]
-        else:
-            x = x + table[self.slots - cond_len]
+        x += (
+            table[self.slots - cond_len]
+            if self.start is None
+            else table[self.start - cond_len : self.kv_len - cond_len]
+        )
         everywhere = [f.lane.everywhere for f in self.feeds]
         if everywhere[0] is not None:
             x = x + torch.cat([e for e in everywhere if e is not None])
@@ -142,12 +144,17 @@ class Group:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write keys and values, then attend: q, k, v [rows * count, H, D] -> [rows * count, H, D]."""
-        rows = slice(self.first_row, self.first_row + self.rows)
-        keys, values = self.cache.k[layer][rows], self.cache.v[layer][rows]
-        q, k, v = (t.unflatten(0, (self.rows, self.count)) for t in (q, k, v))
-        q = kv_write(q, k, v, self.slots, self.cache.rotary, keys, values, start=self.start)
-        o = verify_attention(q, keys, values, self.slots, self.valid, kv_len=self.kv_len, start=self.start)
-        return o.flatten(0, 1)
+        keys, values = self.cache.rows(self.first_row, self.rows)[layer]
+        shape = (self.rows, self.count, *q.shape[1:])
+        q, k, v = q.view(shape), k.view(shape), v.view(shape)
+        # The arguments of both ops fit by construction: they are called past their checks, which cost a fifth of a
+        # step of one token.
+        slots, start = self.slots, self.start
+        q = KV_WRITE(q, None, q, k, v, slots, self.cache.rotary, keys, values, start)
+        o, _ = VERIFY_ATTENTION(
+            q, None, q, keys, values, slots, self.valid, self.kv_len, start, None, None, None, False, None
+        )
+        return cast(Tensor, o).flatten(0, 1)
 
 
 def grouped(feeds: Sequence[Feed]) -> list[Group]:

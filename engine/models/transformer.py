@@ -70,7 +70,10 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer: fused q/k/v projection, attention, SwiGLU with fused gate and up projections."""
+    """One transformer layer: fused q/k/v projection, attention, SwiGLU with fused gate and up projections.
+
+    The weights are used directly: at one token a step the calls of modules cost as much as their small products.
+    """
 
     def __init__(self, dim: int, n_heads: int, head_dim: int, ffn_dim: int, eps: float) -> None:
         super().__init__()
@@ -84,14 +87,15 @@ class Block(nn.Module):
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project the normalised input [B, Q, dim] to q, k, v, each [B, Q, H, D], before rotation."""
-        qkv = self.wqkv(self.attention_norm(x)).unflatten(-1, (3, self.n_heads, self.head_dim))
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        qkv = F.linear(self.attention_norm.forward(x), self.wqkv.weight)
+        q, k, v = qkv.view(*x.shape[:2], 3, self.n_heads, self.head_dim).unbind(2)
+        return q, k, v
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add the attention output [B, Q, H, D] and the feed-forward output to the residual stream [B, Q, dim]."""
-        x = x + self.wo(attended.flatten(-2))
-        gate, up = self.w13(self.ffn_norm(x)).chunk(2, dim=-1)
-        return x + self.w2(F.silu(gate) * up)
+        x = x + F.linear(attended.flatten(-2), self.wo.weight)
+        gate, up = F.linear(self.ffn_norm.forward(x), self.w13.weight).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, self.w2.weight)
 
 
 class Transformer(nn.Module):

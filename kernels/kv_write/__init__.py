@@ -7,7 +7,8 @@ from torch import Tensor
 from ..registry import Op
 from .reference import kv_write_reference
 
-_OP = Op(
+# Called with the arguments of the reference, it skips the checks of the function below.
+OP = Op(
     "kv_write",
     kv_write_reference,
     schema="(Tensor q, Tensor k, Tensor v, Tensor slots, Tensor? rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, "
@@ -74,4 +75,4 @@ def kv_write(
         last = size if rotary is None else min(size, rotary.shape[0])
         if not 0 <= start <= last - queries:
             raise ValueError(f"start must be in [0, {last - queries}] for {queries} tokens, got {start}")
-    return _OP(q, backend, q, k, v, slots, rotary, k_cache, v_cache, start)
+    return OP(q, backend, q, k, v, slots, rotary, k_cache, v_cache, start)

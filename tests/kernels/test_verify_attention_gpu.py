@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mulosd.kernels import masks, verify_attention
-from mulosd.kernels.verify_attention import _OP, flash, verify_attention_reference
+from mulosd.kernels.verify_attention import OP, flash, verify_attention_reference
 
 pytestmark = pytest.mark.gpu
 
@@ -16,7 +16,7 @@ ROWS = {"triton": (1, 4, 24, 70, 200), "cuda": (1, 4)}
 
 
 def need(backend: str) -> None:
-    reason = _OP.unusable(backend)
+    reason = OP.unusable(backend)
     if reason is not None:
         pytest.skip(reason)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from mulosd.data.scenes import Scene
 from mulosd.engine.decoding import MuloSD, Serial
 from mulosd.engine.engine import Engine
+from mulosd.engine.family import Family
 from mulosd.train.ar import ARTask
 from mulosd.train.captions import CaptionsTask, raster_order
 from mulosd.train.config import FamilyConfig
@@ -50,6 +51,20 @@ def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
     run_stage("ar", further, tmp_path / "second", steps=20)
     second = [json.loads(line) for line in (tmp_path / "second" / "ar.jsonl").read_text().splitlines()]
     assert second[-1]["step"] == 20 and second[0]["loss"] < log[0]["loss"]
+    values["ar"]["grids"] = [*values["ar"]["grids"], 24]
+    values["ar"]["phases"] = [{"until": 100, "shares": {24: 1.0}, "batch": {24: 2}}]
+    further.write_text(yaml.safe_dump(values, sort_keys=False))
+    task = build_task("ar", further_config := FamilyConfig.load(further), tmp_path / "grown")
+    old, new = Family.load(folder).ar, task.ar
+    assert further_config.values["init"] == str(folder)
+    tokens = torch.randint(old.config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
+    cond = torch.randn(1, old.config.cond_len, old.config.cond_dim)
+    torch.testing.assert_close(new(cond, tokens, 8), old(cond, tokens, 8))
+    # The corners of the new grid are those of the largest old one.
+    largest, added = old.row_embeddings[-1].weight, new.row_embeddings[-1].weight
+    torch.testing.assert_close(added[[0, -1]], largest[[0, -1]])
+    assert len(added) == 24
+
     values["data"]["backgrounds"] = {"black": [0, 0, 0]}
     further.write_text(yaml.safe_dump(values, sort_keys=False))
     with pytest.raises(ValueError, match="other words"):

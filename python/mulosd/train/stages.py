@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engine.family import Family, new_folder
@@ -117,16 +119,37 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
 def start_from(family: Family, task: ARTask, *, text: bool = True) -> None:
     """Start the AR model, and with `text` the text encoder, from those of a family of the same sizes and vocabulary.
 
+    The family may lack grids of the training file: their positions start from those of its largest grid.
+
     Raises:
         ValueError: the family's sizes or words differ from the training file's.
     """
     if family.vocabulary.to_dict() != task.vocabulary.to_dict():
         raise ValueError(f"init: family {family.name!r} has other words than this training file")
-    if family.ar.config != task.ar.config or (text and family.text.config != task.text.config):
+    old, new = family.ar.config, task.ar.config
+    missing = set(old.grids) - set(new.grids)
+    if replace(old, grids=new.grids) != new or missing or (text and family.text.config != task.text.config):
         raise ValueError(f"init: family {family.name!r} has other sizes than this training file: {family.ar.config}")
-    task.ar.load_state_dict(family.ar.state_dict())
+    task.ar.load_state_dict(with_grids(family.ar.state_dict(), old.grids, new.grids))
     if text:
         task.text.load_state_dict(family.text.state_dict())
+
+
+def with_grids(state: dict[str, Tensor], old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Tensor]:
+    """Weights of a transformer on the grids `old` as weights on the grids `new`, a superset.
+
+    The embeddings of a grid that is new are those of the largest old one, its rows and columns stretched linearly.
+    """
+    largest = old.index(max(old))
+    grown = {k: v for k, v in state.items() if not k.startswith(("grid_embedding.", "row_embed", "col_embed"))}
+    source = [old.index(g) if g in old else largest for g in new]
+    grown["grid_embedding.weight"] = state["grid_embedding.weight"][source]
+    for i, (grid, j) in enumerate(zip(new, source, strict=True)):
+        for axis in ("row", "col"):
+            weight = state[f"{axis}_embeddings.{j}.weight"]
+            stretched = F.interpolate(weight.T[None], size=grid, mode="linear", align_corners=False)[0].T
+            grown[f"{axis}_embeddings.{i}.weight"] = weight if grid == old[j] else stretched.contiguous()
+    return grown
 
 
 def run_stage(
