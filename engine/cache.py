@@ -5,10 +5,15 @@ Slot = condition length + raster position, always: a rejected token is overwritt
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from .models.transformer import Transformer
+
+if TYPE_CHECKING:
+    from .static_step import StaticStep
 
 
 class KVCache:
@@ -33,6 +38,9 @@ class KVCache:
         self.null: tuple[list[tuple[Tensor, Tensor]], Tensor] | None = None
         self.used = [False] * max(1, rows)
         self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        # Steps of fixed shapes by (tokens a row, keys, masked, logits); they hold the addresses of this cache.
+        self.steps: dict[tuple[int, int, bool, bool], StaticStep] = {}
+        self._pool: Any = None
         self._allocate()
 
     @staticmethod
@@ -52,6 +60,18 @@ class KVCache:
             for new, before in zip(layers, old, strict=False):
                 new[: len(before)] = before
         self._views.clear()
+        self.steps.clear()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the keys and values lie."""
+        return self.position.device
+
+    def graph_pool(self) -> Any:
+        """The memory pool that the CUDA graphs of this cache share: they never run at the same time."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
 
     def rows(self, first: int, n: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [n, slots, H, D] of adjacent rows, one pair a layer."""

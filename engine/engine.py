@@ -115,10 +115,15 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, family: str | Path = "emoji", *, device: str = "cpu", dtype: str | torch.dtype = "float32"
+        cls,
+        family: str | Path = "emoji",
+        *,
+        device: str = "cpu",
+        dtype: str | torch.dtype = "float32",
+        config: SchedulerConfig | None = None,
     ) -> Engine:
         """Load a bundled family by name, or a family folder; ValueError lists what there is."""
-        return cls(Family.load(family), device=device, dtype=dtype)
+        return cls(Family.load(family), device=device, dtype=dtype, config=config)
 
     def check_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Warnings for words that the family does not know; ValueError for prompts that ask for nothing."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from .cache import KVCache
 from .events import Preview
 from .family import Family
+from .feed import Draw, Feed, Result
 from .lane import Lane
-from .runner import Draw, Feed, Result, sample
+from .runner import sample
 from .sampling import Logits, Noise, Purpose, SamplingParams
 from .stats import Recorder
 

@@ -8,7 +8,6 @@ have the same number of tokens and lie in adjacent rows of one cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -17,67 +16,10 @@ from torch import Tensor
 from ..kernels.kv_write import OP as KV_WRITE
 from ..kernels.local_resample import local_resample
 from ..kernels.verify_attention import OP as VERIFY_ATTENTION
-from .lane import Lane
+from .feed import Feed, Result
 from .models.transformer import Transformer
 from .sampling import Logits, Noise, SamplingParams
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Sample a token from each of the logits that a feed returns.
-
-    Args:
-        noise: of the request and the purpose.
-        positions: raster positions of the tokens to sample, one for each row of logits.
-        params: how.
-    """
-
-    noise: Noise
-    positions: Sequence[int]
-    params: SamplingParams
-
-
-@dataclass(frozen=True)
-class Feed:
-    """Tokens of one lane to run through the model; their keys and values overwrite what stood at their slots.
-
-    Args:
-        lane: whose.
-        tokens: int64 [n], or None for the condition prefix, which every lane is fed first.
-        positions: raster positions of the tokens; a `range` of step 1 needs no mask.
-        logits: "all" for the logits that follow each token, "last" for those after the last one, "none" to write the
-            cache only, or the indices of the tokens whose logits are wanted.
-        role: what the tokens are counted as.
-        draw: sample from the logits in the same call.
-    """
-
-    lane: Lane
-    tokens: Tensor | None
-    positions: Sequence[int] = range(0)
-    logits: str | Sequence[int] = "all"
-    role: str = "serial"
-    draw: Draw | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of tokens fed."""
-        return self.lane.cond_len if self.tokens is None else len(self.positions)
-
-    def wanted(self) -> Sequence[int]:
-        """Indices of the tokens whose logits are wanted."""
-        if self.tokens is None or self.logits == "last":
-            return [self.count - 1]
-        if isinstance(self.logits, str):
-            return range(self.count) if self.logits == "all" else []
-        return self.logits
-
-
-@dataclass(frozen=True)
-class Result:
-    """Logits float32 [n, V] of both branches, and the tokens int64 [n] drawn from them; None where not asked for."""
-
-    logits: Logits | None
-    tokens: Tensor | None
+from .static_step import StaticStep, key_of
 
 
 class Group:
@@ -177,18 +119,37 @@ def grouped(feeds: Sequence[Feed]) -> list[Group]:
     return [Group(g) for g in groups]
 
 
-def run(feeds: Sequence[Feed]) -> list[Result]:
-    """Run feeds, each of another lane, and return a result for each, in order."""
+def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:
+    """Run feeds, each of another lane, and return a result for each, in order.
+
+    Args:
+        static: use steps of fixed shapes, which CUDA graphs replay; None is on a GPU only.
+    """
     results: list[Result] = [Result(None, None)] * len(feeds)
     by_model: dict[int, list[int]] = {}
     for i, feed in enumerate(feeds):
         by_model.setdefault(id(feed.lane.cache.model), []).append(i)
     for indices in by_model.values():
         part = [feeds[i] for i in indices]
-        for i, logits in zip(indices, forward(part[0].lane.cache.model, part), strict=True):
+        step = static_step(part, static)
+        found = forward(part[0].lane.cache.model, part) if step is None else step.run(part)
+        for i, logits in zip(indices, found, strict=True):
             results[i] = Result(logits, None)
     draw(feeds, results)
     return results
+
+
+def static_step(feeds: Sequence[Feed], wanted: bool | None) -> StaticStep | None:
+    """The step of a fixed shape that serves these feeds, if one does and is wanted."""
+    cache = feeds[0].lane.cache
+    if wanted is False or (wanted is None and cache.device.type != "cuda"):
+        return None
+    key = key_of(feeds)
+    if key is None:
+        return None
+    if key not in cache.steps:
+        cache.steps[key] = StaticStep(cache, *key)
+    return cache.steps[key]
 
 
 def forward(model: Transformer, feeds: Sequence[Feed]) -> list[Logits | None]:

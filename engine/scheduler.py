@@ -12,8 +12,9 @@ from .cache import KVCache
 from .decoding.base import Decoder, Plan
 from .events import Event, Failed, Finished, Preview
 from .family import Family
+from .feed import Feed, Result
 from .request import Request
-from .runner import Feed, Result, run
+from .runner import run
 from .sampling import Logits
 
 
@@ -25,11 +26,14 @@ class SchedulerConfig:
         max_running: requests under way at a time.
         kv_budget: bytes of KV cache; None is no limit.
         max_tokens: tokens in one forward, of one branch; longer feeds are cut, the rest of the requests wait a step.
+        static: run steps of fixed shapes where they serve, which CUDA graphs replay; None is on a GPU only. On a CPU
+            they give the same tokens, a little slower.
     """
 
     max_running: int = 8
     kv_budget: int | None = None
     max_tokens: int = 1024
+    static: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_tokens"):
@@ -204,7 +208,7 @@ class Scheduler:
         if not turn:
             return []
         try:
-            results = run([feed for _, feed in turn])
+            results = run([feed for _, feed in turn], self.config.static)
         except Exception as error:
             return [error] if len(turn) == 1 else [self._run([one])[0] for one in turn]
         for (active, feed), result in zip(turn, results, strict=True):

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..family import Family
+from ..feed import Feed, Result
 from ..request import Request
-from ..runner import Feed, Result
 
 
 @dataclass(frozen=True)

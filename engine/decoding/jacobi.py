@@ -22,9 +22,9 @@ from torch import Tensor
 from ...kernels import philox
 from ...kernels.sampling import processed_logits
 from ..family import Family
+from ..feed import Feed, Result
 from ..lane import Lane
 from ..request import Request, logits_of, prefix
-from ..runner import Feed, Result
 from ..sampling import Logits, Purpose
 from .base import Decoder, Outcome, Plan
 

@@ -12,9 +12,9 @@ from collections.abc import Generator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..feed import Feed, Result
 from ..lane import Lane
 from ..request import Request
-from ..runner import Feed, Result
 from ..sampling import Logits, Noise
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..events import Preview
 from ..family import Family
+from ..feed import Feed, Result
 from ..request import Request, Steps, prefix
-from ..runner import Feed, Result
 from ..sampling import Purpose
 from ..upsampling import check_upsampler, downsample, upsample
 from .base import Decoder, Plan

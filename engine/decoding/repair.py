@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...kernels.expand_islands import expand_islands
 from ...kernels.upsample_pool import neighbours
+from ..feed import Feed, Result
 from ..lane import Lane
 from ..request import Request, Steps, logits_of, prefix
-from ..runner import Feed, Result
 from ..sampling import Logits, Purpose, verify
 from .base import Outcome
 from .lockstep import draw_steps, steps_of

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..family import Family
+from ..feed import Feed
 from ..lane import Lane
 from ..request import Request, Steps, prefix
-from ..runner import Feed
 from ..sampling import Logits, Noise, Purpose
 from .base import Decoder, Outcome, Plan
 

@@ -13,9 +13,10 @@ from mulosd.engine.decoding.drafting import window_steps
 from mulosd.engine.decoding.lockstep import steps_of, surrogate
 from mulosd.engine.decoding.repair import Repair
 from mulosd.engine.engine import Engine
+from mulosd.engine.feed import Feed
 from mulosd.engine.lane import Lane
 from mulosd.engine.request import Request, prefix
-from mulosd.engine.runner import Feed, run
+from mulosd.engine.runner import run
 from mulosd.engine.sampling import Purpose, SamplingParams
 from mulosd.kernels.expand_islands import expand_islands
 

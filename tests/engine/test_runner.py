@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mulosd.engine.cache import KVCache
 from mulosd.engine.engine import Engine
+from mulosd.engine.feed import Draw, Feed, Result
 from mulosd.engine.lane import Lane
 from mulosd.engine.request import prefix
-from mulosd.engine.runner import Draw, Feed, Result, run
+from mulosd.engine.runner import run
 from mulosd.engine.sampling import Logits, Noise, Purpose, SamplingParams
 
 PROMPTS = ["apple", "blue pear", "red"]

@@ -11,8 +11,8 @@ from mulosd.engine.decoding import Decoder, DraftOnly, MuloSD, Serial, ZipAR
 from mulosd.engine.decoding.base import Plan
 from mulosd.engine.engine import Engine
 from mulosd.engine.events import Event, Failed, Finished, Preview
+from mulosd.engine.feed import Feed
 from mulosd.engine.request import Request, prefix
-from mulosd.engine.runner import Feed
 from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.scheduler import Scheduler, SchedulerConfig
 

@@ -1,0 +1,69 @@
+"""What a decoder asks of the runner, and what it gets: tokens to feed at slots, logits, tokens drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .lane import Lane
+from .sampling import Logits, Noise, SamplingParams
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Sample a token from each of the logits that a feed returns.
+
+    Args:
+        noise: of the request and the purpose.
+        positions: raster positions of the tokens to sample, one for each row of logits.
+        params: how.
+    """
+
+    noise: Noise
+    positions: Sequence[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Tokens of one lane to run through the model; their keys and values overwrite what stood at their slots.
+
+    Args:
+        lane: whose.
+        tokens: int64 [n], or None for the condition prefix, which every lane is fed first.
+        positions: raster positions of the tokens; a `range` of step 1 needs no mask.
+        logits: "all" for the logits that follow each token, "last" for those after the last one, "none" to write the
+            cache only, or the indices of the tokens whose logits are wanted.
+        role: what the tokens are counted as.
+        draw: sample from the logits in the same call.
+    """
+
+    lane: Lane
+    tokens: Tensor | None
+    positions: Sequence[int] = range(0)
+    logits: str | Sequence[int] = "all"
+    role: str = "serial"
+    draw: Draw | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of tokens fed."""
+        return self.lane.cond_len if self.tokens is None else len(self.positions)
+
+    def wanted(self) -> Sequence[int]:
+        """Indices of the tokens whose logits are wanted."""
+        if self.tokens is None or self.logits == "last":
+            return [self.count - 1]
+        if isinstance(self.logits, str):
+            return range(self.count) if self.logits == "all" else []
+        return self.logits
+
+
+@dataclass(frozen=True)
+class Result:
+    """Logits float32 [n, V] of both branches, and the tokens int64 [n] drawn from them; None where not asked for."""
+
+    logits: Logits | None
+    tokens: Tensor | None

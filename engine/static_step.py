@@ -1,0 +1,148 @@
+"""Forwards of fixed shapes over buffers of fixed addresses, which a CUDA graph can replay.
+
+A step of one token is a hundred small kernels: on a GPU their launches take longer than their work. A `StaticStep` runs
+every row of a cache, padded to a bucket of tokens and of keys, so that a handful of shapes serves a whole generation
+and each is captured once. Padding writes nothing, attends to nothing, and is not returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..kernels.kv_write import OP as KV_WRITE
+from ..kernels.verify_attention import OP as VERIFY_ATTENTION
+from .cache import KVCache
+from .feed import Feed
+from .lane import Lane
+from .sampling import Logits
+
+# Keys are counted in buckets of this many slots: attention is told of more keys than there are, and masks them.
+KEYS = 256
+
+
+def bucket(count: int) -> int:
+    """The number of tokens a row that `count` is padded to: the next power of two."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def key_of(feeds: Sequence[Feed]) -> tuple[int, int, bool, bool] | None:
+    """(tokens a row, keys, whether slots are masked, whether logits are wanted) of one step for all feeds.
+
+    None: no step of a fixed shape serves them, for they feed a prefix or lie in more than one cache or bucket.
+    """
+    cache = feeds[0].lane.cache
+    count = bucket(feeds[0].count)
+    for feed in feeds:
+        if feed.tokens is None or feed.lane.cache is not cache or bucket(feed.count) != count:
+            return None
+    last = max(max(feed.positions) for feed in feeds) + 1 + feeds[0].lane.cond_len
+    keys = min(cache.slots, -(-last // KEYS) * KEYS)
+    masked = any(feed.lane.valid is not None for feed in feeds)
+    return count, keys, masked, any(len(feed.wanted()) for feed in feeds)
+
+
+class StaticStep:
+    """One forward of all rows of a cache at one shape.
+
+    Args:
+        cache: the keys and values; while it does not grow, their addresses stay.
+        count: tokens a row.
+        keys: slots that attention reads.
+        masked: whether some slots may be invalid.
+        logits: whether the output head runs.
+    """
+
+    def __init__(self, cache: KVCache, count: int, keys: int, masked: bool, logits: bool) -> None:
+        c, device = cache.model.config, cache.device
+        rows = len(cache.used)
+        self.cache, self.count, self.keys, self.logits = cache, count, keys, logits
+        self.tokens = torch.zeros(rows, count, dtype=torch.int64, device=device)
+        self.slots = torch.full((rows, count), -1, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.valid = torch.ones(rows, cache.slots, dtype=torch.bool, device=device) if masked else None
+        self.everywhere: Tensor | None = None
+        if cache.model.global_proj is not None:
+            self.everywhere = torch.zeros(rows, 1, c.dim, dtype=cache.position.dtype, device=device)
+        self.lanes: list[Lane] = []
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.out: Tensor | None = None
+
+    def run(self, feeds: Sequence[Feed]) -> list[Logits | None]:
+        """Run feeds, each of another lane, that `key_of` gave this step's key."""
+        if self.cache.device.type == "cuda" and self.graph is None:
+            self.capture()
+        self.fill(feeds)
+        if self.graph is None:
+            self.out = self.body()
+        else:
+            self.graph.replay()
+        return [self.result(feed) for feed in feeds]
+
+    def capture(self) -> None:
+        """Record the step. Every row is still padding, so that nothing is written."""
+        # Kernels are compiled, and libraries take their workspaces, before anything is recorded.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.body()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.cache.graph_pool()):
+            self.out = self.body()
+        self.graph = graph
+
+    def fill(self, feeds: Sequence[Feed]) -> None:
+        """Write what the feeds say into the buffers; rows without a feed become padding."""
+        # Slots and counts are made on the host: one copy each, whatever the number of feeds. The copies are from
+        # pageable memory, which may be reused at once.
+        rows = len(self.cache.used)
+        slots = torch.full((rows, self.count), -1, dtype=torch.int64)
+        counts = torch.zeros(rows, dtype=torch.int32)
+        for feed in feeds:
+            row = slice(feed.lane.first_row, feed.lane.first_row + feed.lane.branches)
+            slots[row, : feed.count] = torch.tensor(feed.positions) + feed.lane.cond_len
+            counts[row] = feed.count
+            self.tokens[row, : feed.count] = cast(Tensor, feed.tokens)
+            if self.valid is not None:
+                self.valid[row] = True if feed.lane.valid is None else feed.lane.valid
+        self.slots.copy_(slots)
+        self.counts.copy_(counts)
+        lanes = [feed.lane for feed in feeds]
+        if self.everywhere is not None and lanes != self.lanes:
+            for feed in feeds:
+                row = slice(feed.lane.first_row, feed.lane.first_row + feed.lane.branches)
+                self.everywhere[row] = cast(Tensor, feed.lane.everywhere)
+        self.lanes = lanes
+
+    def body(self) -> Tensor | None:
+        """Logits float32 [rows, count, V] from what the buffers hold; no step of it waits for the device."""
+        model, cond_len = self.cache.model, self.cache.model.config.cond_len
+        x = model.tok_embeddings(self.tokens) + self.cache.position[(self.slots - cond_len).clamp(min=0)]
+        if self.everywhere is not None:
+            x = x + self.everywhere
+        for block, keys, values in zip(model.blocks, self.cache.k, self.cache.v, strict=True):
+            q, k, v = block.qkv(x)
+            q = KV_WRITE(q, None, q, k, v, self.slots, self.cache.rotary, keys, values, None)
+            o, _ = VERIFY_ATTENTION(
+                q, None, q, keys, values, self.slots, self.valid, self.keys, None, None, None, self.counts, False, None
+            )
+            x = block.finish(x, o)
+        return model.logits(x) if self.logits else None
+
+    def result(self, feed: Feed) -> Logits | None:
+        """A copy of the logits that a feed asked for: the next run overwrites those of this one."""
+        wanted = feed.wanted()
+        if not len(wanted) or self.out is None:
+            return None
+        row = feed.lane.first_row
+        if isinstance(wanted, range):
+            both = self.out[row : row + feed.lane.branches, wanted.start : wanted.stop].clone()
+        else:
+            index = torch.tensor(wanted, device=self.out.device)
+            both = self.out[row : row + feed.lane.branches, index]
+        return Logits(both[0], both[1] if feed.lane.guided else None)

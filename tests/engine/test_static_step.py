@@ -1,0 +1,124 @@
+"""Steps of fixed shapes against the forward that they stand in for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from mulosd.engine.decoding import Decoder, Jacobi, MuloSD, Serial, ZipAR
+from mulosd.engine.engine import Engine
+from mulosd.engine.feed import Feed
+from mulosd.engine.random_family import random_family
+from mulosd.engine.runner import run
+from mulosd.engine.sampling import SamplingParams
+from mulosd.engine.scheduler import SchedulerConfig
+from mulosd.engine.static_step import bucket, key_of
+
+from .conftest import PROMPTS
+from .test_runner import Case, close
+
+DECODERS: list[Decoder] = [
+    Serial(),
+    ZipAR(window=3),
+    Jacobi(),
+    MuloSD(tau=0.05, radius=1, pool=3),
+    MuloSD(2, tau=0.2, radius=1, pool=3, window=2, draft_window=2, refresh="full", rounds=2),
+    MuloSD(2, tau=0.05, radius=1, pool=3, rows_per_cycle=2),
+]
+
+
+@pytest.fixture(scope="module")
+def fixed() -> Engine:
+    """The tiny family on steps of fixed shapes."""
+    return Engine(random_family(), config=SchedulerConfig(static=True))
+
+
+def test_buckets_are_the_powers_of_two() -> None:
+    assert [bucket(n) for n in (1, 2, 3, 4, 5, 63, 64, 65)] == [1, 2, 4, 4, 8, 64, 64, 128]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("positions", [[0], [5, 6, 7], [9, 2, 30, 11, 4], list(range(64))])
+def test_logits_and_cache_are_those_of_the_forward(engine: Engine, positions: list[int]) -> None:
+    """Three lanes, one unguided, one in other columns, and one that sits out: its row stays as it is."""
+    cases = [Case(engine, guided=(True, False, True)) for _ in range(2)]
+    results = []
+    for case, static in zip(cases, (False, True), strict=True):
+        for i in range(3):
+            run([case.feed(i, range(40))], static=False)
+        case.lanes[0].hide([1, 3])
+        results.append(run([case.feed(0, positions), case.feed(1, positions[::-1], logits="last")], static=static))
+    assert len(cases[1].cache.steps) == 1
+    for plain, fixed in zip(*results, strict=True):
+        assert plain.logits is not None and fixed.logits is not None
+        assert close(fixed.logits.cond, plain.logits.cond)
+        assert (fixed.logits.uncond is None) == (plain.logits.uncond is None)
+        if plain.logits.uncond is not None and fixed.logits.uncond is not None:
+            assert close(fixed.logits.uncond, plain.logits.uncond)
+    for plain, fixed in zip(cases[0].cache.k + cases[0].cache.v, cases[1].cache.k + cases[1].cache.v, strict=True):
+        assert close(fixed, plain)
+
+
+@torch.inference_mode()
+def test_a_step_forgets_the_lanes_that_it_served(engine: Engine) -> None:
+    """A new lane in the rows of an old one is given its own condition, not the old one's."""
+    case = Case(engine)
+    run([case.feed(0, [0])], static=True)
+    case.lanes[0].close()
+    other = Case(engine, guided=(True, True, True))
+    lane = other.lanes[1]
+    lane.cache, lane.first_row = case.cache, case.cache.take(2)
+    [static] = run([Feed(lane, other.tokens[1][:1], range(1))], static=True)
+    [plain] = run([Feed(lane, other.tokens[1][:1], range(1))], static=False)
+    assert static.logits is not None and plain.logits is not None
+    assert close(static.logits.cond, plain.logits.cond)
+
+
+def test_what_no_fixed_shape_serves(engine: Engine) -> None:
+    case, other = Case(engine), Case(engine)
+    assert key_of([Feed(case.lanes[0], None)]) is None
+    assert key_of([case.feed(0, [1]), case.feed(1, [1, 2])]) is None
+    assert key_of([case.feed(0, [1]), other.feed(1, [1])]) is None
+    assert key_of([case.feed(0, [1, 2, 3]), case.feed(1, [4, 5, 6, 7])]) == (4, 68, False, True)
+    assert key_of([case.feed(0, [1], logits="none")]) == (1, 68, False, False)
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=lambda d: d.name)
+def test_every_decoder_draws_the_same_tokens(
+    engine: Engine, fixed: Engine, decoder: Decoder, sampling: SamplingParams
+) -> None:
+    def tokens(of: Engine, prompts: Sequence[str]) -> torch.Tensor:
+        return of.generate(prompts, decoder=decoder, sampling=sampling, seed=3).tokens
+
+    assert torch.equal(tokens(fixed, PROMPTS), tokens(engine, PROMPTS))
+    assert fixed.caches[8].steps
+
+
+def test_requests_of_all_decoders_in_flight(engine: Engine) -> None:
+    """They join and leave, the caches grow, and each still draws what it draws alone."""
+    mixed = Engine(random_family(), config=SchedulerConfig(static=True))
+    numbers, updates = {}, []
+    for i, decoder in enumerate(DECODERS):
+        numbers[mixed.add_request(PROMPTS[i % 3], decoder=decoder, seed=i)] = i
+        for _ in range(5):
+            updates += mixed.step()
+    while mixed.busy:
+        updates += mixed.step()
+    done = {u.request: u.tokens for u in updates if u.kind == "final"}
+    for number, i in numbers.items():
+        alone = engine.generate(PROMPTS[i % 3], decoder=DECODERS[i], seed=i).tokens
+        tokens = done[number]
+        assert tokens is not None and torch.equal(tokens.view_as(alone), alone), DECODERS[i]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decoder", DECODERS, ids=lambda d: d.name)
+def test_graphs_draw_the_tokens_of_eager_steps(decoder: Decoder) -> None:
+    eager = Engine(random_family(), device="cuda", config=SchedulerConfig(static=False))
+    graphs = Engine(random_family(), device="cuda")
+    for seed in range(2):  # the second image replays what the first captured
+        expected = eager.generate(PROMPTS, decoder=decoder, seed=seed).tokens
+        assert torch.equal(graphs.generate(PROMPTS, decoder=decoder, seed=seed).tokens, expected)
+    assert all(step.graph is not None for step in graphs.caches[8].steps.values())
