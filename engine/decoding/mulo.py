@@ -6,6 +6,7 @@ attention; there is no residual distribution.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -45,6 +46,8 @@ class MuloSD(Decoder):
             complete rows) or "full".
         rounds: how often the grid is verified and repaired.
         cascade: go through the grids between the drafter's and the target's, each verified and repaired.
+        entropy_tau: lowers tau where the target is unsure, to `tau * exp(-entropy_tau * entropy in nats)`.
+        entropy_radius: cells that the radius grows by for each nat of entropy at the rejected token; may be negative.
     """
 
     name: ClassVar[str] = "mulo"
@@ -60,6 +63,8 @@ class MuloSD(Decoder):
     refresh: str = "none"
     rounds: int = 1
     cascade: bool = False
+    entropy_tau: float = 0.0
+    entropy_radius: float = 0.0
 
     def __post_init__(self) -> None:
         check_upsampler(self.upsampler)
@@ -81,6 +86,10 @@ class MuloSD(Decoder):
             raise ValueError(f"there is no refresh {self.refresh!r}; choose one of {', '.join(REFRESHES)}")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if not 0 <= self.entropy_tau < math.inf:
+            raise ValueError(f"entropy_tau must be 0 (a fixed tau) or more, got {self.entropy_tau}")
+        if not math.isfinite(self.entropy_radius):
+            raise ValueError(f"entropy_radius must be a finite number of cells a nat, got {self.entropy_radius}")
         if self.cascade and self.rows_per_cycle is not None:
             raise ValueError("a cascade works in one shot: leave rows_per_cycle out")
 

@@ -14,6 +14,7 @@ from ..feed import Feed, Result
 from ..lane import Lane
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Logits, Purpose, verify
+from .adaptive import entropy, spread, thresholds
 from .base import Outcome
 from .lockstep import draw_steps, steps_of
 
@@ -41,6 +42,8 @@ class Repair:
         self.tokens = torch.zeros(grid * grid, dtype=torch.int64, device=device)
         self.rejected = torch.zeros(grid, grid, dtype=torch.bool, device=device)
         self.resampled = torch.zeros_like(self.rejected)
+        self.adaptive = decoder.entropy_tau != 0 or decoder.entropy_radius != 0
+        self.entropies = torch.zeros(self.rejected.shape, device=device)
         self.islands = 0
         self.depth = 0
         self.table = neighbours(request.family.tokenizer.codebook, decoder.pool or 1)
@@ -104,7 +107,11 @@ class Repair:
             logits = Logits.cat([logits, logits_of(result)])
         tau = 1.0 if self.decoder.tau is None else self.decoder.tau
         verdict = verify(logits, self.tokens[start:stop], self.table, tau, self.request.sampling)
-        self.rejected[top:bottom] = ~verdict.accept.view(-1, self.grid)
+        accept = verdict.accept
+        if self.adaptive:
+            self.entropies[top:bottom] = entropy(logits, self.request.sampling).view(-1, self.grid)
+            accept = verdict.mass >= thresholds(tau, self.entropies[top:bottom].flatten(), self.decoder.entropy_tau)
+        self.rejected[top:bottom] = ~accept.view(-1, self.grid)
         self.recorder.report("verify", stop, self.grid**2)
         return logits
 
@@ -115,6 +122,9 @@ class Repair:
         radius = 0 if self.decoder.rejection == "naive" else self.decoder.radius or 0
         if self.decoder.rejection == "raster":
             rejected = (rejected.flatten().long().cumsum(dim=0) > 0).view_as(rejected)
+            radius = 0
+        elif self.decoder.rejection == "local" and self.decoder.entropy_radius:
+            rejected = spread(rejected, self.entropies[top:bottom], radius, self.decoder.entropy_radius)
             radius = 0
         found = expand_islands(rejected[None], radius, window)
         steps = steps_of(found.order[0])

@@ -102,6 +102,13 @@ def generate(
         bool | None,
         typer.Option("--cascade", help="Go through the grids in between, each verified.", show_default="off"),
     ] = None,
+    entropy_tau: Annotated[
+        float | None,
+        typer.Option(help="Lower tau by exp(-this x entropy) where the target is unsure.", show_default="0"),
+    ] = None,
+    entropy_radius: Annotated[
+        float | None, typer.Option(help="Cells of radius more for each nat of entropy.", show_default="0")
+    ] = None,
     cfg_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 is off.", show_default="family")
     ] = None,
@@ -143,6 +150,8 @@ def generate(
             "refresh": refresh and refresh.value,
             "rounds": rounds,
             "cascade": cascade,
+            "entropy_tau": entropy_tau,
+            "entropy_radius": entropy_radius,
         },
     )
 

@@ -61,6 +61,8 @@ TAKES = {
         "refresh",
         "rounds",
         "cascade",
+        "entropy_tau",
+        "entropy_radius",
     ),
     DecoderName.draft_only: ("scale", "upsampler", "draft_window"),
     DecoderName.zipar: ("window",),
