@@ -19,7 +19,7 @@ from ..sampling import Logits, Noise
 
 
 def steps_of(order: Tensor) -> list[list[int]]:
-    """Positions by step, ascending within a step, of an order map int [H, W] (-1 = none). One read of the device."""
+    """Positions by step, ascending within a step, of an order map int [H, W] (-1 = none)."""
     flat = order.flatten().tolist()
     steps: list[list[int]] = [[] for _ in range(max(flat, default=-1) + 1)]
     for position, step in enumerate(flat):

@@ -127,17 +127,18 @@ class Repair:
             rejected = spread(rejected, self.entropies[top:bottom], radius, self.decoder.entropy_radius)
             radius = 0
         found = expand_islands(rejected[None], radius, window)
-        steps = steps_of(found.order[0])
+        # The one read of the device in a round; what follows is planned on the host.
+        order, labels = torch.stack((found.order[0], found.labels[0])).cpu()
+        steps, expanded = steps_of(order), found.expanded[0]
         if window is not None and steps:
             # When repairing everything from the first rejection on takes no more forwards, it is also better.
-            first = min(steps[0])
-            behind = (torch.arange(rejected.numel(), device=rejected.device) >= first).view_as(rejected)
+            behind = (torch.arange(order.numel()) >= min(steps[0])).view_as(order)
             whole = steps_of(expand_islands(behind[None], 0, window).order[0])
             if len(whole) <= len(steps):
-                steps, found = whole, found._replace(expanded=behind[None])
-        self.islands += int(found.labels.max()) if turn == 0 else 0
+                steps, expanded = whole, behind.to(expanded.device)
+        self.islands += int(labels.max()) if turn == 0 else 0
         self.depth += len(steps)
-        self.resampled[top:bottom] |= found.expanded[0]
+        self.resampled[top:bottom] |= expanded
         offset = top * self.grid
         return [[p + offset for p in step] for step in steps]
 
