@@ -76,7 +76,7 @@ class Active:
             self.parts.append(result.logits)
         self.at += feed.count
         if self.at >= whole.count:
-            self.results.append(Result(Logits.cat(self.parts) if self.parts else None, result.tokens))
+            self.results.append(replace(result, logits=Logits.cat(self.parts) if self.parts else None))
             self.parts, self.at = [], 0
 
     @property
@@ -96,11 +96,15 @@ class Scheduler:
     Args:
         family: a loaded family.
         config: limits.
-        caches: KV caches by grid, which several schedulers may share; None makes its own.
+        caches: KV caches by grid and whether they are the feature drafter's, which several schedulers may share; None
+            makes its own.
     """
 
     def __init__(
-        self, family: Family, config: SchedulerConfig | None = None, caches: dict[int, KVCache] | None = None
+        self,
+        family: Family,
+        config: SchedulerConfig | None = None,
+        caches: dict[tuple[int, bool], KVCache] | None = None,
     ) -> None:
         self.family, self.config = family, config or SchedulerConfig()
         self.caches = {} if caches is None else caches
@@ -109,15 +113,17 @@ class Scheduler:
         self.bytes = 0
         self._number = 0
 
-    def cache(self, grid: int) -> KVCache:
-        """The KV cache of a grid."""
-        if grid not in self.caches:
-            self.caches[grid] = KVCache(self.family.ar, grid, 2)
-        return self.caches[grid]
+    def cache(self, grid: int, drafter: bool) -> KVCache:
+        """The KV cache of a grid, of the AR model or of its feature drafter."""
+        key = (grid, drafter)
+        if key not in self.caches:
+            model = self.family.eagle_drafter(grid) if drafter else self.family.ar
+            self.caches[key] = KVCache(model, grid, 2)
+        return self.caches[key]
 
     def bytes_of(self, decoder: Decoder, branches: int) -> int:
         """Bytes of KV cache that a request of this decoder holds."""
-        return branches * sum(KVCache.bytes_per_row(self.family.ar, g) for g in decoder.grids(self.family))
+        return branches * decoder.bytes_per_row(self.family)
 
     def add(self, request: Request, decoder: Decoder) -> int:
         """Queue a request; returns its number.
