@@ -19,7 +19,7 @@ from .stats import Recorder
 Steps = Generator[list[Feed], list[Result], None]
 
 
-def no_cache(grid: int, drafter: bool) -> KVCache:
+def no_cache(grid: int) -> KVCache:
     """What a request has before a scheduler takes it."""
     raise RuntimeError(f"a request needs a scheduler before it can have a lane of the {grid}x{grid} grid")
 
@@ -34,7 +34,8 @@ class Request:
         seed: of all its random numbers.
         sampling: how tokens are drawn.
         recorder: counts, times, progress.
-        cache: gives the KV cache of a grid, of the AR model or of its feature drafter; the scheduler sets it.
+        cache, drafter_cache: give the KV cache of a grid, of the AR model and of its drafter; the scheduler sets
+            them.
         emit: told of every preview; the scheduler sets it.
     """
 
@@ -43,13 +44,14 @@ class Request:
     seed: int
     sampling: SamplingParams
     recorder: Recorder = field(default_factory=Recorder)
-    cache: Callable[[int, bool], KVCache] = no_cache
+    cache: Callable[[int], KVCache] = no_cache
+    drafter_cache: Callable[[int], KVCache] = no_cache
     emit: Callable[[Preview], None] = lambda _: None
     lanes: list[Lane] = field(default_factory=list)
 
     def lane(self, grid: int, drafter: bool = False) -> Lane:
         """Rows of the KV cache of a grid; the condition prefix, if the model has one, is yet to be fed."""
-        lane = Lane(self.cache(grid, drafter), self.features)
+        lane = Lane((self.drafter_cache if drafter else self.cache)(grid), self.features)
         self.lanes.append(lane)
         return lane
 

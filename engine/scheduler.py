@@ -113,13 +113,17 @@ class Scheduler:
         self.bytes = 0
         self._number = 0
 
-    def cache(self, grid: int, drafter: bool) -> KVCache:
-        """The KV cache of a grid, of the AR model or of its feature drafter."""
-        key = (grid, drafter)
-        if key not in self.caches:
-            model = self.family.eagle_drafter(grid) if drafter else self.family.ar
-            self.caches[key] = KVCache(model, grid, 2)
-        return self.caches[key]
+    def cache(self, grid: int) -> KVCache:
+        """The KV cache of a grid."""
+        if (grid, False) not in self.caches:
+            self.caches[grid, False] = KVCache(self.family.ar, grid, 2)
+        return self.caches[grid, False]
+
+    def drafter_cache(self, grid: int) -> KVCache:
+        """The KV cache of the feature drafter of a grid."""
+        if (grid, True) not in self.caches:
+            self.caches[grid, True] = KVCache(self.family.eagle_drafter(grid), grid, 2)
+        return self.caches[grid, True]
 
     def bytes_of(self, decoder: Decoder, branches: int) -> int:
         """Bytes of KV cache that a request of this decoder holds."""
@@ -140,7 +144,8 @@ class Scheduler:
             )
         self._number += 1
         active = Active(self._number, request, decoder.plan(request), need)
-        request.cache, request.emit = self.cache, active.previews.append
+        request.cache, request.drafter_cache = self.cache, self.drafter_cache
+        request.emit = active.previews.append
         self.waiting.append(active)
         return self._number
 
