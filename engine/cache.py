@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .models.transformer import Transformer
+from .models.eagle import Model
 
 if TYPE_CHECKING:
     from .static_step import StaticStep
@@ -20,12 +20,12 @@ class KVCache:
     """Rows of keys and values [rows, slots, H, D], one pair of tensors a layer.
 
     Args:
-        model: the AR transformer.
+        model: the AR transformer, or the drafter that continues its features.
         grid: side length in tokens.
         rows: how many to begin with; the cache doubles when they run out.
     """
 
-    def __init__(self, model: Transformer, grid: int, rows: int = 2) -> None:
+    def __init__(self, model: Model, grid: int, rows: int = 2) -> None:
         c = model.config
         self.model, self.grid = model, grid
         self.slots = c.cond_len + grid * grid
@@ -44,7 +44,7 @@ class KVCache:
         self._allocate()
 
     @staticmethod
-    def bytes_per_row(model: Transformer, grid: int) -> int:
+    def bytes_per_row(model: Model, grid: int) -> int:
         """Bytes of one row, all layers: keys and values of every slot."""
         c = model.config
         element = model.output.weight.element_size()

@@ -100,7 +100,7 @@ class Engine:
         config: SchedulerConfig | None = None,
     ) -> None:
         self.config = config or SchedulerConfig()
-        self.caches: dict[int, KVCache] = {}
+        self.caches: dict[tuple[int, bool], KVCache] = {}
         self._flights: dict[int, Flight] = {}
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -342,6 +342,7 @@ class Engine:
             outcome.coverage,
             outcome.islands,
             outcome.depth,
+            outcome.accepted,
         )
         return Update(number, "final", image, outcome.tokens.cpu(), stats=stats)
 

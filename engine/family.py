@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .models.eagle import EagleConfig, EagleDrafter
 from .models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from .models.tokenizer import Tokenizer, TokenizerConfig
 from .models.transformer import Transformer, TransformerConfig
@@ -36,11 +37,12 @@ def list_families() -> list[str]:
 
 
 class Family:
-    """Tokenizer, AR transformer (all grids), text encoder and latent resamplers of one family.
+    """Tokenizer, AR transformer (all grids), text encoder and latent resamplers of one family, and its feature drafter.
 
     Attributes:
         metadata: the contents of family.json; `calibration` and `sampling` hold the family's defaults.
         path: the folder it was loaded from, or None.
+        eagle: the drafter of `decoding.Eagle`, or None: most families have none.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class Family:
         resamplers: dict[tuple[int, int], LatentResampler],
         vocabulary: Vocabulary,
         path: Path | None = None,
+        eagle: EagleDrafter | None = None,
     ) -> None:
         self.metadata, self.vocabulary, self.path = metadata, vocabulary, path
         self.tokenizer, self.text, self.ar, self.resamplers = tokenizer, text, ar, resamplers
-        for module in (tokenizer, text, ar, *resamplers.values()):
+        self.eagle = eagle
+        for module in self._parts().values():
             module.eval().requires_grad_(False)
 
     @property
@@ -119,6 +123,17 @@ class Family:
             )
         return self.resamplers[source, target]
 
+    def eagle_drafter(self, grid: int) -> EagleDrafter:
+        """The feature drafter for a grid; ValueError says which commands make one."""
+        have = () if self.eagle is None else self.eagle.config.grids
+        if self.eagle is None or grid not in have:
+            raise ValueError(
+                f"family {self.name!r} has no feature drafter for the {grid}x{grid} grid (it has: "
+                f"{', '.join(map(str, have)) or 'none'}): train one with `mulosd train eagle`, then add it to the "
+                f"family with `mulosd train attach`"
+            )
+        return self.eagle
+
     def parameters(self) -> dict[str, int]:
         """Number of parameters by part."""
 
@@ -130,12 +145,15 @@ class Family:
             "text": count(self.text),
             "ar": count(self.ar),
             "resamplers": count(*self.resamplers.values()),
+            **({} if self.eagle is None else {"eagle": count(self.eagle)}),
         }
 
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Family:
         """Move every part to a device; the AR model and the text encoder also to `dtype`."""
         self.ar.to(device, dtype)
         self.text.to(device, dtype)
+        if self.eagle is not None:
+            self.eagle.to(device, dtype)
         for module in (self.tokenizer, *self.resamplers.values()):
             module.to(device)
         return self
@@ -171,22 +189,16 @@ class Family:
             "ar": self.ar.config.to_dict(),
             "resamplers": [m.config.to_dict() for m in self.resamplers.values()],
             "vocabulary": self.vocabulary.to_dict(),
+            **({} if self.eagle is None else {"eagle": self.eagle.config.to_dict()}),
         }
         for name, module in self._parts().items():
-            state = module.state_dict()
-            # What decides which token a picture gets is not rounded: near codes differ by less than float16 can tell,
-            # and an encoder that differs from the one the AR model was trained with speaks another language.
-            kept = {k for k in state if name == "tokenizer" and k.startswith(("encoder.", "codebook"))}
-            kept |= {k for k in state if k.endswith("counts")}
-            tensors = {k: v if k in kept or not v.is_floating_point() else v.half() for k, v in state.items()}
-            path = folder / f"{name}.safetensors"
-            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, path)
-            path.chmod(0o644)  # safetensors writes for the owner alone
+            save_part(name, module, folder / f"{name}.safetensors")
         (folder / "family.json").write_text(json.dumps(metadata, indent=1) + "\n")
 
     def _parts(self) -> dict[str, nn.Module]:
         resamplers = nn.ModuleDict({m.config.name: m for m in self.resamplers.values()})
-        return {"tokenizer": self.tokenizer, "text": self.text, "ar": self.ar, "resamplers": resamplers}
+        optional = {} if self.eagle is None else {"eagle": self.eagle}
+        return {"tokenizer": self.tokenizer, "text": self.text, "ar": self.ar, "resamplers": resamplers, **optional}
 
     @classmethod
     def load(cls, family: str | Path) -> Family:
@@ -208,14 +220,16 @@ class Family:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{folder} has format {metadata.get('format')}; this version reads format {FORMAT}")
         resamplers = [LatentResampler(ResamplerConfig(**r)) for r in metadata["resamplers"]]
+        ar = Transformer(TransformerConfig.from_dict(metadata["ar"]))
         loaded = cls(
             metadata,
             Tokenizer(TokenizerConfig.from_dict(metadata["tokenizer"])),
             TextEncoder(TextEncoderConfig.from_dict(metadata["text"])),
-            Transformer(TransformerConfig.from_dict(metadata["ar"])),
+            ar,
             {(m.config.source, m.config.target): m for m in resamplers},
             Vocabulary.from_dict(metadata["vocabulary"]),
             folder,
+            EagleDrafter(EagleConfig(**metadata["eagle"]), ar) if "eagle" in metadata else None,
         )
         for name, module in loaded._parts().items():
             file = folder / f"{name}.safetensors"
@@ -226,6 +240,28 @@ class Family:
             except RuntimeError as error:
                 raise ValueError(f"{file} does not fit family.json: {error}") from error
         return loaded
+
+
+def save_part(name: str, module: nn.Module, path: Path) -> None:
+    """Write the weights of the part `name` of a family to a file."""
+    state = module.state_dict()
+    # What decides which token a picture gets is not rounded: near codes differ by less than float16 can tell,
+    # and an encoder that differs from the one the AR model was trained with speaks another language.
+    kept = {k for k in state if name == "tokenizer" and k.startswith(("encoder.", "codebook"))}
+    kept |= {k for k in state if k.endswith("counts")}
+    tensors = {k: v if k in kept or not v.is_floating_point() else v.half() for k, v in state.items()}
+    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def add_eagle(folder: Path, drafter: EagleDrafter) -> Path:
+    """Give a family folder a feature drafter, in place of the one that it may have; returns the file written."""
+    path = folder / "eagle.safetensors"
+    temporary = path.with_suffix(".tmp")
+    save_part("eagle", drafter, temporary)
+    temporary.replace(path)
+    update_metadata(folder, eagle=drafter.config.to_dict())
+    return path
 
 
 @contextmanager

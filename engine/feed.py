@@ -27,6 +27,20 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Tree:
+    """Where the tokens of a draft tree lie, and what they see of one another.
+
+    Args:
+        start: raster position whose slot holds the first token; the others lie behind it, wherever in the picture they
+            belong. All of them see everything before it.
+        block: int32 [n, ceil(n / 32)], see `kernels.masks.pack`.
+    """
+
+    start: int
+    block: Tensor
+
+
+@dataclass(frozen=True)
 class Feed:
     """Tokens of one lane to run through the model; their keys and values overwrite what stood at their slots.
 
@@ -38,6 +52,9 @@ class Feed:
             cache only, or the indices of the tokens whose logits are wanted.
         role: what the tokens are counted as.
         draw: sample from the logits in the same call.
+        tree: the tokens are nodes of a draft tree; `positions` may then repeat.
+        features: for a feature drafter, [branches, n, dim], what came before each token.
+        keep: return the features behind the wanted tokens too.
     """
 
     lane: Lane
@@ -46,6 +63,9 @@ class Feed:
     logits: str | Sequence[int] = "all"
     role: str = "serial"
     draw: Draw | None = None
+    tree: Tree | None = None
+    features: Tensor | None = None
+    keep: bool = False
 
     @property
     def count(self) -> int:
@@ -63,7 +83,9 @@ class Feed:
 
 @dataclass(frozen=True)
 class Result:
-    """Logits float32 [n, V] of both branches, and the tokens int64 [n] drawn from them; None where not asked for."""
+    """Logits float32 [n, V] of both branches, the tokens int64 [n] drawn from them, and the features [branches, n, dim]
+    that they were read from; None where not asked for."""
 
     logits: Logits | None
     tokens: Tensor | None
+    features: Tensor | None = None

@@ -61,6 +61,16 @@ class Lane:
             self.valid = torch.ones(self.cache.slots, dtype=torch.bool, device=self.features.device)
         self.valid[torch.tensor(positions, device=self.valid.device) + self.cond_len] = value
 
+    def move(self, sources: Sequence[int], start: int) -> None:
+        """Copy the keys and values in the slots of raster positions `sources` to those from `start` on."""
+        if list(sources) == list(range(start, start + len(sources))):
+            return
+        rows = slice(self.first_row, self.first_row + self.branches)
+        taken = torch.tensor(sources, device=self.features.device) + self.cond_len
+        begin = start + self.cond_len
+        for layer in (*self.cache.k, *self.cache.v):
+            layer[rows, begin : begin + len(sources)] = layer[rows, taken]
+
     def branch(self, index: int) -> Lane:
         """One branch of this lane as a lane of its own: 0 is the conditional one. It shares the rows."""
         return Lane(self.cache, self.features[index : index + 1], self.first_row + index)

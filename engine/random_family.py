@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .family import Family
+from .models.eagle import EagleConfig, EagleDrafter
 from .models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from .models.tokenizer import Tokenizer, TokenizerConfig
 from .models.transformer import Transformer, TransformerConfig
@@ -12,7 +13,11 @@ from .models.upsampler import LatentResampler, ResamplerConfig
 
 
 def random_family(
-    grids: tuple[int, ...] = (2, 4, 8), vocab_size: int = 24, seed: int = 0, sharpness: float = 6.0
+    grids: tuple[int, ...] = (2, 4, 8),
+    vocab_size: int = 24,
+    seed: int = 0,
+    sharpness: float = 6.0,
+    drafter: bool = False,
 ) -> Family:
     """A family of random weights with two layers of 32 dimensions and 2 px a token.
 
@@ -21,6 +26,7 @@ def random_family(
         vocab_size: codebook size.
         seed: of the weights.
         sharpness: factor on the output head, so that distributions are far from uniform.
+        drafter: give it a feature drafter for every grid, of random weights too.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -34,4 +40,5 @@ def random_family(
         pairs = [(a, b) for a in grids for b in grids if a != b and max(a, b) % min(a, b) == 0]
         resamplers = {(a, b): LatentResampler(ResamplerConfig(a, b, 4, channels=8, blocks=2)) for a, b in pairs}
         tokenizer = Tokenizer(TokenizerConfig(vocab_size, 4, channels=(8,), decoder_blocks=1))
-        return Family({"name": "random", "format": 1}, tokenizer, text, ar, resamplers, vocabulary)
+        eagle = EagleDrafter(EagleConfig(grids, 16, 2, 32), ar) if drafter else None
+        return Family({"name": "random", "format": 1}, tokenizer, text, ar, resamplers, vocabulary, eagle=eagle)

@@ -35,7 +35,8 @@ class Request:
         seed: of all its random numbers.
         sampling: how tokens are drawn.
         recorder: counts, times, progress.
-        cache: gives the KV cache of a grid; the scheduler sets it.
+        cache, drafter_cache: give the KV cache of a grid, of the AR model and of its drafter; the scheduler sets
+            them.
         emit: told of every preview; the scheduler sets it.
     """
 
@@ -45,12 +46,13 @@ class Request:
     sampling: SamplingParams
     recorder: Recorder = field(default_factory=Recorder)
     cache: Callable[[int], KVCache] = no_cache
+    drafter_cache: Callable[[int], KVCache] = no_cache
     emit: Callable[[Preview], None] = lambda _: None
     lanes: list[Lane] = field(default_factory=list)
 
-    def lane(self, grid: int) -> Lane:
-        """Rows of the KV cache of a grid; the condition prefix is yet to be fed."""
-        lane = Lane(self.cache(grid), self.features)
+    def lane(self, grid: int, drafter: bool = False) -> Lane:
+        """Rows of the KV cache of a grid; the condition prefix, if the model has one, is yet to be fed."""
+        lane = Lane((self.drafter_cache if drafter else self.cache)(grid), self.features)
         self.lanes.append(lane)
         return lane
 

@@ -8,16 +8,18 @@ have the same number of tokens and lie in adjacent rows of one cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..kernels.kv_write import OP as KV_WRITE
+from ..kernels.kv_write.reference import rotate
 from ..kernels.local_resample import local_resample
 from ..kernels.verify_attention import OP as VERIFY_ATTENTION
-from .feed import Feed, Result
-from .models.transformer import Transformer
+from .feed import Feed, Result, Tree
+from .models.eagle import EagleDrafter, Model
 from .sampling import Logits, Noise, SamplingParams
 from .static_step import StaticStep, key_of
 
@@ -35,7 +37,13 @@ class Group:
         self.device = first.lane.features.device
         cond_len = first.lane.cond_len
         self.start: int | None = None
-        if first.tokens is None:
+        self.valid = self._valid()
+        self.at: Tensor | None = None
+        self.turn: Tensor | None = None
+        self.block: Tensor | None = None
+        if first.tree is not None:
+            self._place([f.tree for f in self.feeds if f.tree is not None])
+        elif first.tokens is None:
             self.start, self.kv_len = 0, cond_len
             self.slots = torch.arange(cond_len, device=self.device).expand(self.rows, -1)
         else:
@@ -49,7 +57,22 @@ class Group:
             else:
                 self.kv_len = max(max(f.positions) for f in self.feeds) + 1 + cond_len
                 self.slots = self.spread([torch.tensor(f.positions, device=self.device) for f in self.feeds]) + cond_len
-        self.valid = self._valid()
+
+    def _place(self, trees: list[Tree]) -> None:
+        """Slots, visibility and rotation of draft trees: a node turns by its position, not by its slot."""
+        cond_len, cache = self.feeds[0].lane.cond_len, self.cache
+        starts = [t.start + cond_len for t in trees]
+        if len(set(starts)) == 1:
+            self.start = starts[0]
+        self.kv_len = max(starts)
+        each = torch.arange(self.count, device=self.device)
+        self.slots = self.spread([each + s for s in starts])
+        self.block = self.spread([t.block for t in trees])
+        self.at = self.spread([torch.tensor(f.positions, device=self.device) for f in self.feeds])
+        self.turn = cache.rotary[self.at + cond_len]
+        if self.start is None:
+            committed = torch.arange(cache.slots, device=self.device) < self.slots[:, :1]
+            self.valid = committed if self.valid is None else committed & self.valid
 
     def spread(self, each: Sequence[Tensor]) -> Tensor:
         """Stack one tensor a feed and repeat it for each of its branches: [rows, ...]."""
@@ -65,23 +88,26 @@ class Group:
         ones = torch.ones(self.cache.slots, dtype=torch.bool, device=self.device)
         return self.spread([ones if f.lane.valid is None else f.lane.valid for f in self.feeds])
 
-    def embed(self, model: Transformer) -> Tensor:
-        """Embedded tokens [rows * count, dim]."""
+    def embed(self, model: Model) -> Tensor:
+        """Embedded tokens [rows * count, dim], for a feature drafter fused with the features before them."""
         grid = self.cache.grid
-        if self.feeds[0].tokens is None:
+        if self.feeds[0].tokens is None and not isinstance(model, EagleDrafter):
             return model.embed_prefix(torch.cat([f.lane.features for f in self.feeds]), grid).flatten(0, 1)
         table = self.cache.position
         tokens = torch.stack([f.tokens for f in self.feeds if f.tokens is not None])
         cond_len = self.feeds[0].lane.cond_len
         x = self.spread(list(model.tok_embeddings(tokens)))
-        x += (
-            table[self.slots - cond_len]
-            if self.start is None
-            else table[self.start - cond_len : self.kv_len - cond_len]
-        )
+        if self.at is not None:
+            x += table[self.at]
+        elif self.start is not None:
+            x += table[self.start - cond_len : self.kv_len - cond_len]
+        else:
+            x += table[self.slots - cond_len]
         everywhere = [f.lane.everywhere for f in self.feeds]
         if everywhere[0] is not None:
             x = x + torch.cat([e for e in everywhere if e is not None])
+        if isinstance(model, EagleDrafter):
+            x = model.fused(torch.cat([f.features for f in self.feeds if f.features is not None]), x)
         return x.flatten(0, 1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -89,12 +115,15 @@ class Group:
         keys, values = self.cache.rows(self.first_row, self.rows)[layer]
         shape = (self.rows, self.count, *q.shape[1:])
         q, k, v = q.view(shape), k.view(shape), v.view(shape)
+        rotary: Tensor | None = self.cache.rotary
+        if self.turn is not None:
+            q, k, rotary = rotate(q, self.turn), rotate(k, self.turn), None
         # The arguments of both ops fit by construction: they are called past their checks, which cost a fifth of a
         # step of one token.
         slots, start = self.slots, self.start
-        q = KV_WRITE(q, None, q, k, v, slots, self.cache.rotary, keys, values, start)
+        q = KV_WRITE(q, None, q, k, v, slots, rotary, keys, values, start)
         o, _ = VERIFY_ATTENTION(
-            q, None, q, keys, values, slots, self.valid, self.kv_len, start, None, None, None, False, None
+            q, None, q, keys, values, slots, self.valid, self.kv_len, start, None, self.block, None, False, None
         )
         return cast(Tensor, o).flatten(0, 1)
 
@@ -111,6 +140,7 @@ def grouped(feeds: Sequence[Feed]) -> list[Group]:
                 last.lane.cache is feed.lane.cache
                 and last.count == feed.count
                 and (last.tokens is None) == (feed.tokens is None)
+                and (last.tree is None) == (feed.tree is None)
                 and last.lane.first_row + last.lane.branches == feed.lane.first_row
             ):
                 groups[-1].append((i, feed))
@@ -132,9 +162,12 @@ def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:
     for indices in by_model.values():
         part = [feeds[i] for i in indices]
         step = static_step(part, static)
-        found = forward(part[0].lane.cache.model, part) if step is None else step.run(part)
-        for i, logits in zip(indices, found, strict=True):
-            results[i] = Result(logits, None)
+        if step is None:
+            found = forward(part[0].lane.cache.model, part)
+        else:
+            found = [Result(logits, None) for logits in step.run(part)]
+        for i, result in zip(indices, found, strict=True):
+            results[i] = result
     draw(feeds, results)
     return results
 
@@ -152,7 +185,7 @@ def static_step(feeds: Sequence[Feed], wanted: bool | None) -> StaticStep | None
     return cache.steps[key]
 
 
-def forward(model: Transformer, feeds: Sequence[Feed]) -> list[Logits | None]:
+def forward(model: Model, feeds: Sequence[Feed]) -> list[Result]:
     """One forward of one model over all tokens of the feeds."""
     groups = grouped(feeds)
     sizes = [g.rows * g.count for g in groups]
@@ -169,28 +202,31 @@ def forward(model: Transformer, feeds: Sequence[Feed]) -> list[Logits | None]:
     return select(model, groups, x[0], len(feeds))
 
 
-def select(model: Transformer, groups: list[Group], hidden: Tensor, n: int) -> list[Logits | None]:
-    """Logits of the wanted tokens: the output head runs on those alone."""
+def select(model: Model, groups: list[Group], hidden: Tensor, n: int) -> list[Result]:
+    """Logits and features of the wanted tokens: the output head runs on those alone."""
     index: list[int] = []
-    places: list[tuple[int, int, int, bool]] = []
+    places: list[tuple[int, int, int, Feed]] = []
     at = 0
     for group in groups:
         for i, feed in zip(group.indices, group.feeds, strict=True):
             wanted = feed.wanted()
-            places.append((i, len(index), len(wanted), feed.lane.guided))
+            places.append((i, len(index), len(wanted), feed))
             for _ in range(feed.lane.branches):
                 index += [at + w for w in wanted]
                 at += group.count
-    found: list[Logits | None] = [None] * n
+    found = [Result(None, None)] * n
     if not index:
         return found
     if len(index) < len(hidden):
         hidden = hidden[torch.tensor(index, device=hidden.device)]
     logits = model.logits(hidden)
-    for i, begin, count, guided in places:
+    for i, begin, count, feed in places:
         if count:
             middle = begin + count
-            found[i] = Logits(logits[begin:middle], logits[middle : middle + count] if guided else None)
+            both = Logits(logits[begin:middle], logits[middle : middle + count] if feed.lane.guided else None)
+            branches = feed.lane.branches
+            kept = hidden[begin : begin + branches * count].unflatten(0, (branches, count)) if feed.keep else None
+            found[i] = Result(both, None, kept)
     return found
 
 
@@ -208,7 +244,7 @@ def draw(feeds: Sequence[Feed], results: list[Result]) -> None:
             [len(d.positions) for d in draws]
         )
         for i, drawn in zip(indices, tokens, strict=True):
-            results[i] = Result(results[i].logits, drawn)
+            results[i] = replace(results[i], tokens=drawn)
 
 
 def sample(

@@ -80,7 +80,7 @@ class Active:
             self.parts.append(result.logits)
         self.at += feed.count
         if self.at >= whole.count:
-            self.results.append(Result(Logits.cat(self.parts) if self.parts else None, result.tokens))
+            self.results.append(replace(result, logits=Logits.cat(self.parts) if self.parts else None))
             self.parts, self.at = [], 0
 
     @property
@@ -100,11 +100,15 @@ class Scheduler:
     Args:
         family: a loaded family.
         config: limits.
-        caches: KV caches by grid, which several schedulers may share; None makes its own.
+        caches: KV caches by grid and whether they are the feature drafter's, which several schedulers may share; None
+            makes its own.
     """
 
     def __init__(
-        self, family: Family, config: SchedulerConfig | None = None, caches: dict[int, KVCache] | None = None
+        self,
+        family: Family,
+        config: SchedulerConfig | None = None,
+        caches: dict[tuple[int, bool], KVCache] | None = None,
     ) -> None:
         self.family, self.config = family, config or SchedulerConfig()
         self.caches = {} if caches is None else caches
@@ -115,13 +119,19 @@ class Scheduler:
 
     def cache(self, grid: int) -> KVCache:
         """The KV cache of a grid."""
-        if grid not in self.caches:
-            self.caches[grid] = KVCache(self.family.ar, grid, 2)
-        return self.caches[grid]
+        if (grid, False) not in self.caches:
+            self.caches[grid, False] = KVCache(self.family.ar, grid, 2)
+        return self.caches[grid, False]
+
+    def drafter_cache(self, grid: int) -> KVCache:
+        """The KV cache of the feature drafter of a grid."""
+        if (grid, True) not in self.caches:
+            self.caches[grid, True] = KVCache(self.family.eagle_drafter(grid), grid, 2)
+        return self.caches[grid, True]
 
     def bytes_of(self, decoder: Decoder, branches: int) -> int:
         """Bytes of KV cache that a request of this decoder holds."""
-        return branches * sum(KVCache.bytes_per_row(self.family.ar, g) for g in decoder.grids(self.family))
+        return branches * decoder.bytes_per_row(self.family)
 
     def add(self, request: Request, decoder: Decoder) -> int:
         """Queue a request; returns its number.
@@ -138,7 +148,8 @@ class Scheduler:
             )
         self._number += 1
         active = Active(self._number, request, decoder.plan(request), need)
-        request.cache, request.emit = self.cache, active.previews.append
+        request.cache, request.drafter_cache = self.cache, self.drafter_cache
+        request.emit = active.previews.append
         self.waiting.append(active)
         return self._number
 

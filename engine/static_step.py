@@ -18,6 +18,7 @@ from ..kernels.verify_attention import OP as VERIFY_ATTENTION
 from .cache import KVCache
 from .feed import Feed
 from .lane import Lane
+from .models.eagle import EagleDrafter
 from .sampling import Logits
 
 # Keys are counted in buckets of this many slots: attention is told of more keys than there are, and masks them.
@@ -32,11 +33,16 @@ def bucket(count: int) -> int:
 def key_of(feeds: Sequence[Feed]) -> tuple[int, int, bool, bool] | None:
     """(tokens a row, keys, whether slots are masked, whether logits are wanted) of one step for all feeds.
 
-    None: no step of a fixed shape serves them, for they feed a prefix or lie in more than one cache or bucket.
+    None: no step of a fixed shape serves them, for they feed a prefix, a draft tree or its drafter, or lie in more than
+    one cache or bucket.
     """
     cache = feeds[0].lane.cache
     count = bucket(feeds[0].count)
+    if isinstance(cache.model, EagleDrafter):
+        return None
     for feed in feeds:
+        if feed.tree is not None or feed.keep:
+            return None
         if feed.tokens is None or feed.lane.cache is not cache or bucket(feed.count) != count:
             return None
     last = max(max(feed.positions) for feed in feeds) + 1 + feeds[0].lane.cond_len

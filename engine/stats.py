@@ -25,7 +25,8 @@ class GenerationStats:
     `forwards` and `fed` count the passes that fed its tokens; `seconds` are wall-clock, requests that ran beside it
     included, `batch` the most that did. `rejection` is the share of positions whose pooled mass fell below tau,
     `coverage` the share that was resampled, `islands` their number, `depth` the forwards that resampling takes at least
-    (None for decoders that do not verify).
+    (None for decoders that do not verify). `accepted` is the mean number of tokens that the verification of a draft
+    tree brought, the one drawn behind the accepted path included (None for decoders without trees).
     """
 
     decoder: str
@@ -39,6 +40,7 @@ class GenerationStats:
     coverage: float | None = None
     islands: int | None = None
     depth: int | None = None
+    accepted: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -49,6 +51,8 @@ class GenerationStats:
         text = f"{self.decoder}: {self.seconds.get('total', 0.0):.2f} s ({stages}); forwards: {roles}"
         if self.rejection is not None and self.coverage is not None:
             text += f"; rejected {self.rejection:.1%}, resampled {self.coverage:.1%} in {self.islands} islands"
+        if self.accepted is not None:
+            text += f"; {self.accepted:.2f} tokens a verification"
         return text
 
 

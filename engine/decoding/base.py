@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..cache import KVCache
 from ..family import Family
 from ..feed import Feed, Result
 from ..request import Request
@@ -15,13 +16,15 @@ from ..request import Request
 
 @dataclass(frozen=True)
 class Outcome:
-    """Tokens int64 [H, W] of the target grid; shares rejected and resampled, islands and depth if it verified."""
+    """Tokens int64 [H, W] of the target grid; shares rejected and resampled, islands and depth if it verified; tokens
+    that a verification of a draft tree brought."""
 
     tokens: Tensor
     rejection: float | None = None
     coverage: float | None = None
     islands: int | None = None
     depth: int | None = None
+    accepted: float | None = None
 
 
 Plan = Generator[list[Feed], list[Result], Outcome]
@@ -37,6 +40,16 @@ class Decoder:
 
     name: ClassVar[str] = ""
 
+    @classmethod
+    def text_settings(cls) -> dict[str, str]:
+        """Settings that a text may state, and their types as annotated."""
+        return {f.name: str(f.type) for f in fields(cls)}
+
+    @classmethod
+    def from_settings(cls, values: Mapping[str, Any]) -> Decoder:
+        """A decoder from values of `text_settings`."""
+        return cls(**values)
+
     def resolve(self, family: Family) -> Decoder:
         """This decoder with every open setting taken from the family; ValueError when the family lacks it."""
         return self
@@ -48,6 +61,10 @@ class Decoder:
     def grids(self, family: Family) -> tuple[int, ...]:
         """Grids on which a request holds a KV cache: what admission counts."""
         return (family.grids[-1],)
+
+    def bytes_per_row(self, family: Family) -> int:
+        """Bytes of KV cache that a branch of a request holds."""
+        return sum(KVCache.bytes_per_row(family.ar, grid) for grid in self.grids(family))
 
     def plan(self, request: Request) -> Plan:
         """Make the image of a request."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from .base import Decoder
 from .draft_only import DraftOnly
+from .eagle import Eagle
 from .jacobi import Jacobi
 from .mulo import MuloSD
 from .serial import Serial
 from .zipar import ZipAR
 
-DECODERS: dict[str, type[Decoder]] = {c.name: c for c in (Serial, DraftOnly, MuloSD, ZipAR, Jacobi)}
+DECODERS: dict[str, type[Decoder]] = {c.name: c for c in (Serial, DraftOnly, MuloSD, ZipAR, Jacobi, Eagle)}
 
 
 def parse(text: str) -> Decoder:
     """The decoder that a text names.
 
     Args:
-        text: NAME or NAME:SETTING=VALUE:…, the settings being those of the decoder's class. `none` leaves one open.
+        text: NAME or NAME:SETTING=VALUE:…, the settings being those of the decoder's class (LANTERN's are
+            `lantern_k` and `delta` of `eagle`). `none` leaves one open.
 
     Raises:
         ValueError: no such decoder or setting, or a value that it cannot have; the message lists what there is.
@@ -27,7 +27,7 @@ def parse(text: str) -> Decoder:
     if name not in DECODERS:
         raise ValueError(f"decoders must be chosen from {', '.join(DECODERS)}, got {name or 'none'}")
     kind = DECODERS[name]
-    types = {f.name: str(f.type) for f in fields(kind)}
+    types = kind.text_settings()
     values: dict[str, object] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -37,7 +37,7 @@ def parse(text: str) -> Decoder:
                 f"{'one of ' + ', '.join(types) if types else 'no key at all'}"
             )
         values[key] = read(f"{name}:{key}", value, types[key])
-    return kind(**values)
+    return kind.from_settings(values)
 
 
 def read(what: str, value: str, kind: str) -> object:

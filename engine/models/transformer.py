@@ -173,6 +173,10 @@ class Transformer(nn.Module):
         Returns:
             float32 logits [B, n, V]; row i predicts token i from the condition and tokens before i.
         """
+        return self.logits(self.hidden(cond, tokens, grid)[:, self.config.cond_len - 1 :])
+
+    def hidden(self, cond: Tensor, tokens: Tensor, grid: int) -> Tensor:
+        """Features [B, cond_len + n - 1, dim] of every slot, before the final norm; arguments as for `forward`."""
         n = tokens.shape[1]
         image = self.tok_embeddings(tokens[:, :-1]) + self.position_embedding(grid)[: n - 1]
         everywhere = self.embed_global(cond)
@@ -186,4 +190,4 @@ class Transformer(nn.Module):
             q, k = apply_rotary(q, table), apply_rotary(k, table)
             o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
             x = block.finish(x, o.transpose(1, 2))
-        return self.logits(x[:, self.config.cond_len - 1 :])
+        return x

@@ -12,7 +12,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .engine.async_engine import AsyncEngine
-    from .engine.decoding import DraftOnly, Jacobi, MuloSD, Serial, ZipAR
+    from .engine.decoding import DraftOnly, Eagle, Jacobi, Lantern, MuloSD, Serial, ZipAR
     from .engine.engine import Engine, GenerationResult, Update
     from .engine.family import list_families
     from .engine.sampling import SamplingParams
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 _SOURCE = {
     "AsyncEngine": "async_engine",
     "DraftOnly": "decoding",
+    "Eagle": "decoding",
     "Engine": "engine",
     "GenerationResult": "engine",
     "GenerationStats": "stats",
     "Jacobi": "decoding",
+    "Lantern": "decoding",
     "MuloSD": "decoding",
     "Progress": "stats",
     "SamplingParams": "sampling",
@@ -39,10 +41,12 @@ _SOURCE = {
 __all__ = [
     "AsyncEngine",
     "DraftOnly",
+    "Eagle",
     "Engine",
     "GenerationResult",
     "GenerationStats",
     "Jacobi",
+    "Lantern",
     "MuloSD",
     "Progress",
     "SamplingParams",

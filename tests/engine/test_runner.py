@@ -10,11 +10,12 @@ from torch import Tensor
 
 from mulosd.engine.cache import KVCache
 from mulosd.engine.engine import Engine
-from mulosd.engine.feed import Draw, Feed, Result
+from mulosd.engine.feed import Draw, Feed, Result, Tree
 from mulosd.engine.lane import Lane
 from mulosd.engine.request import prefix
 from mulosd.engine.runner import run
 from mulosd.engine.sampling import Logits, Noise, Purpose, SamplingParams
+from mulosd.kernels import masks
 
 PROMPTS = ["apple", "blue pear", "red"]
 
@@ -90,6 +91,45 @@ def test_feeds_of_any_shape_share_a_forward(engine: Engine) -> None:
     assert results[4].logits is None
     [after] = run([other.feed(1, range(14, 15))])
     assert after.logits is not None and close(after.logits.cond, other.cond[1][15:16])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("starts", [(9, 9, 9), (9, 30, 9)], ids=["one start", "several starts"])
+def test_a_tree_gives_the_teacher_forced_logits_of_each_path(engine: Engine, starts: tuple[int, ...]) -> None:
+    """Trees of 12 nodes, in the slots behind their roots, beside a plain feed; then the KV of a path is moved."""
+    parents = torch.tensor([-1, 0, 0, 1, 1, 2, 5, 3, 0, 7, 9, 4])
+    layers = [0, 1, 1, 2, 2, 2, 3, 3, 1, 4, 5, 3]
+    tree_tokens = torch.randint(24, (3, 12), generator=torch.Generator().manual_seed(5))
+    block = masks.pack(masks.tree(parents))
+    case, other, guided = Case(engine, guided=(True, False, True)), Case(engine, grid=4), (True, False, True)
+    run([case.feed(i, range(start)) for i, start in enumerate(starts)])
+    feeds = [
+        Feed(lane, tokens, [start + n for n in layers], tree=Tree(start, block), keep=True)
+        for lane, tokens, start in zip(case.lanes, tree_tokens, starts, strict=True)
+    ]
+    results = run([*feeds, other.feed(0, range(9))])
+    assert results[3].logits is not None and close(results[3].logits.cond, other.cond[0][1:10])
+    family = engine.family
+    for i, (result, start) in enumerate(zip(results[:3], starts, strict=True)):
+        assert result.logits is not None and result.features is not None
+        assert (result.logits.uncond is not None) == guided[i]
+        for node in range(12):
+            path = [node]
+            while parents[path[0]] >= 0:
+                path.insert(0, int(parents[path[0]]))
+            before = torch.cat([case.tokens[i][:start], tree_tokens[i][path], torch.zeros(1, dtype=torch.int64)])[None]
+            assert close(result.logits.cond[node], family.ar(family.features([PROMPTS[i]]), before, 8)[0, -1])
+            if result.logits.uncond is not None:
+                assert close(result.logits.uncond[node], family.ar(family.null_features(1), before, 8)[0, -1])
+        assert result.features.shape == (2 if guided[i] else 1, 12, 32)
+        assert torch.allclose(family.ar.logits(result.features[0]), result.logits.cond, atol=1e-5)
+    path = [0, 1, 3, 7, 9, 10]
+    for i, start in enumerate(starts):
+        case.lanes[i].move([start + node for node in path], start)
+        after = torch.cat([case.tokens[i][:start], tree_tokens[i][path], torch.tensor([4, 0])])[None]
+        [result] = run([Feed(case.lanes[i], torch.tensor([4]), range(start + 6, start + 7))])
+        assert result.logits is not None
+        assert close(result.logits.cond[0], family.ar(family.features([PROMPTS[i]]), after, 8)[0, -1])
 
 
 @torch.inference_mode()

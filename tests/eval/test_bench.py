@@ -243,7 +243,7 @@ def test_the_real_engine_fits() -> None:
 
 def test_impossible_settings_are_refused_before_any_work(engine: FakeEngine) -> None:
     with pytest.raises(ValueError, match="chosen from serial, draft-only, mulo"):
-        bench_decode(engine, ["a cat"], ["eagle"])
+        bench_decode(engine, ["a cat"], ["medusa"])
     with pytest.raises(ValueError, match="at least one prompt"):
         bench_decode(engine, [])
     with pytest.raises(ValueError, match="at least one value of tau"):

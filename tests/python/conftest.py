@@ -19,7 +19,7 @@ CALIBRATION = {f"{scale}-latent": {"tau": 0.05, "radius": 1, "pool": 3} for scal
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random family: 16-px pictures, scales 2 and 4, calibrated."""
-    made = random_family()
+    made = random_family(drafter=True)
     made.metadata["calibration"] = CALIBRATION
     return made.save(tmp_path_factory.mktemp("families") / "random")
 

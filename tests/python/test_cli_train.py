@@ -65,6 +65,13 @@ def test_stages_and_options(
     assert calls == [(stage, config, Path("runs"), "cpu", 3) for stage in stages]
 
 
+def test_attaching_needs_a_run_and_a_family(run: Run, config: Path, tmp_path: Path) -> None:
+    result = run("train", "attach", "--config", config, "--run", "none", "--family", tmp_path)
+    assert result.exit_code == 2 and "mulosd train eagle" in " ".join(result.stderr.split())
+    result = run("train", "attach", "--config", config, "--run", tmp_path, "--family", tmp_path)
+    assert result.exit_code == 2 and "no family folder" in " ".join(result.stderr.split())
+
+
 def test_missing_section_is_told(run: Run, config: Path) -> None:
     result = run("train", "tokenizer", "--config", config, "--run", "runs")
     assert result.exit_code == 2

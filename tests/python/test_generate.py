@@ -149,6 +149,11 @@ def test_interrupted_write_leaves_nothing(run: Run, family: Path, monkeypatch: p
     [
         (("--decoder", "zipar", "--window", 2), mulosd.ZipAR(2)),
         (("--decoder", "jacobi", "--window", 3), mulosd.Jacobi(3)),
+        (
+            ("--decoder", "eagle", "--depth", 2, "--tree-top-k", 3, "--total", 5, "--lantern-k", 4, "--delta", 0.1),
+            mulosd.Eagle(2, 3, 5, relaxed=mulosd.Lantern(4, 0.1)),
+        ),
+        (("--decoder", "eagle", "--coupled"), mulosd.Eagle(coupled=True)),
         (("--decoder", "draft-only", "--draft-window", 1), mulosd.DraftOnly(draft_window=1)),
         (
             ("--window", 2, "--draft-window", 1, "--refresh", "rows", "--rounds", 2, "--cascade", "--tau", 0.1),
@@ -164,6 +169,12 @@ def test_options_of_each_decoder(run: Run, family: Path, options: tuple[object, 
     assert np.array_equal(pixels("pear.png"), np.asarray(made.images[0]))
     text = Image.open("pear.png").text  # type: ignore[attr-defined]
     assert json.loads(text["settings"]) == made.stats[0].settings
+
+
+def test_a_family_without_a_drafter_says_what_makes_one(run: Run) -> None:
+    result = run("generate", "a cat", "--family", "emoji", "--decoder", "eagle")
+    told = " ".join(result.stderr.split())
+    assert result.exit_code == 2 and "mulosd train eagle" in told and "mulosd train attach" in told
 
 
 def test_an_option_of_another_decoder_is_refused(run: Run, family: Path) -> None:

@@ -10,15 +10,17 @@ import yaml
 from PIL import Image
 
 from mulosd.data.scenes import Scene
-from mulosd.engine.decoding import MuloSD, Serial
+from mulosd.engine.decoding import Eagle, MuloSD, Serial
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
+from mulosd.engine.random_family import random_family
 from mulosd.train.ar import ARTask
 from mulosd.train.captions import CaptionsTask, raster_order
 from mulosd.train.config import FamilyConfig
+from mulosd.train.eagle import EagleTask
 from mulosd.train.loop import LoopConfig
 from mulosd.train.sources import FolderSource
-from mulosd.train.stages import averaged, build_task, export, run_stage
+from mulosd.train.stages import attach, averaged, build_task, export, run_stage
 from mulosd.train.upsampler import ResamplerTask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -28,7 +30,7 @@ SMOKE = CONFIGS / "smoke.yaml"
 @pytest.mark.slow
 def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for stage in ("tokenizer", "captions", "ar", "upsampler", "reader", "text"):
+    for stage in ("tokenizer", "captions", "ar", "upsampler", "reader", "text", "eagle"):
         run_stage(stage, SMOKE, run)
     log = [json.loads(line) for line in (run / "ar.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 40 and log[-1]["loss"] < log[0]["loss"]
@@ -41,6 +43,11 @@ def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
     )
     assert result.images[0].size == (128, 128) and not result.warnings
     assert engine.generate("two cars", decoder=Serial(8)).tokens.shape == (1, 8, 8)
+    drafts = [json.loads(line) for line in (run / "eagle.jsonl").read_text().splitlines()]
+    assert drafts[-1]["step"] == 30 and drafts[-1]["kl"] < drafts[0]["kl"]
+    serial, eagle = (engine.generate("two cars", decoder=d, seed=3) for d in (Serial(), Eagle(coupled=True)))
+    assert torch.equal(serial.tokens, eagle.tokens)
+    attached(run, folder, tmp_path)
     with pytest.raises(ValueError, match="exists already"):
         export(SMOKE, run, folder)
 
@@ -69,6 +76,60 @@ def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
     further.write_text(yaml.safe_dump(values, sort_keys=False))
     with pytest.raises(ValueError, match="other words"):
         run_stage("ar", further, tmp_path / "third")
+
+
+def attached(run: Path, family: Path, tmp_path: Path) -> None:
+    """A drafter is trained against a family alone, and attached to it; one of other sizes is refused."""
+    values = yaml.safe_load(SMOKE.read_text())
+    values["data"]["sprites"] = str((SMOKE.parent / values["data"]["sprites"]).resolve())
+    values["eagle"] |= {"family": str(family)}
+    path = tmp_path / "eagle.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    run_stage("eagle", path, tmp_path / "drafter", steps=2)
+    before = (family / "eagle.safetensors").read_bytes()
+    attach(path, tmp_path / "drafter", family)
+    assert (family / "eagle.safetensors").read_bytes() != before
+    assert Engine.from_pretrained(family).generate("two cars", decoder=Eagle(), seed=3).stats[0].accepted
+    values["eagle"]["model"]["ffn_dim"] = 48
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(ValueError, match="does not fit family 'smoke'"):
+        attach(path, tmp_path / "drafter", family)
+    with pytest.raises(ValueError, match="train eagle"):
+        attach(path, tmp_path / "nothing", family)
+    values["data"]["backgrounds"] = {"black": [0, 0, 0]}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(ValueError, match="other words"):
+        run_stage("eagle", path, tmp_path / "words")
+
+
+def test_features_of_the_pool_are_the_frozen_models_own() -> None:
+    """Also: a picture does not depend on which came first, and a pool holds no more than it should."""
+    family = random_family(grids=(4,), drafter=True)
+    assert family.eagle is not None
+
+    class Flat:
+        def image(self, rng: np.random.Generator, size: int, crop: int) -> np.ndarray:  # type: ignore[type-arg]
+            raise NotImplementedError
+
+        def captioned(self, rng: np.random.Generator, sizes: tuple[int, ...]) -> tuple[str, list[np.ndarray]]:  # type: ignore[type-arg]
+            return "red apple", [rng.integers(255, size=(s, s, 3)).astype(np.uint8) for s in sizes]
+
+    def task(dropout: float) -> EagleTask:
+        assert family.eagle is not None
+        parts = (family.eagle, family.text, family.vocabulary, family.tokenizer, Flat())
+        return EagleTask(*parts, batch={4: 3}, pool=5, cond_dropout=dropout, feature_noise=0.0)
+
+    one, two, cpu = task(0.0), task(0.0), torch.device("cpu")
+    with torch.no_grad():
+        first = one.pictures(4, [0, 1, 2], cpu)
+        two.pictures(4, [2], cpu)
+        assert all(torch.allclose(a, b) for a, b in zip(first, two.pictures(4, [0, 1, 2], cpu), strict=True))
+        cond, tokens, hidden = first
+        assert torch.allclose(family.ar.logits(hidden), family.ar(cond, tokens, 4)[:, 1:], atol=1e-4)
+        assert torch.equal(task(1.0).pictures(4, [0], cpu)[0], family.null_features(1))
+        for step in range(8):
+            one.loss(np.random.default_rng(step), step, cpu)
+    assert set(one.pool) == {(4, n) for n in range(5)}
 
 
 @pytest.mark.slow

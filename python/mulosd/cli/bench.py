@@ -42,7 +42,10 @@ def decode(
     ] = None,
     decoders: Annotated[
         str,
-        typer.Option(help="Comma-separated: serial, draft-only, mulo, zipar; with settings: mulo:window=2:tau=0.01."),
+        typer.Option(
+            help="Comma-separated: serial, draft-only, mulo, zipar, jacobi, eagle; with settings: "
+            "mulo:window=2:tau=0.01, eagle:depth=4:top_k=4, eagle:lantern_k=64:delta=0.2."
+        ),
     ] = "serial,draft-only,mulo",
     taus: Annotated[
         str | None, typer.Option(help="Comma-separated thresholds for mulo.", show_default="around the calibrated one")

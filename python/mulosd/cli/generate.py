@@ -37,6 +37,7 @@ EXAMPLES = examples(
     'mulosd generate "an apple" "a panda" --decoder serial --output out/ --stats out.json',
     'mulosd generate "a rocket" --scale 2 --tau 0.02 --radius 1 --cfg-scale 3 --output rocket.png',
     'mulosd generate "a frog" --window 2 --draft-window 2 --output frog.png',
+    'mulosd generate "a frog" --family families/mine --decoder eagle --depth 3 --lantern-k 64 --output frog.png',
 )
 
 
@@ -47,7 +48,7 @@ def generate(
         DecoderName,
         typer.Option(
             help="mulo drafts small, then verifies; draft-only never verifies; zipar overlaps rows; "
-            "jacobi guesses ahead; serial is plain AR."
+            "jacobi guesses ahead; eagle drafts trees with a trained drafter; serial is plain AR."
         ),
     ] = DecoderName.mulo,
     output: Annotated[
@@ -109,6 +110,26 @@ def generate(
     entropy_radius: Annotated[
         float | None, typer.Option(help="Cells of radius more for each nat of entropy.", show_default="0")
     ] = None,
+    depth: Annotated[int | None, typer.Option(help="eagle: layers of the draft tree.", show_default="4")] = None,
+    tree_top_k: Annotated[
+        int | None,
+        typer.Option("--tree-top-k", help="eagle: children of a node, and nodes a layer expands.", show_default="4"),
+    ] = None,
+    total: Annotated[
+        int | None, typer.Option(help="eagle: drafted tokens that are verified in one forward.", show_default="12")
+    ] = None,
+    coupled: Annotated[
+        bool | None,
+        typer.Option("--coupled", help="eagle: the very tokens that serial would draw.", show_default="off"),
+    ] = None,
+    lantern_k: Annotated[
+        int | None,
+        typer.Option(help="eagle: accept as LANTERN does, with so many nearest codes; lossy.", show_default="off"),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="eagle: most probability that LANTERN borrows from near codes.", show_default="0.2"),
+    ] = None,
     cfg_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 is off.", show_default="family")
     ] = None,
@@ -152,6 +173,12 @@ def generate(
             "cascade": cascade,
             "entropy_tau": entropy_tau,
             "entropy_radius": entropy_radius,
+            "depth": depth,
+            "tree_top_k": tree_top_k,
+            "total": total,
+            "coupled": coupled,
+            "lantern_k": lantern_k,
+            "delta": delta,
         },
     )
 

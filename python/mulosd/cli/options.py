@@ -20,6 +20,7 @@ class DecoderName(str, Enum):
     draft_only = "draft-only"
     zipar = "zipar"
     jacobi = "jacobi"
+    eagle = "eagle"
 
 
 class Upsampler(str, Enum):
@@ -67,8 +68,12 @@ TAKES = {
     DecoderName.draft_only: ("scale", "upsampler", "draft_window"),
     DecoderName.zipar: ("window",),
     DecoderName.jacobi: ("window",),
+    DecoderName.eagle: ("depth", "tree_top_k", "total", "coupled", "lantern_k", "delta"),
     DecoderName.serial: (),
 }
+
+# Options that cannot have the name of the setting, which another option has.
+RENAMED = {"tree_top_k": "top_k"}
 
 FamilyOption = Annotated[str, typer.Option(help="A bundled family or the folder of one; `mulosd info` lists them.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
@@ -91,7 +96,7 @@ def make_decoder(name: DecoderName, options: dict[str, Any]) -> Decoder:
             raise ValueError(
                 f"--{key.replace('_', '-')} has no meaning for --decoder {name.value}, only for: {owners}; leave it out"
             )
-    return DECODERS[name.value](**given)
+    return DECODERS[name.value].from_settings({RENAMED.get(key, key): value for key, value in given.items()})
 
 
 def make_sampling(engine: Engine, options: dict[str, Any]) -> SamplingParams:

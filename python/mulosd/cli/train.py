@@ -25,11 +25,13 @@ STAGES = {
     "ar": "Train the AR transformer and its text encoder on every grid. Needs the tokenizer.",
     "text": "Train the text encoder alone, against a frozen AR transformer.",
     "upsampler": "Train the latent up- and down-samplers. Needs the tokenizer.",
+    "eagle": "Train the feature drafter of the decoder eagle against the frozen AR transformer of the run or a family.",
     "reader": "Train the independent reader that object accuracy is measured with, on real renders only.",
 }
 # `text` is left out: `ar` trains the text encoder along.
-ALL = ("tokenizer", "captions", "ar", "upsampler", "reader")
-SCENES_ONLY = ("captions", "reader")
+ALL = ("tokenizer", "captions", "ar", "upsampler", "reader", "eagle")
+# Left out where the training file has no section for them.
+OPTIONAL = ("captions", "reader", "eagle")
 
 ConfigOption = Annotated[Path, typer.Option(help="The training file (YAML); configs/emoji.yaml is an example.")]
 RunOption = Annotated[Path, typer.Option(help="Folder for checkpoints and logs; a run that it holds is resumed.")]
@@ -52,7 +54,7 @@ def run_stages(stages: tuple[str, ...], config: Path, run: Path, steps: int | No
 
     if len(stages) > 1:
         written = FamilyConfig.load(config).values
-        stages = tuple(s for s in stages if s in written or s not in SCENES_ONLY)
+        stages = tuple(s for s in stages if s in written or s not in OPTIONAL)
     for stage in stages:
         run_stage(stage, config, run, device=device, steps=steps)
 
@@ -95,6 +97,26 @@ def export(
 
     written = write(config, run, output)
     stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    "attach",
+    epilog=examples("mulosd train attach --config configs/emoji.yaml --run runs/emoji --family families/mine"),
+)
+def attach(
+    config: ConfigOption,
+    run: RunOption,
+    family: Annotated[Path, typer.Option(help="The folder of the family that gets the drafter.")],
+) -> None:
+    """Give an existing family folder the feature drafter of a run (mulosd train eagle), for `--decoder eagle`."""
+    if not run.is_dir():
+        raise ValueError(f"--run {run}: there is no such folder; train into it first (mulosd train eagle)")
+    if not (family / "family.json").is_file():
+        raise ValueError(f"--family {family}: there is no family folder; mulosd train export makes one")
+
+    from ..train.stages import attach as write
+
+    stdout.print(f"{write(config, run, family)}: written", soft_wrap=True, highlight=False)
 
 
 @app.command(

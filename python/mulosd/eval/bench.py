@@ -234,6 +234,7 @@ def describe(engine: Engine, prompts: Sequence[str], sample: Sample, judge: Judg
         "fed": mean_by_key([s.fed for s in sample.timed]),
         "rejection": mean_or_none([s.rejection for s in sample.stats]),
         "coverage": mean_or_none([s.coverage for s in sample.stats]),
+        "accepted": mean_or_none([s.accepted for s in sample.stats]),
         "nll": float(sample.nll.mean()),
         "accuracy": None if sample.scores is None else summarise(sample.scores),
         "kid": judge.kid(images),

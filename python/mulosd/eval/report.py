@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-WINDOWS = {"draft_window": "d", "window": "w"}
+WINDOWS = {"draft_window": "d", "window": "w", "lantern_k": "k"}
 
 
 def percent(value: float | None) -> str:
@@ -16,7 +16,7 @@ def percent(value: float | None) -> str:
 
 
 def label(row: dict[str, Any]) -> str:
-    """The decoder of a row with the windows that tell it from others of its name."""
+    """The decoder of a row with the windows, or LANTERN's neighbours, that tell it from others of its name."""
     settings = row["settings"]
     windows = [f"{short}{settings[key]}" for key, short in WINDOWS.items() if settings.get(key) is not None]
     return " ".join([row["decoder"], *windows])
@@ -56,7 +56,8 @@ def bench_table(report: dict[str, Any]) -> Group:
             *key,
             f"{seconds['median']:.3g} ({seconds['p20']:.3g}-{seconds['p80']:.3g})",
             f"{row['speedup']:.2f}x" if "speedup" in row else "-",
-            ", ".join(f"{role} {count:.0f}" for role, count in row["forwards"].items()),
+            ", ".join(f"{role} {count:.0f}" for role, count in row["forwards"].items())
+            + (f" ({row['accepted']:.2f} tokens each)" if row.get("accepted") is not None else ""),
         )
         quality.add_row(
             *key,

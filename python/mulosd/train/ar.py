@@ -38,6 +38,22 @@ def tokens_of(tokenizer: Tokenizer, pictures: list[np.ndarray[Any, Any]], device
         return tokenizer.encode(image.contiguous(memory_format=torch.channels_last)).flatten(1)
 
 
+def captioned_tokens(
+    source: ImageSource,
+    vocabulary: Vocabulary,
+    length: int,
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+    grid: int,
+    count: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Prompt ids [count, length] and tokens [count, grid*grid] of random captioned pictures."""
+    drawn = [source.captioned(rng, (grid * tokenizer.config.patch,)) for _ in range(count)]
+    ids = torch.tensor([vocabulary.encode(caption, length) for caption, _ in drawn], device=device)
+    return ids, tokens_of(tokenizer, [pictures[0] for _, pictures in drawn], device)
+
+
 class ARTask(Task):
     """Next-token cross-entropy with condition dropout (for CFG) and a little token noise (against exposure bias)."""
 
@@ -65,14 +81,6 @@ class ARTask(Task):
         self.entropy_weight = entropy_weight
         self.figures: dict[int, float] = {}
 
-    def batch(self, rng: np.random.Generator, grid: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Prompt ids [B, T] and tokens [B, grid*grid]."""
-        size = grid * self.tokenizer.config.patch
-        length = self.text.config.length
-        drawn = [self.source.captioned(rng, (size,)) for _ in range(count)]
-        ids = torch.tensor([self.vocabulary.encode(caption, length) for caption, _ in drawn], device=device)
-        return ids, tokens_of(self.tokenizer, [pictures[0] for _, pictures in drawn], device)
-
     def weights(self, logits: Tensor) -> Tensor:
         """Weights [B*n] of the positions of logits [B, n, V]: one plus `entropy_weight` times the model's entropy.
 
@@ -88,7 +96,8 @@ class ARTask(Task):
         share = np.asarray([phase.shares[g] for g in grids], dtype=float)
         grid = int(rng.choice(grids, p=share / share.sum()))
         self.tokenizer.to(device)
-        ids, tokens = self.batch(rng, grid, phase.batch[grid], device)
+        length, count = self.text.config.length, phase.batch[grid]
+        ids, tokens = captioned_tokens(self.source, self.vocabulary, length, self.tokenizer, rng, grid, count, device)
         null = torch.from_numpy(rng.random(len(ids)) < self.cond_dropout).to(device)
         ids = torch.where(null[:, None], torch.tensor(self.vocabulary.null(ids.shape[1]), device=device), ids)
         noisy = torch.from_numpy(rng.random(tuple(tokens.shape)) < self.token_noise).to(device)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.family import Family, new_folder
+from ..engine.family import Family, add_eagle, new_folder
+from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.text import TextEncoder, TextEncoderConfig
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
 from ..engine.models.transformer import Transformer, TransformerConfig
@@ -19,11 +20,12 @@ from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 from .ar import ARTask, Phase
 from .captions import CaptionsTask
 from .config import FamilyConfig
+from .eagle import EagleTask
 from .loop import LoopConfig, Task, train
 from .tokenizer import TokenizerTask
 from .upsampler import ResamplerTask
 
-STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "reader")
+STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "eagle")
 
 
 def averaged(run: Path, stage: str) -> dict[str, Tensor]:
@@ -74,6 +76,41 @@ def resampler_configs(config: FamilyConfig) -> list[ResamplerConfig]:
     return [ResamplerConfig(a, b, **sizes, **section["model"]) for a, b in section["pairs"]]
 
 
+def trained_ar(config: FamilyConfig, run: Path) -> tuple[TextEncoder, Transformer]:
+    """The text encoder and the AR model of a run, with their averaged weights."""
+    ar, text = model_configs(config)
+    encoder, transformer = TextEncoder(text), Transformer(ar)
+    for stage in ("ar", "text"):
+        if stage == "ar" or (run / f"{stage}.pt").exists():
+            load_averaged(nn.ModuleDict({"text": encoder, "ar": transformer}), run, stage)
+    return encoder, transformer
+
+
+def drafter_of(config: FamilyConfig, target: Transformer) -> EagleDrafter:
+    """The feature drafter that the section `eagle` describes, untrained."""
+    section = config.section("eagle")
+    return EagleDrafter(EagleConfig(tuple(section["batch"]), target.config.head_dim, **section["model"]), target)
+
+
+def eagle_task(config: FamilyConfig, run: Path) -> EagleTask:
+    """The task of the feature drafter: its target is the run's AR model, or else that of the family in `eagle.family`.
+
+    Raises:
+        ValueError: neither is there, or the family has other words than the training file.
+    """
+    section = config.section("eagle")
+    options = {k: v for k, v in section.items() if k not in ("loop", "model", "family")}
+    if (run / "ar.pt").exists() or "family" not in section:
+        text, target = trained_ar(config, run)
+        tokenizer = trained_tokenizer(config, run)
+    else:
+        family = Family.load(config.resolve(section["family"]))
+        if family.vocabulary.to_dict() != config.vocabulary().to_dict():
+            raise ValueError(f"eagle.family: {family.name!r} has other words than this training file")
+        text, target, tokenizer = family.text, family.ar, family.tokenizer
+    return EagleTask(drafter_of(config, target), text, config.vocabulary(), tokenizer, config.source(), **options)
+
+
 def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
     """The task of a stage, its inputs taken from the run."""
     section: dict[str, Any] = {k: v for k, v in config.section(stage).items() if k not in ("loop", "model")}
@@ -86,6 +123,8 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
         return ReaderTask.from_config(config)
     if stage == "captions":
         return CaptionsTask(model_configs(config)[1], config.vocabulary(), config.scenes(), **section)
+    if stage == "eagle":
+        return eagle_task(config, run)
     tokenizer = trained_tokenizer(config, run)
     if stage == "upsampler":
         options = {k: v for k, v in section.items() if k != "pairs"}
@@ -187,18 +226,14 @@ def load_averaged(module: nn.Module, run: Path, stage: str) -> nn.Module:
 def export(config_path: Path, run: Path, output: Path) -> Path:
     """Assemble the trained stages of a run into a family folder, which appears whole or not at all.
 
-    A family of scenes also gets its sprite sheet and, once trained, its reader. The family still needs
-    `mulosd calibrate`.
+    A family of scenes also gets its sprite sheet and, once trained, its reader; any family its feature drafter, once
+    trained. The family still needs `mulosd calibrate`.
 
     Raises:
         ValueError: a stage is missing from the run, or `output` exists already.
     """
     config = FamilyConfig.load(config_path)
-    ar, text = model_configs(config)
-    encoder, transformer = TextEncoder(text), Transformer(ar)
-    for stage in ("ar", "text"):
-        if stage == "ar" or (run / f"{stage}.pt").exists():
-            load_averaged(nn.ModuleDict({"text": encoder, "ar": transformer}), run, stage)
+    encoder, transformer = trained_ar(config, run)
     resamplers = {(p.source, p.target): LatentResampler(p) for p in resampler_configs(config)}
     load_averaged(nn.ModuleDict({m.config.name: m for m in resamplers.values()}), run, "upsampler")
     metadata: dict[str, Any] = {
@@ -217,6 +252,7 @@ def export(config_path: Path, run: Path, output: Path) -> Path:
         transformer,
         resamplers,
         config.vocabulary(),
+        eagle=trained_drafter(config, run, transformer) if (run / "eagle.pt").exists() else None,
     )
     with new_folder(output) as folder:
         family.write(folder)
@@ -225,6 +261,28 @@ def export(config_path: Path, run: Path, output: Path) -> Path:
             if (run / "reader.pt").exists():
                 export_reader(config, run, folder / "reader.safetensors")
     return output
+
+
+def trained_drafter(config: FamilyConfig, run: Path, target: Transformer) -> EagleDrafter:
+    """The feature drafter of a run, with its averaged weights."""
+    drafter = drafter_of(config, target)
+    load_averaged(drafter, run, "eagle")
+    return drafter
+
+
+def attach(config_path: Path, run: Path, folder: Path) -> Path:
+    """Give an existing family folder the feature drafter of a run; returns the file written.
+
+    Raises:
+        ValueError: the folder is no family, the run has no drafter, or its sizes do not fit the family.
+    """
+    config = FamilyConfig.load(config_path)
+    family = Family.load(folder)
+    try:
+        drafter = trained_drafter(config, run, family.ar)
+    except RuntimeError as error:
+        raise ValueError(f"the drafter of {run} does not fit family {family.name!r}: {error}") from error
+    return add_eagle(family.path or folder, drafter)
 
 
 def export_reader(config: FamilyConfig, run: Path, path: Path) -> None:

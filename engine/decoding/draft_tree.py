@@ -1,0 +1,208 @@
+"""A dynamic draft tree (EAGLE-2, Li et al., arXiv 2406.16858): grown by confidence, then cut to its best nodes.
+
+The confidence of a node is the product of the drafter's probabilities on the path to it. Each layer expands its `top_k`
+most confident nodes by `top_k` children; of all nodes the `total` best are verified.
+
+Children that are drawn at random must not be kept or dropped for what they turned out to be, or the output would no
+longer have the target's distribution. A child is therefore ranked by a bound that is known before it is drawn: the
+confidence of its parent times the largest probability that its older siblings left. It never exceeds the rank of its
+parent or of an older sibling, so what is kept is a tree, and of each node's children the first ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...kernels import masks, philox
+from ...kernels.sampling import guide, processed_logits
+from ..sampling import Logits, Noise, SamplingParams
+
+# Purposes of the random numbers of drafting and of acceptance, see `philox.Purpose`.
+DRAFT_PURPOSE, ACCEPT_PURPOSE = 1 << 24, (1 << 24) + 1
+
+
+class Stream:
+    """Uniform random numbers of one request, row after row, drawn in blocks."""
+
+    def __init__(self, seed: int, width: int, purpose: int, device: torch.device, block: int = 64) -> None:
+        self.seed, self.width, self.purpose, self.device = seed, width, purpose, device
+        self.block = max(1, min(block, (1 << 20) // width))
+        self.rows = torch.zeros(0, width, device=device)
+        self.drawn = 0
+
+    def take(self, n: int) -> Tensor:
+        """The next n rows, float32 [n, width]."""
+        while len(self.rows) < n:
+            where = torch.arange(self.drawn, self.drawn + self.block, device=self.device)
+            self.drawn += self.block
+            fresh = philox.uniform(torch.full_like(where, self.seed), where, self.width, self.purpose)
+            self.rows = torch.cat([self.rows, fresh])
+        taken, self.rows = self.rows[:n], self.rows[n:]
+        return taken
+
+
+class Children(NamedTuple):
+    """Children of m nodes, each [m, K]: tokens, the drafter's confidence in them, what ranks them; and the drafter's
+    distribution q [m, V] behind the nodes, None where it is not needed."""
+
+    tokens: Tensor
+    confidence: Tensor
+    rank: Tensor
+    q: Tensor | None
+
+
+class Drawn:
+    """Children drawn from the drafter's processed distribution, without replacement."""
+
+    def __init__(self, seed: int, vocab: int, sampling: SamplingParams, device: torch.device) -> None:
+        self.sampling = sampling
+        self.noise = Stream(seed, vocab, DRAFT_PURPOSE, device)
+
+    def children(self, logits: Logits, position: int, k: int) -> Children:
+        s = self.sampling
+        scores = processed_logits(logits.cond, logits.uncond, s.cfg_scale, s.temperature, s.top_k, s.top_p)
+        q = scores.softmax(dim=-1)
+        # The k largest of log q + Gumbel noise are k draws from q without replacement, in order.
+        gumbel = self.noise.take(len(q)).log().neg().log().neg()
+        tokens = (scores + gumbel).topk(k, dim=-1).indices
+        best = q.topk(k, dim=-1)
+        gone = (best.indices[:, :, None] == tokens[:, None, :]).cumsum(dim=2)
+        gone = torch.cat([torch.zeros_like(gone[:, :, :1]), gone[:, :, :-1]], dim=2) > 0  # by older siblings only
+        bound = best.values[:, :, None].masked_fill(gone, 0.0).amax(dim=1)
+        return Children(tokens, q.gather(1, tokens), bound, q)
+
+
+class Foreseen:
+    """Children that the target is likely to draw with the noise of their position, which is known beforehand."""
+
+    def __init__(self, noise: Noise, sampling: SamplingParams) -> None:
+        self.noise, self.sampling = noise, sampling
+
+    def children(self, logits: Logits, position: int, k: int) -> Children:
+        s = self.sampling
+        if s.temperature == 0:
+            scores = guide(logits.cond, logits.uncond, s.cfg_scale)
+        else:
+            scores = processed_logits(logits.cond, logits.uncond, s.cfg_scale, s.temperature, s.top_k, s.top_p)
+            scores = scores + self.noise.rows([position])
+        best = scores.softmax(dim=-1).topk(k, dim=-1)
+        return Children(best.indices, best.values, best.values, None)
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """The nodes that are verified; node 0 is the last known token, parents come before their children.
+
+    Attributes:
+        tokens: int64 [n].
+        parents, layers: of each node; -1 and 0 for node 0.
+        order: which child of its parent a node is, in the order of drawing.
+        expanded: which row of `q` is the distribution behind a node, -1 where it was not expanded.
+        q: float32 [m, V], or None.
+    """
+
+    tokens: Tensor
+    parents: list[int]
+    layers: list[int]
+    order: list[int]
+    expanded: list[int]
+    q: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def block(self) -> Tensor:
+        """What the nodes see of one another, packed."""
+        return masks.pack(masks.tree(torch.tensor(self.parents))).to(self.tokens.device)
+
+
+class Growth:
+    """A tree while it grows, layer by layer.
+
+    Args:
+        root: int64 [1], the last known token.
+        feature: [branches, 1, dim], the drafter's feature of the root.
+        top_k: children of a node.
+        beam: nodes of a layer that are expanded.
+    """
+
+    def __init__(self, root: Tensor, feature: Tensor, top_k: int, beam: int) -> None:
+        self.root, self.top_k, self.beam = root, top_k, beam
+        self.layers: list[Children] = []
+        # The expanded nodes behind the root, in the order in which the drafter is fed them.
+        self.fed = root[:0]
+        self.features = feature[:, :0]
+        self.depths: list[int] = []
+        self.sees = torch.zeros(0, 0, dtype=torch.bool, device=root.device)
+        # The nodes expanded last: indices into what was fed (-1 is the root), features, confidence.
+        self._tip = torch.full((1,), -1, dtype=torch.int64, device=root.device)
+        self._tip_feature = feature
+        self._confidence = torch.ones(1, device=root.device)
+        self._picked: list[Tensor] = []
+
+    def add(self, children: Children) -> None:
+        """A layer of children of the nodes that were expanded last."""
+        above = self._confidence[:, None]
+        self.layers.append(children._replace(confidence=children.confidence * above, rank=children.rank * above))
+
+    def expand(self) -> int:
+        """Append the most confident nodes of the last layer to what is fed; returns how many they are."""
+        confidence = self.layers[-1].confidence.flatten()
+        picked = confidence.topk(min(self.beam, len(confidence))).indices
+        self._picked.append(picked)
+        parent = picked // self.top_k
+        count, width = len(self.fed), len(picked)
+        own = torch.eye(width, dtype=torch.bool, device=picked.device)
+        seen = self.sees[self._tip[parent]] if count else self.sees.new_zeros(width, 0)
+        self.sees = torch.cat([F.pad(self.sees, (0, width)), torch.cat([seen, own], dim=1)])
+        self.fed = torch.cat([self.fed, self.layers[-1].tokens.flatten()[picked]])
+        self.features = torch.cat([self.features, self._tip_feature[:, parent]], dim=1)
+        self.depths += [len(self.layers)] * width
+        self._tip = torch.arange(count, count + width, device=picked.device)
+        self._confidence = confidence[picked]
+        return width
+
+    def expanded(self, features: Tensor) -> None:
+        """The drafter's features [branches, n, dim] of the nodes that are expanded next."""
+        self._tip_feature = features
+
+    def cut(self, total: int) -> DraftTree:
+        """The best `total` nodes, best first, behind the root. One read of the device."""
+        k, device = self.top_k, self.root.device
+        ranks = torch.cat([c.rank.flatten() for c in self.layers])
+        tokens = torch.cat([c.tokens.flatten() for c in self.layers])
+        # Stable: of equal ranks, parents and older siblings go first.
+        rank, best = ranks.sort(descending=True, stable=True)
+        best = best[:total]
+        picked = torch.cat(self._picked or [self.root[:0]])
+        host = torch.cat([best[rank[:total] > 0], torch.tensor([-1], device=device), picked]).tolist()
+        split = host.index(-1)
+        chosen, picks = host[:split], host[split + 1 :]
+        # Rows of children: row 0 is the root's, then one for each expanded node, layer by layer.
+        owner, at = [0], 0  # the candidate that owns each row
+        layer_of: list[int] = []
+        for depth, layer in enumerate(self.layers, start=1):
+            rows = len(layer.tokens)
+            layer_of += [depth] * (rows * k)
+            if depth < len(self.layers):
+                after = min(self.beam, rows * k)
+                owner += [len(layer_of) - rows * k + p for p in picks[at : at + after]]
+                at += after
+        row_of = {candidate: row for row, candidate in enumerate(owner) if row}
+        node_of = {candidate: node for node, candidate in enumerate(chosen, start=1)}
+        parents = [0 if c < k else node_of[owner[c // k]] for c in chosen]
+        q = None if self.layers[0].q is None else torch.cat([c.q for c in self.layers if c.q is not None])
+        index = torch.tensor(chosen, dtype=torch.int64, device=device)
+        return DraftTree(
+            torch.cat([self.root, tokens[index]]),
+            [-1, *parents],
+            [0, *(layer_of[c] for c in chosen)],
+            [0, *(c % k for c in chosen)],
+            [0, *(row_of.get(c, -1) for c in chosen)],
+            q,
+        )

@@ -1,0 +1,133 @@
+"""The feature drafter of EAGLE: one transformer layer that continues the target's own hidden features.
+
+Source: Li et al., EAGLE, arXiv 2401.15077. The feature of an image token is the residual stream behind the target's
+last layer, before its final norm: the drafter's layer is residual too, so what it puts out is of the same kind and can
+be fed back in the target's place. Whoever reads a feature normalises it first, so that its scale is free: the target's
+own final norm before the output head, `feature_norm` before the fusion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .rope import apply_rotary
+from .transformer import Block, RMSNorm, Transformer
+
+
+@dataclass(frozen=True)
+class EagleConfig:
+    """Sizes of a drafter; its width is the target's. `grids` lists the side lengths that it was trained for."""
+
+    grids: tuple[int, ...]
+    head_dim: int
+    n_heads: int
+    ffn_dim: int
+    n_layers: ClassVar[int] = 1
+    cond_len: ClassVar[int] = 0  # features carry the condition: the drafter has no prefix
+
+    def __post_init__(self) -> None:
+        for name in ("head_dim", "n_heads", "ffn_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        object.__setattr__(self, "grids", tuple(self.grids))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "grids": list(self.grids)}
+
+
+class EagleDrafter(nn.Module):
+    """Predicts the feature of a token from the feature before it and the token itself.
+
+    Token embedding, position embeddings, final norm and output head are the target's, frozen, and no part of its state.
+    The feature before the first image token is zeros.
+
+    Args:
+        config: sizes.
+        target: the AR transformer whose features are drafted.
+
+    Raises:
+        ValueError: the target has other heads or lacks a grid.
+    """
+
+    def __init__(self, config: EagleConfig, target: Transformer) -> None:
+        super().__init__()
+        t = target.config
+        if config.head_dim != t.head_dim:
+            raise ValueError(
+                f"the drafter turns the target's rotary pairs: head_dim is {t.head_dim}, not {config.head_dim}"
+            )
+        for grid in config.grids:
+            target.grid_index(grid)
+        self.config = config
+        self._target = (target,)  # in a tuple, a module is not registered
+        self.feature_norm = RMSNorm(t.dim, t.norm_eps)
+        self.fuse = nn.Linear(2 * t.dim, t.dim, bias=False)
+        self.blocks = nn.ModuleList([Block(t.dim, config.n_heads, t.head_dim, config.ffn_dim, t.norm_eps)])
+
+    @property
+    def target(self) -> Transformer:
+        return self._target[0]
+
+    @property
+    def tok_embeddings(self) -> nn.Embedding:
+        return self.target.tok_embeddings
+
+    @property
+    def output(self) -> nn.Linear:
+        return self.target.output
+
+    def position_embedding(self, grid: int) -> Tensor:
+        """See `Transformer.position_embedding`."""
+        return self.target.position_embedding(grid)
+
+    def rotary(self, grid: int) -> Tensor:
+        """Float32 rotary table [grid*grid, head_dim/2, 2]: the target's, without its prefix."""
+        return self.target.rotary(grid)[self.target.config.cond_len :]
+
+    def embed_global(self, cond: Tensor) -> Tensor | None:
+        """See `Transformer.embed_global`."""
+        return self.target.embed_global(cond)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Features [..., dim] -> float32 logits [..., V], by the target's final norm and output head."""
+        return self.target.logits(hidden)
+
+    def fused(self, features: Tensor, embedded: Tensor) -> Tensor:
+        """What the layer reads: features before each token and the embedded tokens, both [..., n, dim]."""
+        fused: Tensor = self.fuse(torch.cat([self.feature_norm(features), embedded], dim=-1))
+        return fused
+
+    def forward(self, cond: Tensor, features: Tensor, tokens: Tensor, grid: int) -> Tensor:
+        """Features of all tokens in one pass, the definition that every cached path must match.
+
+        Args:
+            cond: condition features [B, cond_len, cond_dim].
+            features: [B, n, dim], those before each token; the first are zeros.
+            tokens: int64 [B, n] image tokens in raster order.
+            grid: side length in tokens.
+
+        Returns:
+            [B, n, dim]; the logits of row i predict token i + 1.
+        """
+        n = tokens.shape[1]
+        embedded = self.tok_embeddings(tokens) + self.position_embedding(grid)[:n]
+        everywhere = self.embed_global(cond)
+        if everywhere is not None:
+            embedded = embedded + everywhere
+        x = self.fused(features, embedded)
+        table = self.rotary(grid)[:n]
+        for block in self.blocks:
+            q, k, v = block.qkv(x)
+            q, k = apply_rotary(q, table), apply_rotary(k, table)
+            o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+            x = block.finish(x, o.transpose(1, 2))
+        return x
+
+
+# What a KV cache is made for and the runner runs.
+Model = Transformer | EagleDrafter

@@ -1,0 +1,97 @@
+"""Training of the feature drafter that `Eagle` decodes with, against a frozen family."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.models.eagle import EagleDrafter
+from ..engine.models.text import TextEncoder, Vocabulary
+from ..engine.models.tokenizer import Tokenizer
+from .ar import captioned_tokens
+from .loop import Task
+from .sources import ImageSource
+
+
+class EagleTask(Task):
+    """Smooth L1 between features, and cross-entropy to the target's distribution (EAGLE, arXiv 2401.15077).
+
+    Both are taken behind the target's final norm, where its output head reads them. The target sees real pictures; its
+    features get noise, since the drafter will have to go on from its own. Captions are dropped as in the training of
+    the target, so that both branches of guidance are drafted.
+
+    Args:
+        drafter: what is trained; its target and the text encoder are frozen.
+        batch: pictures a step, by grid.
+        pool: so many pictures a grid are drawn, the target's features of them kept in memory; a drafter's step is far
+            cheaper than the forward of its target.
+        regression, classification: weights of the losses.
+        feature_noise: half the width of uniform noise on features of unit scale.
+    """
+
+    def __init__(
+        self,
+        drafter: EagleDrafter,
+        text: TextEncoder,
+        vocabulary: Vocabulary,
+        tokenizer: Tokenizer,
+        source: ImageSource,
+        *,
+        batch: dict[int, int],
+        pool: int = 1024,
+        cond_dropout: float = 0.1,
+        regression: float = 1.0,
+        classification: float = 0.1,
+        feature_noise: float = 0.1,
+    ) -> None:
+        self.module = self.drafter = drafter
+        self.target, self.text, self.tokenizer = drafter.target, text, tokenizer
+        for module in (self.target, text, tokenizer):
+            module.eval().requires_grad_(False)
+        self.vocabulary, self.source, self.counts = vocabulary, source, batch
+        self.cond_dropout, self.feature_noise = cond_dropout, feature_noise
+        self.regression, self.classification = regression, classification
+        self.size = pool
+        self.pool: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def pictures(self, grid: int, numbers: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Condition features, tokens [B, grid*grid] and the target's features [B, grid*grid - 1, dim] of pictures."""
+        target, text, tokenizer = self.target.to(device), self.text.to(device), self.tokenizer.to(device)
+        length = text.config.length
+        for number in numbers:
+            if (grid, number) in self.pool:
+                continue
+            rng = np.random.default_rng([grid, number])
+            ids, tokens = captioned_tokens(self.source, self.vocabulary, length, tokenizer, rng, grid, 1, device)
+            if rng.random() < self.cond_dropout:
+                ids = torch.tensor([self.vocabulary.null(length)], device=device)
+            cond = text(ids)
+            hidden = target.hidden(cond, tokens, grid)[:, target.config.cond_len :]
+            self.pool[grid, number] = (cond, tokens, hidden)
+        cond, tokens, hidden = (torch.cat(t) for t in zip(*(self.pool[grid, n] for n in numbers), strict=True))
+        return cond, tokens, hidden
+
+    def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+        target = self.target
+        grid = int(rng.choice(self.drafter.config.grids))
+        numbers = rng.integers(self.size, size=self.counts[grid]).tolist()
+        with torch.no_grad():
+            cond, tokens, hidden = self.pictures(grid, numbers, device)
+            wanted = target.norm(hidden).float()
+            likely = target.output(wanted).float().softmax(dim=-1)
+            noise = torch.from_numpy(rng.uniform(-1, 1, tuple(hidden.shape)).astype(np.float32)).to(device)
+            scale = hidden.float().square().mean(dim=-1, keepdim=True).sqrt()
+            before = F.pad((hidden + self.feature_noise * scale * noise)[:, :-1], (0, 0, 1, 0))
+        drafted = target.norm(self.drafter(cond, before, tokens[:, :-1], grid))
+        log_q = target.output(drafted).float().log_softmax(dim=-1)
+        regression = F.smooth_l1_loss(drafted.float(), wanted)
+        classification = -(likely * log_q).sum(dim=-1).mean()
+        with torch.no_grad():
+            # The share of drafted tokens that speculative sampling would accept.
+            overlap = torch.minimum(likely, log_q.exp()).sum(dim=-1).mean()
+            entropy = -(likely * likely.clamp(min=1e-12).log()).sum(dim=-1).mean()
+        loss = self.regression * regression + self.classification * classification
+        figures = {"feature": regression, "kl": classification - entropy, "overlap": overlap}
+        return loss, {k: float(v.detach()) for k, v in figures.items()}
