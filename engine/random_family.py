@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .conditioning import PhraseConditioner
 from .family import Family
 from .models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from .models.tokenizer import Tokenizer, TokenizerConfig
@@ -34,4 +35,4 @@ def random_family(
         pairs = [(a, b) for a in grids for b in grids if a != b and max(a, b) % min(a, b) == 0]
         resamplers = {(a, b): LatentResampler(ResamplerConfig(a, b, 4, channels=8, blocks=2)) for a, b in pairs}
         tokenizer = Tokenizer(TokenizerConfig(vocab_size, 4, channels=(8,), decoder_blocks=1))
-        return Family({"name": "random", "format": 1}, tokenizer, text, ar, resamplers, vocabulary)
+        return Family({"name": "random"}, tokenizer, PhraseConditioner(vocabulary, text), [ar], resamplers)

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..kernels.kv_write import kv_write
 from ..kernels.local_resample import local_resample
 from ..kernels.verify_attention import verify_attention
+from .collapse import weigh
 from .lane import Lane
-from .models.transformer import Transformer
+from .models.ar_model import ARModel
 from .sampling import Logits, Noise, SamplingParams
 
 
@@ -107,6 +108,10 @@ class Group:
                 self.kv_len = max(max(f.positions) for f in self.feeds) + 1 + cond_len
                 self.slots = self.spread([torch.tensor(f.positions, device=self.device) for f in self.feeds]) + cond_len
         self.valid = self._valid()
+        # A collapsed prefix is one slot that counts for as many as it stands for.
+        self.extra: Tensor | None = None
+        if self.cache.collapse:
+            self.extra = self.spread([f.lane.extra for f in self.feeds])
 
     def spread(self, each: Sequence[Tensor]) -> Tensor:
         """Stack one tensor a feed and repeat it for each of its branches: [rows, ...]."""
@@ -122,7 +127,7 @@ class Group:
         ones = torch.ones(self.cache.slots, dtype=torch.bool, device=self.device)
         return self.spread([ones if f.lane.valid is None else f.lane.valid for f in self.feeds])
 
-    def embed(self, model: Transformer) -> Tensor:
+    def embed(self, model: ARModel) -> Tensor:
         """Embedded tokens [rows * count, dim]."""
         grid = self.cache.grid
         if self.feeds[0].tokens is None:
@@ -131,9 +136,9 @@ class Group:
         tokens = torch.stack([f.tokens for f in self.feeds if f.tokens is not None])
         cond_len = self.feeds[0].lane.cond_len
         x = self.spread(list(model.tok_embeddings(tokens)))
-        if self.start is not None:
+        if table is not None and self.start is not None:
             x = x + table[self.start - cond_len : self.kv_len - cond_len]
-        else:
+        elif table is not None:
             x = x + table[self.slots - cond_len]
         everywhere = [f.lane.everywhere for f in self.feeds]
         if everywhere[0] is not None:
@@ -146,7 +151,13 @@ class Group:
         keys, values = self.cache.k[layer][rows], self.cache.v[layer][rows]
         q, k, v = (t.unflatten(0, (self.rows, self.count)) for t in (q, k, v))
         q = kv_write(q, k, v, self.slots, self.cache.rotary, keys, values, start=self.start)
-        o = verify_attention(q, keys, values, self.slots, self.valid, kv_len=self.kv_len, start=self.start)
+        if self.extra is None:
+            o = verify_attention(q, keys, values, self.slots, self.valid, kv_len=self.kv_len, start=self.start)
+        else:
+            o, lse = verify_attention(
+                q, keys, values, self.slots, self.valid, kv_len=self.kv_len, start=self.start, return_lse=True
+            )
+            o = weigh(o, lse, values[:, 0], self.extra)
         return o.flatten(0, 1)
 
 
@@ -184,7 +195,7 @@ def run(feeds: Sequence[Feed]) -> list[Result]:
     return results
 
 
-def forward(model: Transformer, feeds: Sequence[Feed]) -> list[Logits | None]:
+def forward(model: ARModel, feeds: Sequence[Feed]) -> list[Logits | None]:
     """One forward of one model over all tokens of the feeds."""
     groups = grouped(feeds)
     sizes = [g.rows * g.count for g in groups]
@@ -201,7 +212,7 @@ def forward(model: Transformer, feeds: Sequence[Feed]) -> list[Logits | None]:
     return select(model, groups, x[0], len(feeds))
 
 
-def select(model: Transformer, groups: list[Group], hidden: Tensor, n: int) -> list[Logits | None]:
+def select(model: ARModel, groups: list[Group], hidden: Tensor, n: int) -> list[Logits | None]:
     """Logits of the wanted tokens: the output head runs on those alone."""
     index: list[int] = []
     places: list[tuple[int, int, int, bool]] = []
@@ -222,7 +233,8 @@ def select(model: Transformer, groups: list[Group], hidden: Tensor, n: int) -> l
     for i, begin, count, guided in places:
         if count:
             middle = begin + count
-            found[i] = Logits(logits[begin:middle], logits[middle : middle + count] if guided else None)
+            uncond = logits[middle : middle + count] if guided else None
+            found[i] = Logits(logits[begin:middle], uncond, model.output.weight.dtype)
     return found
 
 
@@ -248,6 +260,7 @@ def sample(
 ) -> Tensor:
     """Tokens int64 [n] from logits [n, V], one request's noise and positions after the other."""
     gumbel = [noise.rows(where) for noise, where in zip(noises, positions, strict=True)]
+    logits, params = params.prepare(logits, [p for where in positions for p in where])
     return local_resample(
         logits.cond,
         logits.uncond,

@@ -25,11 +25,14 @@ class SchedulerConfig:
         max_running: requests under way at a time.
         kv_budget: bytes of KV cache; None is no limit.
         max_tokens: tokens in one forward, of one branch; longer feeds are cut, the rest of the requests wait a step.
+        collapse_prefix: keep the condition in one slot of the KV cache, exactly, where a model's prefix keys are zero
+            (LlamaGen): less memory, and nothing of the caption to read at each step.
     """
 
     max_running: int = 8
     kv_budget: int | None = None
     max_tokens: int = 1024
+    collapse_prefix: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_tokens"):
@@ -112,12 +115,15 @@ class Scheduler:
     def cache(self, grid: int) -> KVCache:
         """The KV cache of a grid."""
         if grid not in self.caches:
-            self.caches[grid] = KVCache(self.family.ar, grid, 2)
+            self.caches[grid] = KVCache(self.family.model(grid), grid, 2, collapse=self.config.collapse_prefix)
         return self.caches[grid]
 
     def bytes_of(self, decoder: Decoder, branches: int) -> int:
         """Bytes of KV cache that a request of this decoder holds."""
-        return branches * sum(KVCache.bytes_per_row(self.family.ar, g) for g in decoder.grids(self.family))
+        collapse = self.config.collapse_prefix
+        return branches * sum(
+            KVCache.bytes_per_row(self.family.model(g), g, collapse=collapse) for g in decoder.grids(self.family)
+        )
 
     def add(self, request: Request, decoder: Decoder) -> int:
         """Queue a request; returns its number.

@@ -48,7 +48,7 @@ def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor
     source = tokens.shape[-1]
     if method == "latent":
         return family.resampler(source, target).resample(tokens, family.tokenizer.codebook)
-    image = family.tokenizer.decode(tokens)
+    image = family.tokenizer.decode(tokens).clamp(-1, 1)
     size = (image.shape[2] * target // source, image.shape[3] * target // source)
     if method == "sr":
         from .super_resolution import super_resolve
@@ -65,5 +65,5 @@ def downsample(family: Family, tokens: Tensor, target: int, method: str) -> Tens
     source = tokens.shape[-1]
     if method == "latent":
         return family.resampler(source, target).resample(tokens, family.tokenizer.codebook)
-    image = family.tokenizer.decode(tokens)
+    image = family.tokenizer.decode(tokens).clamp(-1, 1)
     return family.tokenizer.encode(F.avg_pool2d(image, source // target))

@@ -73,7 +73,9 @@ def generate(
     pool: Annotated[
         int | None, typer.Option(help="Codebook neighbours whose probability is pooled.", show_default="family")
     ] = None,
-    upsampler: Annotated[Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent")] = None,
+    upsampler: Annotated[
+        Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent if trained, else pixel")
+    ] = None,
     rejection: Annotated[
         Rejection | None,
         typer.Option(help="Resample a rejected token's surroundings, it alone, or all after it.", show_default="local"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.conditioning import PhraseConditioner
 from ..engine.family import Family, new_folder
 from ..engine.models.text import TextEncoder, TextEncoderConfig
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
@@ -37,10 +38,17 @@ def trained_tokenizer(config: FamilyConfig, run: Path) -> Tokenizer:
     """The tokenizer of a run, with its averaged weights, or that of the family to start from when the run has none."""
     start = initial_family(config)
     if start is not None and not (run / "tokenizer.pt").exists():
-        return start.tokenizer
+        return own_tokenizer(start)
     tokenizer = Tokenizer(TokenizerConfig.from_dict(config.section("tokenizer")["model"]))
     tokenizer.load_state_dict(averaged(run, "tokenizer"))
     return tokenizer.eval()
+
+
+def own_tokenizer(family: Family) -> Tokenizer:
+    """The tokenizer of a family that was trained here; ValueError for a converted one."""
+    if not isinstance(family.tokenizer, Tokenizer):
+        raise ValueError(f"init: family {family.name!r} was converted, not trained; train on from one that was trained")
+    return family.tokenizer
 
 
 def initial_family(config: FamilyConfig) -> Family | None:
@@ -190,10 +198,9 @@ def export(config_path: Path, run: Path, output: Path) -> Path:
     family = Family(
         metadata,
         trained_tokenizer(config, run),
-        encoder,
-        transformer,
+        PhraseConditioner(config.vocabulary(), encoder),
+        [transformer],
         resamplers,
-        config.vocabulary(),
     )
     with new_folder(output) as folder:
         family.write(folder)
