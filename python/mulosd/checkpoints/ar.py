@@ -42,10 +42,14 @@ BLOCK_KEYS = {
     "attention.wqkv.weight": "wqkv.weight",
     "attention.wo.weight": "wo.weight",
     "ffn_norm.weight": "ffn_norm.weight",
-    "feed_forward.w1.weight": "w1",
-    "feed_forward.w3.weight": "w3",
     "feed_forward.w2.weight": "w2.weight",
 }
+NEEDED = (
+    "tok_embeddings.weight",
+    "norm.weight",
+    "output.weight",
+    "layers.0.feed_forward.w1.weight",
+)
 # Tables that older files hold and that follow from the sizes.
 IGNORED = ("freqs_cis", "causal_mask")
 METADATA = "mulosd.ar"
@@ -111,18 +115,11 @@ def translate(
         heads: attention heads, where sizes or arguments do not tell.
         grid: token side that the model was trained for, where it is known.
     """
+    check_is_ar(checkpoint)
     t, path = checkpoint.tensors, checkpoint.path
-    for needed in ("tok_embeddings.weight", "norm.weight", "output.weight"):
-        if needed not in t:
-            names = ", ".join(list(t)[:4])
-            raise ValueError(
-                f"{path} is no AR model of LlamaGen or Tar: {needed} is missing (it holds {names} and so on)"
-            )
     vocab, dim = t["tok_embeddings.weight"].shape
-    layers = 1 + max((int(k.split(".")[1]) for k in t if k.startswith("layers.")), default=-1)
-    gate = t.get("layers.0.feed_forward.w1.weight")
-    if layers < 1 or gate is None:
-        raise ValueError(f"{path} is no AR model of LlamaGen or Tar: layers.0.feed_forward.w1.weight is missing")
+    layers = 1 + max(int(k.split(".")[1]) for k in t if k.startswith("layers."))
+    gate = t["layers.0.feed_forward.w1.weight"]
     sizes: dict[str, Any] = {
         "vocab_size": vocab,
         "dim": dim,
@@ -131,20 +128,34 @@ def translate(
         "ffn_dim": len(gate),
         "grids": [] if grid is None else [grid],
     }
-    tensors = renamed(t)
     if "abs_pe" in t:
-        tensors["abs_pe"] = tensors["abs_pe"].flatten(0, -2)
-        return "ar-dtok", dtok_values(checkpoint, sizes, len(tensors["abs_pe"])), tensors
-    if "cls_embedding.embedding_table.weight" in t:
+        kind, values = "ar-dtok", dtok_values(checkpoint, sizes, t["abs_pe"].shape[-2])
+    elif "cls_embedding.embedding_table.weight" in t:
         n_classes = len(t["cls_embedding.embedding_table.weight"]) - 1
-        return "llamagen", LlamaGenConfig("class", **sizes, n_classes=n_classes).to_dict(), tensors
-    if "cls_embedding.uncond_embedding" in t:
+        kind, values = "llamagen", LlamaGenConfig("class", **sizes, n_classes=n_classes).to_dict()
+    elif "cls_embedding.uncond_embedding" in t:
         length, width = t["cls_embedding.uncond_embedding"].shape
-        return "llamagen", LlamaGenConfig("caption", **sizes, cond_len=length, cond_dim=width).to_dict(), tensors
-    raise ValueError(
-        f"{path} has no condition that is known: missing: cls_embedding.embedding_table.weight (classes), "
-        f"cls_embedding.uncond_embedding (captions) or abs_pe (Tar)"
-    )
+        kind, values = "llamagen", LlamaGenConfig("caption", **sizes, cond_len=length, cond_dim=width).to_dict()
+    else:
+        raise ValueError(
+            f"{path} has no condition that is known: missing: cls_embedding.embedding_table.weight (classes), "
+            f"cls_embedding.uncond_embedding (captions) or abs_pe (Tar)"
+        )
+    with torch.device("meta"):
+        model = build_ar(kind, values)
+    known = {k: v for k, v in t.items() if k not in IGNORED}
+    fit(path, known, released(model.state_dict()), describe(model))
+    return kind, values, renamed(known)
+
+
+def check_is_ar(checkpoint: Checkpoint) -> None:
+    """ValueError unless the file holds what every AR model of LlamaGen or Tar does."""
+    names = ", ".join(list(checkpoint.tensors)[:4])
+    for needed in NEEDED:
+        if needed not in checkpoint.tensors:
+            raise ValueError(
+                f"{checkpoint.path} is no AR model of LlamaGen or Tar: {needed} is missing (it holds {names} and so on)"
+            )
 
 
 def count_heads(checkpoint: Checkpoint, layers: int, dim: int, heads: int | None) -> int:
@@ -187,25 +198,42 @@ def dtok_values(checkpoint: Checkpoint, sizes: dict[str, Any], positions: int) -
     return ARDTokConfig.from_dict(values).to_dict()
 
 
+def released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model of this package under the names of released files, for their shapes."""
+    names = {own: name for name, own in KEYS.items()}
+    block_names = {own: name for name, own in BLOCK_KEYS.items()}
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name == "abs_pe":
+            found[name] = tensor[None]
+        elif not name.startswith("blocks."):
+            found[names.get(name, name)] = tensor
+        else:
+            _, layer, rest = name.split(".", 2)
+            if rest == "w13.weight":
+                gate, up = tensor.chunk(2)
+                found[f"layers.{layer}.feed_forward.w1.weight"] = gate
+                found[f"layers.{layer}.feed_forward.w3.weight"] = up
+            else:
+                found[f"layers.{layer}.{block_names[rest]}"] = tensor
+    return found
+
+
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under this package's names; gate and up projections become one. Unknown names stay as they are."""
+    """The tensors of a released file under this package's names; gate and up projections become one."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name in IGNORED:
-            continue
-        if not name.startswith("layers."):
+        if name == "abs_pe":
+            found[name] = tensor[0]
+        elif not name.startswith("layers."):
             found[KEYS.get(name, name)] = tensor
-            continue
-        _, layer, rest = name.split(".", 2)
-        found[f"blocks.{layer}.{BLOCK_KEYS.get(rest, rest)}"] = tensor
-    for name in [k for k in found if k.endswith(".w1")]:
-        stem = name.removesuffix("w1")
-        gate, up = found[name], found.get(stem + "w3")
-        if up is None or up.shape != gate.shape:
-            layer = stem.split(".")[1]
-            problem = "missing" if up is None else f"mis-shaped ({list(up.shape)}, not {list(gate.shape)})"
-            raise ValueError(f"layers.{layer}.feed_forward.w3.weight is {problem}")
-        found[stem + "w13.weight"] = torch.cat([found.pop(name), found.pop(stem + "w3")])
+        else:
+            _, layer, rest = name.split(".", 2)
+            if rest == "feed_forward.w1.weight":
+                up = tensors[f"layers.{layer}.feed_forward.w3.weight"]
+                found[f"blocks.{layer}.w13.weight"] = torch.cat([tensor, up])
+            elif rest != "feed_forward.w3.weight":
+                found[f"blocks.{layer}.{BLOCK_KEYS[rest]}"] = tensor
     return found
 
 

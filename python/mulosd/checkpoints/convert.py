@@ -15,9 +15,8 @@ from torch import Tensor
 from ..engine.conditioning.captions import ENCODER
 from ..engine.family import Family, new_folder, write_weights
 from ..engine.models.ar_dtok import PREFIXES
-from ..engine.models.kinds import build_ar
-from .ar import HEADS, METADATA, describe, translate
-from .container import Checkpoint, fit, read_checkpoint
+from .ar import HEADS, METADATA, check_is_ar, translate
+from .container import Checkpoint, read_checkpoint
 from .source import locate
 from .ta_tok import translate_ta_tok
 from .vq import translate_vq
@@ -88,6 +87,7 @@ def convert_llamagen(
     for i, (option, source, size, name) in enumerate(given):
         report("reading", i + 1, 3)
         checkpoint = read_checkpoint(locate(source, (name,), option))
+        check_is_ar(checkpoint)
         pixels = size or image_size(checkpoint)
         if pixels is None:
             raise ValueError(
@@ -197,18 +197,15 @@ def ar_part(
     checkpoint: Checkpoint, grid: int, heads: int | None, dtype: torch.dtype | None, prefix: int | None = None
 ) -> tuple[dict[str, Any], Part]:
     """Configuration, with its kind, and weights of an AR checkpoint, checked against each other."""
+    check_is_ar(checkpoint)
     t = checkpoint.tensors
-    width = len(t["norm.weight"]) if "norm.weight" in t else 0
-    layers = 1 + max((int(k.split(".")[1]) for k in t if k.startswith("layers.")), default=-1)
-    known = "n_head" in checkpoint.args or (layers, width) in HEADS
+    layers = 1 + max(int(k.split(".")[1]) for k in t if k.startswith("layers."))
+    known = "n_head" in checkpoint.args or (layers, len(t["norm.weight"])) in HEADS
     kind, values, tensors = translate(checkpoint, None if known else heads, grid)
     if prefix is not None:
         if prefix not in PREFIXES or kind != "ar-dtok":
             raise ValueError(f"--prefix must be one of {', '.join(map(str, PREFIXES))}, got {prefix}")
         values = {**values, "cond_len": prefix}
-    with torch.device("meta"):
-        model = build_ar(kind, values)
-    fit(checkpoint.path, tensors, model.state_dict(), describe(model))
     tensors = {k: v if dtype is None or not v.is_floating_point() else v.to(dtype) for k, v in tensors.items()}
     values = {"kind": kind, **values}
     return values, Part("", tensors, {METADATA: json.dumps(values)})

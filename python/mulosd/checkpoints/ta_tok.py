@@ -24,6 +24,12 @@ IGNORED = (
     "bottleneck.in_linear.",
     "bottleneck.regularizer.stochastic_temperature_inv",
 )
+NEEDED = (
+    f"{BOOK}embedding.weight",
+    "decoder.embeddings.patch_embedding.weight",
+    "decoder.embeddings.position_embedding.weight",
+    "decoder.encoder.layers.0.mlp.fc1.weight",
+)
 LAYER_KEYS = {
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
@@ -54,17 +60,7 @@ def translate_ta_tok(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, 
         for k, v in checkpoint.tensors.items()
         if not k.startswith(IGNORED) and not k.startswith(("decoder.vision_model.head.", "decoder.head."))
     }
-    needed = [
-        f"{BOOK}embedding.weight",
-        f"{BOOK}embedding_proj.weight",
-        f"{BOOK}embedding_proj.bias",
-        "bottleneck.out_linear.weight",
-        "bottleneck.out_linear.bias",
-        "decoder.embeddings.patch_embedding.weight",
-        "decoder.embeddings.position_embedding.weight",
-        "decoder.encoder.layers.0.mlp.fc1.weight",
-    ]
-    missing = [k for k in needed if k not in t]
+    missing = [k for k in NEEDED if k not in t]
     if missing:
         raise ValueError(f"{checkpoint.path} is no TA-Tok of Tar; missing: {', '.join(missing)}")
     dim, code_dim = t["decoder.embeddings.patch_embedding.weight"].shape
@@ -77,10 +73,9 @@ def translate_ta_tok(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, 
         ffn_dim=len(t["decoder.encoder.layers.0.mlp.fc1.weight"]),
         position_side=math.isqrt(places),
     )
+    what = f"a TA-Tok of {config.codebook_size} codes and {config.n_layers} layers"
+    fit(checkpoint.path, t, released(config), what)
     tensors = {"codebook": codes(t, normalised(checkpoint.args)), **decoder(t)}
-    with torch.device("meta"):
-        wanted = TATok(config).state_dict()
-    fit(checkpoint.path, tensors, wanted, f"a TA-Tok of {config.codebook_size} codes and {config.n_layers} layers")
     return config.to_dict(), {k: v.to(torch.float32, copy=True) for k, v in tensors.items()}
 
 
@@ -103,6 +98,32 @@ def codes(t: Mapping[str, Tensor], unit: bool) -> Tensor:
     return F.linear(rows, t["bottleneck.out_linear.weight"].float(), t["bottleneck.out_linear.bias"].float())
 
 
+def released(c: TATokConfig) -> dict[str, Tensor]:
+    """Shapes of the decode path's tensors by the names of the released file, on the meta device."""
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{BOOK}embedding.weight": (c.codebook_size, c.code_dim),
+        "decoder.embeddings.position_embedding.weight": (c.position_side**2, c.dim),
+    }
+    linear = {
+        f"{BOOK}embedding_proj": (c.code_dim, c.code_dim),
+        "bottleneck.out_linear": (c.code_dim, c.code_dim),
+        "decoder.embeddings.patch_embedding": (c.dim, c.code_dim),
+        "decode_task_layer.0": (c.dim, c.dim),
+        "decode_task_layer.2": (c.dim, c.dim),
+    }
+    norms = ["decoder.post_layernorm"]
+    for i in range(c.n_layers):
+        stem = f"decoder.encoder.layers.{i}."
+        norms += [f"{stem}layer_norm1", f"{stem}layer_norm2"]
+        linear |= {f"{stem}self_attn.{name}_proj": (c.dim, c.dim) for name in ("q", "k", "v", "out")}
+        linear |= {f"{stem}mlp.fc1": (c.ffn_dim, c.dim), f"{stem}mlp.fc2": (c.dim, c.ffn_dim)}
+    for name, (out, into) in linear.items():
+        shapes |= {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+    for name in norms:
+        shapes |= {f"{name}.weight": (c.dim,), f"{name}.bias": (c.dim,)}
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
 def decoder(t: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the vision transformer and the layers behind it, under this package's names."""
     found: dict[str, Tensor] = {}
@@ -113,12 +134,10 @@ def decoder(t: Mapping[str, Tensor]) -> dict[str, Tensor]:
             _, _, _, layer, rest = name.split(".", 4)
             part, kind = rest.rsplit(".", 1)
             if part == "self_attn.q_proj":
-                joined = [t.get(name.replace("q_proj", f"{x}_proj")) for x in "qkv"]
-                if all(x is not None for x in joined):
-                    key = f"layers.{layer}.self_attn.in_proj_{kind}"
-                    found[key] = torch.cat([x for x in joined if x is not None])
-            elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
-                found[f"layers.{layer}.{LAYER_KEYS.get(part, part)}.{kind}"] = tensor
+                joined = torch.cat([t[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+                found[f"layers.{layer}.self_attn.in_proj_{kind}"] = joined
+            elif part in LAYER_KEYS:
+                found[f"layers.{layer}.{LAYER_KEYS[part]}.{kind}"] = tensor
             continue
         name = name.replace("decoder.embeddings.", "").replace("decoder.post_layernorm.", "post_norm.")
         found[name.replace("decode_task_layer.", "task.")] = tensor
