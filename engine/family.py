@@ -361,3 +361,14 @@ def update_metadata(folder: Path, **changes: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(metadata, indent=1) + "\n")
     temporary.replace(path)
+
+
+def store_resamplers(folder: Path, trained: list[LatentResampler]) -> None:
+    """Put latent resamplers into a family's folder, in place of those between the same grids."""
+    family = Family.load(folder)
+    kept = family.resamplers | {(m.config.source, m.config.target): m for m in trained}
+    modules = nn.ModuleDict({m.config.name: m for m in kept.values()})
+    temporary = ".resamplers"
+    write_weights(folder, temporary, modules.state_dict())
+    (folder / f"{temporary}.safetensors").replace(folder / "resamplers.safetensors")
+    update_metadata(folder, resamplers=[m.config.to_dict() for m in kept.values()])

@@ -21,7 +21,8 @@ class DraftOnly(Decoder):
 
     Args:
         scale: r = target / drafter; None is the largest of the family.
-        upsampler: "latent", "pixel" or "sr"; None is "latent" where the family has learned up-samplers, else "pixel".
+        upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is "latent" where the family has
+            learned up-samplers, else "pixel".
         draft_window: draft with ZipAR and this window; None drafts serially.
     """
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import examples, stdout
-from .options import DeviceOption, Dtype, DtypeOption, ScaleOption, SeedOption, Upsampler
+from .options import DeviceOption, Dtype, DtypeOption, ScaleOption, SeedOption, Upsampler, upsampler_of
 
 EXAMPLES = examples(
     "mulosd calibrate --family ./families/mine",
@@ -24,6 +24,10 @@ def calibrate(
     radius: Annotated[int, typer.Option(help="Radius to store along with tau.")] = 1,
     upsampler: Annotated[
         Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent if trained, else pixel")
+    ] = None,
+    sr_weights: Annotated[
+        Path | None,
+        typer.Option(help="Enlarge with this super-resolution network (spandrel).", show_default=False),
     ] = None,
     prompts: Annotated[int, typer.Option(help="How many held-out prompts of the family to draft.")] = 32,
     prompts_file: Annotated[
@@ -66,7 +70,7 @@ def calibrate(
         scale=scale,
         pool=pool,
         radius=radius,
-        upsampler=upsampler and upsampler.value,
+        upsampler=upsampler_of(upsampler, sr_weights),
         seed=seed,
         features=given,
     )

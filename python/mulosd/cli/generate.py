@@ -26,6 +26,7 @@ from .options import (
     Upsampler,
     make_decoder,
     make_sampling,
+    upsampler_of,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ def generate(
     ] = None,
     upsampler: Annotated[
         Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent if trained, else pixel")
+    ] = None,
+    sr_weights: Annotated[
+        Path | None,
+        typer.Option(help="Enlarge with this super-resolution network (spandrel).", show_default=False),
     ] = None,
     rejection: Annotated[
         Rejection | None,
@@ -153,7 +158,7 @@ def generate(
             "tau": tau,
             "radius": radius,
             "pool": pool,
-            "upsampler": upsampler and upsampler.value,
+            "upsampler": upsampler_of(upsampler, sr_weights),
             "rejection": rejection and rejection.value,
             "rows_per_cycle": rows_per_cycle,
             "window": window,
