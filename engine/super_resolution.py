@@ -1,6 +1,7 @@
 """Super-resolution for the pixel up-sampler: Real-ESRGAN animevideov3 through ncnn, on the CPU, or one's own weights.
 
-A weights file of any network that spandrel knows (Real-ESRGAN, SwinIR, HAT and dozens more) runs on the engine's device.
+Weights of one's own may be of any network that spandrel knows (Real-ESRGAN, SwinIR, HAT and more); they run on the
+engine's device.
 """
 
 from __future__ import annotations
