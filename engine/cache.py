@@ -23,19 +23,22 @@ class KVCache:
         model: the AR transformer, or the drafter that continues its features.
         grid: side length in tokens.
         rows: how many to begin with; the cache doubles when they run out.
+        collapse: hold the prefix in one slot (see `collapse`).
     """
 
-    def __init__(self, model: Model, grid: int, rows: int = 2) -> None:
-        c = model.config
-        self.model, self.grid = model, grid
-        self.slots = c.cond_len + grid * grid
+    def __init__(self, model: Model, grid: int, rows: int = 2, *, collapse: bool = False) -> None:
+        self.model, self.grid, self.collapse = model, grid, collapse
+        self.cond_len = prefix_slots(model, collapse)
+        self.slots = self.cond_len + grid * grid
         # What every token of a position is given; the weights do not change any more.
-        self.position = model.position_embedding(grid).detach()
-        self.rotary = model.rotary(grid)
+        position = model.position_embedding(grid)
+        self.position = None if position is None else position.detach()
+        rotary = model.rotary(grid)
+        self.rotary = None if rotary is None else rotary[model.config.cond_len - self.cond_len :]
         self.k: list[Tensor] = []
         self.v: list[Tensor] = []
-        # Keys and values of the unconditional prefix by layer, and the logits behind it.
-        self.null: tuple[list[tuple[Tensor, Tensor]], Tensor] | None = None
+        # Keys and values of the unconditional prefix by layer, and the logits behind it, by visible prefix slots.
+        self.null: dict[bytes, tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
         self.used = [False] * max(1, rows)
         self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         # Steps of fixed shapes by (tokens a row, keys, masked, logits); they hold the addresses of this cache.
@@ -44,11 +47,11 @@ class KVCache:
         self._allocate()
 
     @staticmethod
-    def bytes_per_row(model: Model, grid: int) -> int:
+    def bytes_per_row(model: Model, grid: int, *, collapse: bool = False) -> int:
         """Bytes of one row, all layers: keys and values of every slot."""
         c = model.config
         element = model.output.weight.element_size()
-        return 2 * c.n_layers * (c.cond_len + grid * grid) * c.n_heads * c.head_dim * element
+        return 2 * c.n_layers * (prefix_slots(model, collapse) + grid * grid) * c.n_heads * c.head_dim * element
 
     def _allocate(self) -> None:
         c, weight = self.model.config, self.model.output.weight
@@ -65,7 +68,7 @@ class KVCache:
     @property
     def device(self) -> torch.device:
         """Where the keys and values lie."""
-        return self.position.device
+        return self.k[0].device
 
     def graph_pool(self) -> Any:
         """The memory pool that the CUDA graphs of this cache share: they never run at the same time."""
@@ -102,3 +105,13 @@ class KVCache:
     def release(self, first: int, n: int) -> None:
         """Take rows back."""
         self.used[first : first + n] = [False] * n
+
+
+def prefix_slots(model: Model, collapse: bool) -> int:
+    """Slots that the condition takes; ValueError when a prefix cannot be collapsed."""
+    if collapse and not model.zero_prefix:
+        raise ValueError(
+            f"the prefix of a {type(model).__name__} cannot be collapsed: that takes a model whose prefix keys "
+            f"are zero, such as LlamaGen; leave collapse_prefix out"
+        )
+    return 1 if collapse else model.config.cond_len

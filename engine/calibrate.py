@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .conditioning import Condition
 from .decoding import DraftOnly
 from .engine import Engine
 from .family import update_metadata
@@ -45,10 +46,11 @@ def calibrate(
     scale: int | None = None,
     pool: int = 10,
     radius: int = 1,
-    upsampler: str = "latent",
+    upsampler: str | None = None,
     sampling: SamplingParams | None = None,
     seed: int = 0,
     batch_size: int = 8,
+    features: Condition | None = None,
 ) -> Calibration:
     """Find the tau whose rejection rate on up-sampled drafts is `rejection`: that quantile of their pooled masses.
 
@@ -56,8 +58,10 @@ def calibrate(
         engine: a loaded engine.
         prompts: what the family is used for; their number sets the precision.
         rejection: wanted share of rejected tokens, in (0, 1).
-        scale, pool, radius, upsampler: the setting to calibrate.
+        scale, pool, radius, upsampler: the setting to calibrate; None is the family's largest scale, its own
+            up-sampler.
         sampling: None takes the family's defaults.
+        features: conditions of the prompts, where they are not to be computed (see `Conditioner.precomputed`).
 
     Raises:
         ValueError: no prompts, or a share outside (0, 1), or a setting that the family lacks.
@@ -69,26 +73,27 @@ def calibrate(
     family = engine.family
     params = family.sampling if sampling is None else sampling
     decoder = DraftOnly(scale, upsampler).resolve(family)
-    result = engine.generate(prompts, decoder=decoder, sampling=params, seed=seed, batch_size=batch_size)
-    from ..kernels.upsample_pool import neighbours
-
-    table = neighbours(family.tokenizer.codebook, pool)
+    result = engine.generate(
+        prompts, decoder=decoder, sampling=params, seed=seed, batch_size=batch_size, features=features
+    )
+    table = family.neighbours(pool)
     masses = []
-    for at in range(0, len(prompts), batch_size):
-        part = list(prompts[at : at + batch_size])
-        tokens = result.tokens[at : at + batch_size].flatten(1).to(family.device)
-        cond = family.ar(family.features(part), tokens, family.grids[-1]).flatten(0, 1)
-        uncond = None
-        if params.guided:
-            uncond = family.ar(family.null_features(len(part)), tokens, family.grids[-1]).flatten(0, 1)
-        masses.append(verify(Logits(cond, uncond), tokens.flatten(), table, 0.0, params).mass)
+    for i, prompt in enumerate(prompts):
+        # One at a time: the logits of a large grid and vocabulary are hundreds of megabytes.
+        tokens = result.tokens[i : i + 1].flatten(1).to(family.device)
+        condition = family.condition([prompt]) if features is None else features[i : i + 1]
+        mask = None if condition.mask is None else condition.mask.to(family.device)
+        cond = family.ar(condition.features, tokens, family.grids[-1], mask)[0]
+        uncond = family.ar(family.null_features(1), tokens, family.grids[-1], mask)[0] if params.guided else None
+        logits = Logits(cond, uncond, family.ar.output.weight.dtype)
+        masses.append(verify(logits, tokens.flatten(), table, 0.0, params).mass)
     mass = torch.cat(masses).sort().values
     # Everything below tau is rejected. Half-way between two masses, rounding decides nothing.
     cut = min(len(mass) - 1, max(1, round(rejection * len(mass))))
     tau = float((mass[cut - 1] + mass[cut]) / 2)
     return Calibration(
         decoder.scale or 0,
-        upsampler,
+        decoder.upsampler or family.upsampler,
         pool,
         radius,
         tau,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import KVCache
+from .conditioning import Condition
 from .decoding import Decoder, MuloSD, Outcome
 from .events import Failed, Finished, Preview
 from .family import Family
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype by name; ValueError lists the names."""
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
 @dataclass(frozen=True)
@@ -102,15 +110,14 @@ class Engine:
         self.config = config or SchedulerConfig()
         self.caches: dict[tuple[int, bool], KVCache] = {}
         self._flights: dict[int, Flight] = {}
-        if isinstance(dtype, str) and dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        kept = checked_dtype(dtype)
         try:
             kind = torch.device(device).type
         except RuntimeError as error:
             raise ValueError(f"there is no device {device!r}; use 'cpu', 'cuda' or 'cuda:0'") from error
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
-        self.family = family.to(device, DTYPES[dtype] if isinstance(dtype, str) else dtype)
+        self.family = family.to(device, kept)
         self.scheduler = Scheduler(self.family, self.config, self.caches)
 
     @classmethod
@@ -123,7 +130,8 @@ class Engine:
         config: SchedulerConfig | None = None,
     ) -> Engine:
         """Load a bundled family by name, or a family folder; ValueError lists what there is."""
-        return cls(Family.load(family), device=device, dtype=dtype, config=config)
+        kind = checked_dtype(dtype)
+        return cls(Family.load(family, dtype=kind), device=device, dtype=kind, config=config)
 
     def check_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Warnings for words that the family does not know; ValueError for prompts that ask for nothing."""
@@ -131,16 +139,9 @@ class Engine:
         for prompt in prompts:
             if not isinstance(prompt, str) or not prompt.strip():
                 raise ValueError("the prompt is empty; say what to draw, for example 'a cat on a blue background'")
-            known, unknown = self.family.vocabulary.parse(prompt)
-            if unknown:
-                words = ", ".join(repr(w) for w in dict.fromkeys(unknown))
-                warnings.append(
-                    f"family {self.family.name!r} does not know {words} in {prompt!r}: ignored; "
-                    f"`mulosd info {self.family.name}` lists its words"
-                )
-            self.family.vocabulary.encode(prompt, self.family.ar.config.cond_len)
-            if not known and not unknown:
-                raise ValueError(f"the prompt {prompt!r} has only filler words; say what to draw")
+            warning = self.family.conditioner.check(prompt)
+            if warning is not None:
+                warnings.append(f"family {self.family.name!r} {warning}")
         return warnings
 
     @torch.inference_mode()
@@ -154,6 +155,7 @@ class Engine:
         num_images: int = 1,
         batch_size: int = 8,
         progress: Callable[[Progress], None] | None = None,
+        features: Condition | None = None,
     ) -> GenerationResult:
         """Generate images.
 
@@ -167,6 +169,8 @@ class Engine:
             num_images: images a prompt.
             batch_size: most images decoded together.
             progress: called with each `Progress`.
+            features: conditions of the prompts, one each, where they are not to be computed
+                (see `Conditioner.precomputed`); the prompts are then names alone.
 
         Raises:
             ValueError: an empty prompt, or a setting that the family cannot serve (the message says what it can).
@@ -183,14 +187,17 @@ class Engine:
             raise ValueError(f"{len(asked)} prompts need one seed or {len(asked)} seeds, got {len(seeds)}")
         if any(not 0 <= s < 2**63 - num_images for s in seeds):
             raise ValueError(f"seeds must be 0 or more and below 2**63, got {seeds}")
-        warnings = self.check_prompts(asked)
+        if features is not None and len(features) != len(asked):
+            raise ValueError(f"{len(asked)} prompts need as many precomputed features, got {len(features)}")
+        warnings = [] if features is not None else self.check_prompts(asked)
         chosen = (MuloSD() if decoder is None else decoder).resolve(self.family)
         params = self.family.sampling if sampling is None else sampling
         jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
+        given = [None if features is None else features[i : i + 1] for i in range(len(asked))]
         scheduler = Scheduler(self.family, replace(self.config, max_running=batch_size), self.caches)
         flights: dict[int, tuple[int, Flight]] = {}
         for i, (prompt, number) in enumerate(jobs):
-            flight = self._flight(prompt, number, chosen, params, progress)
+            flight = self._flight(prompt, number, chosen, params, progress, given[i // num_images])
             flights[scheduler.add(flight.request, chosen)] = (i, flight)
         done: dict[int, Update] = {}
         try:
@@ -305,8 +312,8 @@ class Engine:
 
     def warmup(self, decoder: Decoder | None = None) -> None:
         """Make one image and forget it, so that the first request meets warm caches, buffers and kernels."""
-        words = sorted(self.family.vocabulary.phrases, key=len) or ["warm-up"]
-        self.generate(words[0], decoder=decoder)
+        condition = Condition(self.family.null_features(1))
+        self.generate(self.family.conditioner.example, decoder=decoder, features=condition)
 
     def _flight(
         self,
@@ -315,14 +322,17 @@ class Engine:
         decoder: Decoder,
         params: SamplingParams,
         progress: Callable[[Progress], None] | None,
+        given: Condition | None = None,
     ) -> Flight:
         recorder = Recorder(progress)
         begun = time.perf_counter()
         with recorder.stage("text"):
-            features = self.family.features([prompt])
+            condition = self.family.condition([prompt]) if given is None else given
+            features = condition.features
             if params.guided:
-                features = torch.cat([features, self.family.null_features(1)])
-        request = Request(self.family, features, seed, params, recorder)
+                features = torch.cat([features, self.family.null_features(1).to(features)])
+        mask = None if condition.mask is None else condition.mask[0]
+        request = Request(self.family, features, seed, params, recorder, mask=mask)
         return Flight(request, decoder, begun)
 
     def _finish(self, number: int, flight: Flight, outcome: Outcome, batch: int) -> Update:
@@ -369,6 +379,8 @@ class Engine:
         if tokens.dim() != 3 or len(prompts) != tokens.shape[0]:
             raise ValueError(f"{len(prompts)} prompts need tokens [B, H, W], got {tuple(tokens.shape)}")
         flat = tokens.flatten(1).to(self.family.device)
-        logits = self.family.ar(self.family.features(list(prompts)), flat, tokens.shape[-1])
+        condition = self.family.condition(list(prompts))
+        mask = None if condition.mask is None else condition.mask.to(self.family.device)
+        logits = self.family.model(tokens.shape[-1])(condition.features, flat, tokens.shape[-1], mask)
         losses = F.cross_entropy(logits.flatten(0, 1), flat.flatten(), reduction="none")
         return losses.view(flat.shape).mean(dim=1).cpu()

@@ -9,20 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..kernels.upsample_pool import neighbours
+from .conditioning import CONDITIONERS, Condition, Conditioner, PhraseConditioner
+from .models.ar_model import ARModel
 from .models.eagle import EagleConfig, EagleDrafter
-from .models.text import TextEncoder, TextEncoderConfig, Vocabulary
-from .models.tokenizer import Tokenizer, TokenizerConfig
-from .models.transformer import Transformer, TransformerConfig
+from .models.kinds import AR_MODELS, TOKENIZERS, ImageTokenizer, build_ar, kind_of
+from .models.text import TextEncoder, Vocabulary
 from .models.upsampler import LatentResampler, ResamplerConfig
 from .sampling import SamplingParams
 
-FORMAT = 1
+# Format 1 had one AR model and a vocabulary of phrases; it is still read.
+FORMAT = 2
 
 
 def bundled_folder() -> Path:
@@ -37,28 +41,49 @@ def list_families() -> list[str]:
 
 
 class Family:
-    """Tokenizer, AR transformer (all grids), text encoder and latent resamplers of one family, and its feature drafter.
+    """Image tokenizer, AR models by grid, conditioner, latent resamplers and feature drafter of one family.
 
-    Attributes:
+    Args:
         metadata: the contents of family.json; `calibration` and `sampling` hold the family's defaults.
+        tokenizer: image <-> tokens.
+        conditioner: prompts to conditions.
+        models: one AR model for several grids, or one for each; all of one vocabulary.
+        resamplers: learned latent up- and down-samplers by (source, target) grid.
         path: the folder it was loaded from, or None.
         eagle: the drafter of `decoding.Eagle`, or None: most families have none.
+
+    Raises:
+        ValueError: the models do not share the tokenizer's codebook, or two serve the same grid.
     """
 
     def __init__(
         self,
         metadata: dict[str, Any],
-        tokenizer: Tokenizer,
-        text: TextEncoder,
-        ar: Transformer,
+        tokenizer: nn.Module,
+        conditioner: Conditioner,
+        models: list[ARModel],
         resamplers: dict[tuple[int, int], LatentResampler],
-        vocabulary: Vocabulary,
         path: Path | None = None,
         eagle: EagleDrafter | None = None,
     ) -> None:
-        self.metadata, self.vocabulary, self.path = metadata, vocabulary, path
-        self.tokenizer, self.text, self.ar, self.resamplers = tokenizer, text, ar, resamplers
+        self.metadata, self.path = metadata, path
+        self.tokenizer = cast("ImageTokenizer", tokenizer)
+        self.conditioner, self.models, self.resamplers = conditioner, models, resamplers
         self.eagle = eagle
+        self._by_grid: dict[int, ARModel] = {}
+        for model in models:
+            if model.config.vocab_size != self.tokenizer.config.codebook_size:
+                raise ValueError(
+                    f"the AR model has a vocabulary of {model.config.vocab_size} tokens, the image tokenizer "
+                    f"{self.tokenizer.config.codebook_size} codes: they do not belong together"
+                )
+            for grid in model.config.grids:
+                if grid in self._by_grid:
+                    raise ValueError(f"two models of the family serve the {grid}x{grid} grid; one is enough")
+                self._by_grid[grid] = model
+        if not self._by_grid:
+            raise ValueError("a family needs at least one AR model that serves a grid")
+        self._neighbours: dict[tuple[int, torch.device], Tensor] = {}
         for module in self._parts().values():
             module.eval().requires_grad_(False)
 
@@ -69,7 +94,30 @@ class Family:
     @property
     def grids(self) -> tuple[int, ...]:
         """Token side lengths, ascending; the last one is the target."""
-        return tuple(sorted(self.ar.config.grids))
+        return tuple(sorted(self._by_grid))
+
+    def model(self, grid: int) -> ARModel:
+        """The AR model of a grid; ValueError lists the grids."""
+        if grid not in self._by_grid:
+            raise ValueError(f"family {self.name!r} has no {grid}x{grid} grid; it has {list(self.grids)}")
+        return self._by_grid[grid]
+
+    @property
+    def ar(self) -> ARModel:
+        """The AR model of the target grid."""
+        return self._by_grid[self.grids[-1]]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Phrases that the family knows; empty for one that takes free text or classes."""
+        return self.conditioner.vocabulary if isinstance(self.conditioner, PhraseConditioner) else Vocabulary({})
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoder of a family of phrases; ValueError for others."""
+        if not isinstance(self.conditioner, PhraseConditioner):
+            raise ValueError(f"family {self.name!r} has no text encoder of its own ({self.conditioner.kind})")
+        return self.conditioner.text
 
     @property
     def patch(self) -> int:
@@ -109,7 +157,7 @@ class Family:
         if scale not in self.scales:
             raise ValueError(
                 f"family {self.name!r} has no scale {scale}; it decodes with scale "
-                f"{' or '.join(map(str, self.scales)) or '(none: it has one grid)'}"
+                f"{' or '.join(map(str, self.scales)) or '(none: no grid of it divides the largest)'}"
             )
         return self.grids[-1] // scale
 
@@ -119,7 +167,7 @@ class Family:
             have = ", ".join(f"{a}->{b}" for a, b in self.resamplers) or "none"
             raise ValueError(
                 f"family {self.name!r} has no latent resampler {source}->{target} (it has: {have}); "
-                f"train one, or use the pixel up-sampler"
+                f"train one (mulosd train upsampler --family), or use the pixel up-sampler (--upsampler pixel)"
             )
         return self.resamplers[source, target]
 
@@ -134,44 +182,44 @@ class Family:
             )
         return self.eagle
 
+    @property
+    def upsampler(self) -> str:
+        """The up-sampler that is used where none is asked for: the learned one, if the family has it."""
+        return "latent" if self.resamplers else "pixel"
+
+    def neighbours(self, k: int) -> Tensor:
+        """Table int32 [V, k] of each code's nearest codes, kept: it takes seconds for a large codebook."""
+        key = (k, self.device)
+        if key not in self._neighbours:
+            self._neighbours[key] = neighbours(self.tokenizer.codebook, k)
+        return self._neighbours[key]
+
     def parameters(self) -> dict[str, int]:
         """Number of parameters by part."""
-
-        def count(*modules: nn.Module) -> int:
-            return sum(t.numel() for m in modules for t in m.state_dict().values())
-
-        return {
-            "tokenizer": count(self.tokenizer),
-            "text": count(self.text),
-            "ar": count(self.ar),
-            "resamplers": count(*self.resamplers.values()),
-            **({} if self.eagle is None else {"eagle": count(self.eagle)}),
-        }
+        return {name: sum(t.numel() for t in module.state_dict().values()) for name, module in self._parts().items()}
 
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Family:
-        """Move every part to a device; the AR model and the text encoder also to `dtype`."""
-        self.ar.to(device, dtype)
-        self.text.to(device, dtype)
+        """Move every part to a device; the AR models and the conditioner also to `dtype`."""
+        for model in self.models:
+            model.to(device, dtype)
         if self.eagle is not None:
             self.eagle.to(device, dtype)
-        for module in (self.tokenizer, *self.resamplers.values()):
+        self.conditioner.to(torch.device(device), dtype)
+        for module in (cast("nn.Module", self.tokenizer), *self.resamplers.values()):
             module.to(device)
         return self
 
+    def condition(self, prompts: list[str]) -> Condition:
+        """The condition of prompts."""
+        return self.conditioner.condition(prompts)
+
     def features(self, prompts: list[str]) -> Tensor:
         """Condition features [B, cond_len, cond_dim] of prompts."""
-        length = self.ar.config.cond_len
-        ids = [self.vocabulary.encode(p, length) for p in prompts]
-        return self._encode(torch.tensor(ids, device=self.device))
+        return self.condition(prompts).features
 
     def null_features(self, batch: int) -> Tensor:
         """Features of the unconditional branch [B, cond_len, cond_dim]."""
-        ids = torch.tensor([self.vocabulary.null(self.ar.config.cond_len)], device=self.device)
-        return self._encode(ids).expand(batch, -1, -1)
-
-    def _encode(self, ids: Tensor) -> Tensor:
-        features: Tensor = self.text(ids)
-        return features
+        return self.conditioner.null(batch)
 
     def save(self, folder: Path) -> Path:
         """Write the family to a new folder (see `write`); the folder appears whole or not at all."""
@@ -179,30 +227,52 @@ class Family:
             self.write(temporary)
         return folder
 
-    def write(self, folder: Path) -> None:
-        """Write family.json and the weights into an existing folder, in float16 but for the tokenizer's encoder."""
-        metadata = {
+    def describe(self) -> dict[str, Any]:
+        """What family.json holds."""
+        tokenizer = {"kind": kind_of(self.tokenizer, TOKENIZERS), **self.tokenizer.config.to_dict()}
+        return {
             **self.metadata,
             "format": FORMAT,
-            "tokenizer": {**self.tokenizer.config.__dict__, "channels": list(self.tokenizer.config.channels)},
-            "text": dict(self.text.config.__dict__),
-            "ar": self.ar.config.to_dict(),
+            "tokenizer": tokenizer,
+            "conditioner": {"kind": self.conditioner.kind, **self.conditioner.to_dict()},
+            "models": [
+                {"kind": kind_of(m, AR_MODELS), "file": name, **m.config.to_dict()}
+                for name, m in self._models().items()
+            ],
             "resamplers": [m.config.to_dict() for m in self.resamplers.values()],
-            "vocabulary": self.vocabulary.to_dict(),
             **({} if self.eagle is None else {"eagle": self.eagle.config.to_dict()}),
         }
+
+    def write(self, folder: Path) -> None:
+        """Write family.json and the weights into an existing folder, in float16 but for the tokenizer's encoder."""
         for name, module in self._parts().items():
-            save_part(name, module, folder / f"{name}.safetensors")
-        (folder / "family.json").write_text(json.dumps(metadata, indent=1) + "\n")
+            save_part(name, module, folder)
+        (folder / "family.json").write_text(json.dumps(self.describe(), indent=1) + "\n")
+
+    def _models(self) -> dict[str, ARModel]:
+        """AR models by the name of their file."""
+        if len(self.models) == 1:
+            return {"ar": self.models[0]}
+        return {f"ar-{'-'.join(map(str, m.config.grids))}": m for m in self.models}
 
     def _parts(self) -> dict[str, nn.Module]:
-        resamplers = nn.ModuleDict({m.config.name: m for m in self.resamplers.values()})
-        optional = {} if self.eagle is None else {"eagle": self.eagle}
-        return {"tokenizer": self.tokenizer, "text": self.text, "ar": self.ar, "resamplers": resamplers, **optional}
+        parts: dict[str, nn.Module] = {"tokenizer": cast("nn.Module", self.tokenizer)}
+        parts |= self.conditioner.weights
+        parts |= self._models()
+        if self.resamplers:
+            parts["resamplers"] = nn.ModuleDict({m.config.name: m for m in self.resamplers.values()})
+        if self.eagle is not None:
+            parts["eagle"] = self.eagle
+        return parts
 
     @classmethod
-    def load(cls, family: str | Path) -> Family:
+    def load(cls, family: str | Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Family:
         """Load a bundled family by name, or a family folder.
+
+        Args:
+            family: name or folder.
+            dtype: of the AR models and the conditioner; they are never held in a wider type.
+            weights: False leaves all tensors on the meta device: sizes without memory.
 
         Raises:
             ValueError: no such family, or the folder is not a family, or weights are missing or mis-shaped.
@@ -216,50 +286,93 @@ class Family:
                     f"{', '.join(list_families()) or '(none)'}; otherwise give a folder that holds a family.json"
                 )
             folder = named
-        metadata = json.loads((folder / "family.json").read_text())
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{folder} has format {metadata.get('format')}; this version reads format {FORMAT}")
-        resamplers = [LatentResampler(ResamplerConfig(**r)) for r in metadata["resamplers"]]
-        ar = Transformer(TransformerConfig.from_dict(metadata["ar"]))
-        loaded = cls(
-            metadata,
-            Tokenizer(TokenizerConfig.from_dict(metadata["tokenizer"])),
-            TextEncoder(TextEncoderConfig.from_dict(metadata["text"])),
-            ar,
-            {(m.config.source, m.config.target): m for m in resamplers},
-            Vocabulary.from_dict(metadata["vocabulary"]),
-            folder,
-            EagleDrafter(EagleConfig(**metadata["eagle"]), ar) if "eagle" in metadata else None,
-        )
+        metadata = upgraded(json.loads((folder / "family.json").read_text()), folder)
+        with torch.device("meta"):
+            loaded = cls.build(metadata, folder)
         for name, module in loaded._parts().items():
             file = folder / f"{name}.safetensors"
             if not file.is_file():
                 raise ValueError(f"{folder} is not a whole family: {file.name} is missing")
+            if not weights:
+                continue
+            wanted = torch.float32 if name in ("tokenizer", "resamplers") else dtype
             try:
-                module.load_state_dict({k: v.float() for k, v in load_file(file).items()})
-            except RuntimeError as error:
+                state = {k: v.to(wanted) if v.is_floating_point() else v for k, v in load_file(file).items()}
+                module.load_state_dict(state, assign=True)
+            except (RuntimeError, SafetensorError) as error:
                 raise ValueError(f"{file} does not fit family.json: {error}") from error
+            module.requires_grad_(False)
         return loaded
 
+    @classmethod
+    def build(cls, metadata: dict[str, Any], path: Path | None = None) -> Family:
+        """The family that `describe` described, without its weights."""
+        described = dict(metadata)
+        tokenizer, conditioner = dict(described.pop("tokenizer")), dict(described.pop("conditioner"))
+        models = [{k: v for k, v in m.items() if k != "file"} for m in described.pop("models")]
+        resamplers = [LatentResampler(ResamplerConfig(**r)) for r in described.pop("resamplers")]
+        built = [build_ar(m.pop("kind"), m) for m in models]
+        drafter = described.pop("eagle", None)
+        target = max(built, key=lambda m: max(m.config.grids))
+        module, config = TOKENIZERS[tokenizer.pop("kind")]
+        return cls(
+            described,
+            module(config.from_dict(tokenizer)),
+            CONDITIONERS[conditioner.pop("kind")].from_dict(conditioner),
+            built,
+            {(m.config.source, m.config.target): m for m in resamplers},
+            path,
+            None if drafter is None else EagleDrafter(EagleConfig(**drafter), target),
+        )
 
-def save_part(name: str, module: nn.Module, path: Path) -> None:
-    """Write the weights of the part `name` of a family to a file."""
+
+def upgraded(metadata: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The contents of a family.json as this version writes it; ValueError for a format that it does not know."""
+    if metadata.get("format") == FORMAT:
+        return metadata
+    if metadata.get("format") != 1:
+        raise ValueError(f"{folder} has format {metadata.get('format')}; this version reads formats 1 and {FORMAT}")
+    rest = {k: v for k, v in metadata.items() if k not in ("tokenizer", "text", "vocabulary", "ar")}
+    return {
+        **rest,
+        "format": FORMAT,
+        "tokenizer": {"kind": "tokenizer", **metadata["tokenizer"]},
+        "conditioner": {"kind": "phrases", "text": metadata["text"], "vocabulary": metadata["vocabulary"]},
+        "models": [{"kind": "transformer", "file": "ar", **metadata["ar"]}],
+    }
+
+
+def write_weights(folder: Path, name: str, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write one part of a family."""
+    path = folder / f"{name}.safetensors"
+    tensors: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for key, value in state.items():
+        tensor = value.contiguous().cpu()
+        # The format holds no two tensors of one memory, as tied weights of a checkpoint may be.
+        tensors[key] = tensor.clone() if tensor.untyped_storage().data_ptr() in stored else tensor
+        stored.add(tensor.untyped_storage().data_ptr())
+    save_file(tensors, path, metadata)
+    path.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def save_part(name: str, module: nn.Module, folder: Path) -> None:
+    """Write the weights of one part of a family, in float16 but for what may not be rounded."""
     state = module.state_dict()
     # What decides which token a picture gets is not rounded: near codes differ by less than float16 can tell,
     # and an encoder that differs from the one the AR model was trained with speaks another language.
-    kept = {k for k in state if name == "tokenizer" and k.startswith(("encoder.", "codebook"))}
+    kept = {k for k in state if name == "tokenizer" and k.startswith(("encoder.", "codebook", "quant"))}
     kept |= {k for k in state if k.endswith("counts")}
-    tensors = {k: v if k in kept or not v.is_floating_point() else v.half() for k, v in state.items()}
-    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, path)
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    write_weights(
+        folder, name, {k: v if k in kept or not v.is_floating_point() else v.half() for k, v in state.items()}
+    )
 
 
 def add_eagle(folder: Path, drafter: EagleDrafter) -> Path:
     """Give a family folder a feature drafter, in place of the one that it may have; returns the file written."""
-    path = folder / "eagle.safetensors"
-    temporary = path.with_suffix(".tmp")
-    save_part("eagle", drafter, temporary)
-    temporary.replace(path)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        save_part("eagle", drafter, Path(temporary))
+        path = (Path(temporary) / "eagle.safetensors").replace(folder / "eagle.safetensors")
     update_metadata(folder, eagle=drafter.config.to_dict())
     return path
 
@@ -287,3 +400,14 @@ def update_metadata(folder: Path, **changes: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(metadata, indent=1) + "\n")
     temporary.replace(path)
+
+
+def store_resamplers(folder: Path, trained: list[LatentResampler]) -> None:
+    """Put latent resamplers into a family's folder, in place of those between the same grids."""
+    family = Family.load(folder)
+    kept = family.resamplers | {(m.config.source, m.config.target): m for m in trained}
+    modules = nn.ModuleDict({m.config.name: m for m in kept.values()})
+    temporary = ".resamplers"
+    write_weights(folder, temporary, modules.state_dict())
+    (folder / f"{temporary}.safetensors").replace(folder / "resamplers.safetensors")
+    update_metadata(folder, resamplers=[m.config.to_dict() for m in kept.values()])

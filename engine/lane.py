@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from .cache import KVCache
+from .collapse import run_prefix
+from .models.ar_model import ARModel
+
+# Unconditional prefixes kept: under caption masks there is one for each length of caption.
+KEPT_NULLS = 16
 
 
 class Lane:
@@ -18,15 +24,26 @@ class Lane:
         features: condition features [n, cond_len, cond_dim]: the conditional branch and, with guidance, the
             unconditional one.
         first_row: rows that are taken already; None takes them.
+        mask: bool [cond_len] on the CPU, prefix slots that other slots may see; None is all.
     """
 
-    def __init__(self, cache: KVCache, features: Tensor, first_row: int | None = None) -> None:
+    def __init__(
+        self, cache: KVCache, features: Tensor, first_row: int | None = None, mask: Tensor | None = None
+    ) -> None:
         self.cache, self.branches = cache, features.shape[0]
         self.first_row = cache.take(self.branches) if first_row is None else first_row
         self.features = features
         self.everywhere = cache.model.embed_global(features)
         # None: every slot up to a query holds a token. Otherwise bool [slots], slots that may be seen.
         self.valid: Tensor | None = None
+        self.mask = mask
+        if mask is not None and not cache.collapse:
+            self.valid = torch.ones(cache.slots, dtype=torch.bool, device=features.device)
+            self.valid[: self.cond_len] = mask.to(features.device)
+        if cache.collapse:
+            # Slots that the one prefix slot stands for, beside itself.
+            seen = cache.model.config.cond_len if mask is None else int(mask.sum())
+            self.extra = torch.tensor(seen - 1.0, device=features.device)
 
     @property
     def grid(self) -> int:
@@ -39,7 +56,7 @@ class Lane:
 
     @property
     def cond_len(self) -> int:
-        return self.cache.model.config.cond_len
+        return self.cache.cond_len
 
     @property
     def guided(self) -> bool:
@@ -73,19 +90,34 @@ class Lane:
 
     def branch(self, index: int) -> Lane:
         """One branch of this lane as a lane of its own: 0 is the conditional one. It shares the rows."""
-        return Lane(self.cache, self.features[index : index + 1], self.first_row + index)
+        return Lane(self.cache, self.features[index : index + 1], self.first_row + index, self.mask)
+
+    @property
+    def null_key(self) -> bytes:
+        """What the unconditional prefix depends on: which of its slots may be seen."""
+        return b"" if self.mask is None else bytes(self.mask.tolist())
+
+    def write_collapsed(self) -> Tensor:
+        """Run the prefix of this lane's one branch into the first slot; returns its logits [1, V]."""
+        means, logits = run_prefix(cast(ARModel, self.cache.model), self.features, self.grid, self.mask)
+        for k, v, mean in zip(self.cache.k, self.cache.v, means, strict=True):
+            k[self.first_row, 0], v[self.first_row, 0] = 0, mean[0]
+        return logits
 
     def keep_null(self, logits: Tensor) -> None:
         """Remember the prefix of the unconditional branch, which has just been fed, for all requests."""
         row, n = self.first_row + 1, self.cond_len
         layers = [(k[row, :n].clone(), v[row, :n].clone()) for k, v in zip(self.cache.k, self.cache.v, strict=True)]
-        self.cache.null = (layers, logits)
+        kept = self.cache.null
+        while len(kept) >= KEPT_NULLS:
+            del kept[next(iter(kept))]
+        kept[self.null_key] = (layers, logits)
 
     def take_null(self) -> Tensor:
         """Put the remembered prefix into the unconditional row; returns its logits [1, V]."""
-        if self.cache.null is None:
+        if self.null_key not in self.cache.null:
             raise RuntimeError("the unconditional prefix has not been computed")
-        layers, logits = self.cache.null
+        layers, logits = self.cache.null[self.null_key]
         row, n = self.first_row + 1, self.cond_len
         for layer, (k, v) in enumerate(layers):
             self.cache.k[layer][row, :n] = k

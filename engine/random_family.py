@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .conditioning import PhraseConditioner
 from .family import Family
 from .models.eagle import EagleConfig, EagleDrafter
 from .models.text import TextEncoder, TextEncoderConfig, Vocabulary
@@ -41,4 +42,5 @@ def random_family(
         resamplers = {(a, b): LatentResampler(ResamplerConfig(a, b, 4, channels=8, blocks=2)) for a, b in pairs}
         tokenizer = Tokenizer(TokenizerConfig(vocab_size, 4, channels=(8,), decoder_blocks=1))
         eagle = EagleDrafter(EagleConfig(grids, 16, 2, 32), ar) if drafter else None
-        return Family({"name": "random", "format": 1}, tokenizer, text, ar, resamplers, vocabulary, eagle=eagle)
+        conditioner = PhraseConditioner(vocabulary, text)
+        return Family({"name": "random"}, tokenizer, conditioner, [ar], resamplers, eagle=eagle)

@@ -38,6 +38,7 @@ class Request:
         cache, drafter_cache: give the KV cache of a grid, of the AR model and of its drafter; the scheduler sets
             them.
         emit: told of every preview; the scheduler sets it.
+        mask: bool [cond_len], prefix slots that may be seen; None is all.
     """
 
     family: Family
@@ -49,10 +50,11 @@ class Request:
     drafter_cache: Callable[[int], KVCache] = no_cache
     emit: Callable[[Preview], None] = lambda _: None
     lanes: list[Lane] = field(default_factory=list)
+    mask: Tensor | None = None
 
     def lane(self, grid: int, drafter: bool = False) -> Lane:
         """Rows of the KV cache of a grid; the condition prefix, if the model has one, is yet to be fed."""
-        lane = Lane((self.drafter_cache if drafter else self.cache)(grid), self.features)
+        lane = Lane((self.drafter_cache if drafter else self.cache)(grid), self.features, mask=self.mask)
         self.lanes.append(lane)
         return lane
 
@@ -79,15 +81,22 @@ def prefix(lane: Lane) -> Generator[list[Feed], list[Result], Logits]:
 
     The unconditional branch is the same for every request of a family: its prefix is computed once a cache.
     """
-    conditional = lane.branch(0)
     uncond: Tensor | None = None
     if lane.guided:
-        if lane.cache.null is None:
-            [result] = yield [Feed(lane.branch(1), None, role="prefill")]
-            lane.keep_null(logits_of(result).cond)
+        if lane.null_key not in lane.cache.null:
+            found = yield from prefill(lane.branch(1))
+            lane.keep_null(found.cond)
         uncond = lane.take_null()
-    [result] = yield [Feed(conditional, None, role="prefill")]
-    return Logits(logits_of(result).cond, uncond)
+    found = yield from prefill(lane.branch(0))
+    return Logits(found.cond, uncond, found.dtype)
+
+
+def prefill(branch: Lane) -> Generator[list[Feed], list[Result], Logits]:
+    """Feed the prefix of one branch; a collapsed one is run at once, it is no token of the cache."""
+    if branch.cache.collapse:
+        return Logits(branch.write_collapsed(), None, branch.cache.model.output.weight.dtype)
+    [result] = yield [Feed(branch, None, role="prefill")]
+    return logits_of(result)
 
 
 def logits_of(result: Result) -> Logits:

@@ -18,6 +18,7 @@ from ..kernels.kv_write import OP as KV_WRITE
 from ..kernels.kv_write.reference import rotate
 from ..kernels.local_resample import local_resample
 from ..kernels.verify_attention import OP as VERIFY_ATTENTION
+from .collapse import weigh
 from .feed import Feed, Result, Tree
 from .models.eagle import EagleDrafter, Model
 from .sampling import Logits, Noise, SamplingParams
@@ -57,6 +58,10 @@ class Group:
             else:
                 self.kv_len = max(max(f.positions) for f in self.feeds) + 1 + cond_len
                 self.slots = self.spread([torch.tensor(f.positions, device=self.device) for f in self.feeds]) + cond_len
+        # A collapsed prefix is one slot that counts for as many as it stands for.
+        self.extra: Tensor | None = None
+        if self.cache.collapse:
+            self.extra = self.spread([f.lane.extra for f in self.feeds])
 
     def _place(self, trees: list[Tree]) -> None:
         """Slots, visibility and rotation of draft trees: a node turns by its position, not by its slot."""
@@ -69,7 +74,7 @@ class Group:
         self.slots = self.spread([each + s for s in starts])
         self.block = self.spread([t.block for t in trees])
         self.at = self.spread([torch.tensor(f.positions, device=self.device) for f in self.feeds])
-        self.turn = cache.rotary[self.at + cond_len]
+        self.turn = None if cache.rotary is None else cache.rotary[self.at + cond_len]
         if self.start is None:
             committed = torch.arange(cache.slots, device=self.device) < self.slots[:, :1]
             self.valid = committed if self.valid is None else committed & self.valid
@@ -97,12 +102,13 @@ class Group:
         tokens = torch.stack([f.tokens for f in self.feeds if f.tokens is not None])
         cond_len = self.feeds[0].lane.cond_len
         x = self.spread(list(model.tok_embeddings(tokens)))
-        if self.at is not None:
-            x += table[self.at]
-        elif self.start is not None:
-            x += table[self.start - cond_len : self.kv_len - cond_len]
-        else:
-            x += table[self.slots - cond_len]
+        if table is not None:
+            if self.at is not None:
+                x += table[self.at]
+            elif self.start is not None:
+                x += table[self.start - cond_len : self.kv_len - cond_len]
+            else:
+                x += table[self.slots - cond_len]
         everywhere = [f.lane.everywhere for f in self.feeds]
         if everywhere[0] is not None:
             x = x + torch.cat([e for e in everywhere if e is not None])
@@ -115,16 +121,18 @@ class Group:
         keys, values = self.cache.rows(self.first_row, self.rows)[layer]
         shape = (self.rows, self.count, *q.shape[1:])
         q, k, v = q.view(shape), k.view(shape), v.view(shape)
-        rotary: Tensor | None = self.cache.rotary
+        rotary = self.cache.rotary
         if self.turn is not None:
             q, k, rotary = rotate(q, self.turn), rotate(k, self.turn), None
         # The arguments of both ops fit by construction: they are called past their checks, which cost a fifth of a
         # step of one token.
-        slots, start = self.slots, self.start
+        slots, start, with_lse = self.slots, self.start, self.extra is not None
         q = KV_WRITE(q, None, q, k, v, slots, rotary, keys, values, start)
-        o, _ = VERIFY_ATTENTION(
-            q, None, q, keys, values, slots, self.valid, self.kv_len, start, None, self.block, None, False, None
+        o, lse = VERIFY_ATTENTION(
+            q, None, q, keys, values, slots, self.valid, self.kv_len, start, None, self.block, None, with_lse, None
         )
+        if self.extra is not None:
+            o = weigh(o, lse, values[:, 0], self.extra)
         return cast(Tensor, o).flatten(0, 1)
 
 
@@ -223,7 +231,8 @@ def select(model: Model, groups: list[Group], hidden: Tensor, n: int) -> list[Re
     for i, begin, count, feed in places:
         if count:
             middle = begin + count
-            both = Logits(logits[begin:middle], logits[middle : middle + count] if feed.lane.guided else None)
+            uncond = logits[middle : middle + count] if feed.lane.guided else None
+            both = Logits(logits[begin:middle], uncond, model.output.weight.dtype)
             branches = feed.lane.branches
             kept = hidden[begin : begin + branches * count].unflatten(0, (branches, count)) if feed.keep else None
             found[i] = Result(both, None, kept)
@@ -252,6 +261,7 @@ def sample(
 ) -> Tensor:
     """Tokens int64 [n] from logits [n, V], one request's noise and positions after the other."""
     gumbel = [noise.rows(where) for noise, where in zip(noises, positions, strict=True)]
+    logits, params = params.prepare(logits, [p for where in positions for p in where])
     return local_resample(
         logits.cond,
         logits.uncond,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,18 @@ class SamplingParams:
         temperature: 0 is greedy.
         top_k: 0 is off.
         top_p: 1 is off.
+        cfg_interval: guide raster positions 0 to `cfg_interval` + 1 alone (LlamaGen's steps count from 0 at position
+            1), and draw the rest from the conditional branch; -1 guides all.
+        cfg_in_model_dtype: guide and divide by the temperature in the type that the model computes in, as the public
+            code of Tar does, instead of in float32.
     """
 
     cfg_scale: float = 1.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    cfg_interval: int = -1
+    cfg_in_model_dtype: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.cfg_scale) or self.cfg_scale < 0:
@@ -41,6 +47,8 @@ class SamplingParams:
             raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1] (1 is off), got {self.top_p}")
+        if self.cfg_interval < -1:
+            raise ValueError(f"cfg_interval must be 0 or more steps, or -1 for all, got {self.cfg_interval}")
 
     @property
     def guided(self) -> bool:
@@ -50,13 +58,37 @@ class SamplingParams:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def prepare(self, logits: Logits, positions: Sequence[int]) -> tuple[Logits, SamplingParams]:
+        """Logits [n, V] of raster positions with what the kernels do not know applied, and what is left for them."""
+        uncond = logits.uncond
+        if uncond is None or (self.cfg_interval < 0 and not self.cfg_in_model_dtype):
+            return logits, self
+        if 0 <= self.cfg_interval <= max(positions, default=0) - 2:
+            last = self.cfg_interval + 1
+            guided = torch.tensor([p <= last for p in positions], device=uncond.device)[:, None]
+            # Guidance between equal logits gives those very logits, whatever its scale.
+            logits = Logits(logits.cond, torch.where(guided, uncond, logits.cond), logits.dtype)
+        if not self.cfg_in_model_dtype or logits.uncond is None:
+            return logits, self
+        cond, uncond = logits.cond.to(logits.dtype), logits.uncond.to(logits.dtype)
+        mixed = uncond + (cond - uncond) * self.cfg_scale
+        if self.temperature > 0:
+            mixed = mixed / self.temperature
+        return Logits(mixed.float(), None, logits.dtype), replace(
+            self, temperature=1.0 if self.temperature > 0 else 0.0
+        )
+
 
 @dataclass(frozen=True)
 class Logits:
-    """Float32 logits of the conditional and, with guidance, the unconditional branch, each [n, V]."""
+    """Float32 logits of the conditional and, with guidance, the unconditional branch, each [n, V].
+
+    `dtype` is what the model computed them in.
+    """
 
     cond: Tensor
     uncond: Tensor | None
+    dtype: torch.dtype = torch.float32
 
     @staticmethod
     def cat(parts: Sequence[Logits]) -> Logits:
@@ -64,13 +96,13 @@ class Logits:
         if len(parts) == 1:
             return parts[0]
         uncond = [p.uncond for p in parts if p.uncond is not None]
-        return Logits(torch.cat([p.cond for p in parts]), torch.cat(uncond) if uncond else None)
+        return Logits(torch.cat([p.cond for p in parts]), torch.cat(uncond) if uncond else None, parts[0].dtype)
 
     def __len__(self) -> int:
         return len(self.cond)
 
     def __getitem__(self, index: slice) -> Logits:
-        return Logits(self.cond[index], None if self.uncond is None else self.uncond[index])
+        return Logits(self.cond[index], None if self.uncond is None else self.uncond[index], self.dtype)
 
 
 class Noise:
@@ -101,8 +133,11 @@ class Noise:
         return self._blocks[index]
 
 
-def verify(logits: Logits, tokens: Tensor, neighbours: Tensor, tau: float, params: SamplingParams) -> PooledMass:
-    """Pooled mass and acceptance, both [n], of tokens [n] under logits [n, V]."""
+def verify(
+    logits: Logits, tokens: Tensor, neighbours: Tensor, tau: float, params: SamplingParams, start: int = 0
+) -> PooledMass:
+    """Pooled mass and acceptance, both [n], of tokens [n] from raster position `start` on, under logits [n, V]."""
+    logits, params = params.prepare(logits, range(start, start + len(logits)))
     return pooled_mass(
         logits.cond,
         logits.uncond,

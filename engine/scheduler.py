@@ -28,12 +28,15 @@ class SchedulerConfig:
         max_tokens: tokens in one forward, of one branch; longer feeds are cut, the rest of the requests wait a step.
         static: run steps of fixed shapes where they serve, which CUDA graphs replay; None is on a GPU only. On a CPU
             they give the same tokens, a little slower.
+        collapse_prefix: keep the condition in one slot of the KV cache, exactly, where a model's prefix keys are zero
+            (LlamaGen): less memory, and nothing of the caption to read at each step.
     """
 
     max_running: int = 8
     kv_budget: int | None = None
     max_tokens: int = 1024
     static: bool | None = None
+    collapse_prefix: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_tokens"):
@@ -120,7 +123,8 @@ class Scheduler:
     def cache(self, grid: int) -> KVCache:
         """The KV cache of a grid."""
         if (grid, False) not in self.caches:
-            self.caches[grid, False] = KVCache(self.family.ar, grid, 2)
+            collapse = self.config.collapse_prefix
+            self.caches[grid, False] = KVCache(self.family.model(grid), grid, 2, collapse=collapse)
         return self.caches[grid, False]
 
     def drafter_cache(self, grid: int) -> KVCache:
@@ -131,7 +135,7 @@ class Scheduler:
 
     def bytes_of(self, decoder: Decoder, branches: int) -> int:
         """Bytes of KV cache that a request of this decoder holds."""
-        return branches * decoder.bytes_per_row(self.family)
+        return branches * decoder.bytes_per_row(self.family, collapse=self.config.collapse_prefix)
 
     def add(self, request: Request, decoder: Decoder) -> int:
         """Queue a request; returns its number.

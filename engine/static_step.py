@@ -16,6 +16,7 @@ from torch import Tensor
 from ..kernels.kv_write import OP as KV_WRITE
 from ..kernels.verify_attention import OP as VERIFY_ATTENTION
 from .cache import KVCache
+from .collapse import weigh
 from .feed import Feed
 from .lane import Lane
 from .models.eagle import EagleDrafter
@@ -63,22 +64,23 @@ class StaticStep:
     """
 
     def __init__(self, cache: KVCache, count: int, keys: int, masked: bool, logits: bool) -> None:
-        c, device = cache.model.config, cache.device
-        rows = len(cache.used)
+        device, rows = cache.device, len(cache.used)
         self.cache, self.count, self.keys, self.logits = cache, count, keys, logits
         self.tokens = torch.zeros(rows, count, dtype=torch.int64, device=device)
         self.slots = torch.full((rows, count), -1, dtype=torch.int64, device=device)
         self.counts = torch.zeros(rows, dtype=torch.int32, device=device)
         self.valid = torch.ones(rows, cache.slots, dtype=torch.bool, device=device) if masked else None
+        self.extra = torch.zeros(rows, device=device) if cache.collapse else None
         self.everywhere: Tensor | None = None
-        if cache.model.global_proj is not None:
-            self.everywhere = torch.zeros(rows, 1, c.dim, dtype=cache.position.dtype, device=device)
         self.lanes: list[Lane] = []
         self.graph: torch.cuda.CUDAGraph | None = None
         self.out: Tensor | None = None
 
     def run(self, feeds: Sequence[Feed]) -> list[Logits | None]:
         """Run feeds, each of another lane, that `key_of` gave this step's key."""
+        everywhere = feeds[0].lane.everywhere
+        if self.everywhere is None and everywhere is not None:
+            self.everywhere = everywhere.new_zeros(len(self.cache.used), 1, everywhere.shape[-1])
         if self.cache.device.type == "cuda" and self.graph is None:
             self.capture()
         self.fill(feeds)
@@ -119,24 +121,45 @@ class StaticStep:
         self.slots.copy_(slots)
         self.counts.copy_(counts)
         lanes = [feed.lane for feed in feeds]
-        if self.everywhere is not None and lanes != self.lanes:
-            for feed in feeds:
-                row = slice(feed.lane.first_row, feed.lane.first_row + feed.lane.branches)
-                self.everywhere[row] = cast(Tensor, feed.lane.everywhere)
+        if lanes != self.lanes:
+            for lane in lanes:
+                row = slice(lane.first_row, lane.first_row + lane.branches)
+                if self.everywhere is not None and lane.everywhere is not None:
+                    self.everywhere[row] = lane.everywhere
+                if self.extra is not None:
+                    self.extra[row] = lane.extra
         self.lanes = lanes
 
     def body(self) -> Tensor | None:
         """Logits float32 [rows, count, V] from what the buffers hold; no step of it waits for the device."""
-        model, cond_len = self.cache.model, self.cache.model.config.cond_len
-        x = model.tok_embeddings(self.tokens) + self.cache.position[(self.slots - cond_len).clamp(min=0)]
+        model, position = self.cache.model, self.cache.position
+        x = model.tok_embeddings(self.tokens)
+        if position is not None:
+            x = x + position[(self.slots - self.cache.cond_len).clamp(min=0)]
         if self.everywhere is not None:
             x = x + self.everywhere
         for block, keys, values in zip(model.blocks, self.cache.k, self.cache.v, strict=True):
             q, k, v = block.qkv(x)
             q = KV_WRITE(q, None, q, k, v, self.slots, self.cache.rotary, keys, values, None)
-            o, _ = VERIFY_ATTENTION(
-                q, None, q, keys, values, self.slots, self.valid, self.keys, None, None, None, self.counts, False, None
+            with_lse = self.extra is not None
+            o, lse = VERIFY_ATTENTION(
+                q,
+                None,
+                q,
+                keys,
+                values,
+                self.slots,
+                self.valid,
+                self.keys,
+                None,
+                None,
+                None,
+                self.counts,
+                with_lse,
+                None,
             )
+            if self.extra is not None:
+                o = weigh(o, lse, values[:, 0], self.extra)
             x = block.finish(x, o)
         return model.logits(x) if self.logits else None
 
@@ -151,4 +174,4 @@ class StaticStep:
         else:
             index = torch.tensor(wanted, device=self.out.device)
             both = self.out[row : row + feed.lane.branches, index]
-        return Logits(both[0], both[1] if feed.lane.guided else None)
+        return Logits(both[0], both[1] if feed.lane.guided else None, self.cache.model.output.weight.dtype)

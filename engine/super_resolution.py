@@ -1,4 +1,8 @@
-"""Training-free super-resolution for the pixel up-sampler: Real-ESRGAN animevideov3 through ncnn, on the CPU."""
+"""Super-resolution for the pixel up-sampler: Real-ESRGAN animevideov3 through ncnn, on the CPU, or one's own weights.
+
+Weights of one's own may be of any network that spandrel knows (Real-ESRGAN, SwinIR, HAT and more); they run on the
+engine's device.
+"""
 
 from __future__ import annotations
 
@@ -64,3 +68,47 @@ def super_resolve(image: Tensor, ratio: int) -> Tensor:
             raise RuntimeError(f"ncnn could not run the super-resolution network (status {status})")
         enlarged.append(np.array(out.clone()))
     return (torch.from_numpy(np.stack(enlarged)).to(image.device) * 2 - 1).clamp(-1, 1)
+
+
+@cache
+def own_network(file: Path, device: torch.device) -> Any:
+    """The network of a weights file, loaded once a device; spandrel finds out which one it is.
+
+    Raises:
+        ImportError: spandrel is not installed.
+        ValueError: there is no such file, or spandrel knows no network of such weights.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no file of super-resolution weights {file}")
+    try:
+        import spandrel
+    except ImportError as error:
+        raise ImportError(
+            f"super-resolution weights of one's own ({file}) need spandrel: pip install 'mulosd[spandrel]'; "
+            f"or use the 'pixel' (Lanczos) up-sampler"
+        ) from error
+    try:
+        found = spandrel.ModelLoader(device).load_from_file(file)
+    except Exception as error:  # spandrel passes on whatever a file makes its loaders raise
+        raise ValueError(f"spandrel cannot read {file} as a super-resolution network: {error}") from error
+    if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels != 3 or found.scale < 2:
+        raise ValueError(f"{file} is no network that enlarges RGB pictures")
+    return found.eval()
+
+
+def super_resolve_with(file: Path, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarge images [B, 3, H, W] in [-1, 1] with one's own network to `size` (height, width).
+
+    A network that enlarges by less is applied again; what is then too large is reduced with Lanczos' filter.
+
+    Raises:
+        ImportError, ValueError: see `own_network`.
+    """
+    from .upsampling import lanczos
+
+    network = own_network(file, image.device)
+    x = ((image + 1) / 2).clamp(0, 1)
+    while x.shape[-1] < size[1]:
+        x = network(x).float().clamp(0, 1)
+    x = x * 2 - 1
+    return x if tuple(x.shape[-2:]) == size else lanczos(x, size)

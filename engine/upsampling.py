@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,12 +11,21 @@ from torch import Tensor
 from .family import Family
 
 UPSAMPLERS = ("latent", "pixel", "sr")
+# Weights of a super-resolution network take the place of a name.
+WEIGHTS = (".pth", ".pt", ".safetensors", ".ckpt")
 
 
 def check_upsampler(name: str) -> None:
-    """Raise ValueError unless `name` is an up-sampler."""
-    if name not in UPSAMPLERS:
-        raise ValueError(f"there is no up-sampler {name!r}; choose one of {', '.join(UPSAMPLERS)}")
+    """Raise ValueError unless `name` is an up-sampler or a file of super-resolution weights."""
+    if name in UPSAMPLERS:
+        return
+    if not name.endswith(WEIGHTS):
+        raise ValueError(
+            f"there is no up-sampler {name!r}; choose one of {', '.join(UPSAMPLERS)}, or a file of super-resolution "
+            f"weights ({', '.join(WEIGHTS)})"
+        )
+    if not Path(name).is_file():
+        raise ValueError(f"there is no file of super-resolution weights {name}")
 
 
 def lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -36,8 +47,9 @@ def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor
         family: tokenizer and latent resamplers.
         tokens: int64 [B, h, g]: h leading rows of a draft on a grid of side g.
         target: side of the target grid.
-        method: "latent" (learned, row-causal), "pixel" (decode, Lanczos, encode) or "sr" (decode, a
-            super-resolution network, encode; needs `pip install 'mulosd[sr]'`).
+        method: "latent" (learned, row-causal), "pixel" (decode, Lanczos, encode), "sr" (decode, a super-resolution
+            network, encode; needs `pip install 'mulosd[sr]'`), or the weights file of such a network (needs
+            `pip install 'mulosd[spandrel]'`).
 
     Returns:
         int64 [B, h*r, target].
@@ -48,12 +60,16 @@ def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor
     source = tokens.shape[-1]
     if method == "latent":
         return family.resampler(source, target).resample(tokens, family.tokenizer.codebook)
-    image = family.tokenizer.decode(tokens)
+    image = family.tokenizer.decode(tokens).clamp(-1, 1)
     size = (image.shape[2] * target // source, image.shape[3] * target // source)
     if method == "sr":
         from .super_resolution import super_resolve
 
         image = super_resolve(image, target // source)
+    elif method != "pixel":
+        from .super_resolution import super_resolve_with
+
+        image = super_resolve_with(Path(method), image, size)
     else:
         image = lanczos(image, size)
     return family.tokenizer.encode(image.clamp(-1, 1))
@@ -65,5 +81,5 @@ def downsample(family: Family, tokens: Tensor, target: int, method: str) -> Tens
     source = tokens.shape[-1]
     if method == "latent":
         return family.resampler(source, target).resample(tokens, family.tokenizer.codebook)
-    image = family.tokenizer.decode(tokens)
+    image = family.tokenizer.decode(tokens).clamp(-1, 1)
     return family.tokenizer.encode(F.avg_pool2d(image, source // target))

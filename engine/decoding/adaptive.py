@@ -10,8 +10,10 @@ from ...kernels.sampling import processed_logits
 from ..sampling import Logits, SamplingParams
 
 
-def entropy(logits: Logits, params: SamplingParams) -> Tensor:
-    """Entropy in nats, float32 [n], of the distributions that tokens are drawn from, given logits [n, V]."""
+def entropy(logits: Logits, params: SamplingParams, start: int = 0) -> Tensor:
+    """Entropy in nats, float32 [n], of the distributions that tokens from raster position `start` on are drawn from,
+    given logits [n, V]."""
+    logits, params = params.prepare(logits, range(start, start + len(logits)))
     kept = processed_logits(
         logits.cond, logits.uncond, params.cfg_scale, params.temperature, params.top_k, params.top_p
     )

@@ -62,9 +62,9 @@ class Decoder:
         """Grids on which a request holds a KV cache: what admission counts."""
         return (family.grids[-1],)
 
-    def bytes_per_row(self, family: Family) -> int:
-        """Bytes of KV cache that a branch of a request holds."""
-        return sum(KVCache.bytes_per_row(family.ar, grid) for grid in self.grids(family))
+    def bytes_per_row(self, family: Family, *, collapse: bool = False) -> int:
+        """Bytes of KV cache that a branch of a request holds; `collapse`: the prefix takes one slot."""
+        return sum(KVCache.bytes_per_row(family.model(grid), grid, collapse=collapse) for grid in self.grids(family))
 
     def plan(self, request: Request) -> Plan:
         """Make the image of a request."""

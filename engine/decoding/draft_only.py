@@ -21,24 +21,26 @@ class DraftOnly(Decoder):
 
     Args:
         scale: r = target / drafter; None is the largest of the family.
-        upsampler: "latent", "pixel" or "sr".
+        upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is "latent" where the family has
+            learned up-samplers, else "pixel".
         draft_window: draft with ZipAR and this window; None drafts serially.
     """
 
     name: ClassVar[str] = "draft-only"
     scale: int | None = None
-    upsampler: str = "latent"
+    upsampler: str | None = None
     draft_window: int | None = None
 
     def __post_init__(self) -> None:
-        check_upsampler(self.upsampler)
+        if self.upsampler is not None:
+            check_upsampler(self.upsampler)
         if self.draft_window is not None and self.draft_window < 1:
             raise ValueError(f"draft_window must be at least 1 token, or None for serial, got {self.draft_window}")
 
     def resolve(self, family: Family) -> DraftOnly:
         scale = family.scales[-1] if self.scale is None and family.scales else self.scale
         family.drafter_grid(scale or 0)
-        return DraftOnly(scale, self.upsampler, self.draft_window)
+        return DraftOnly(scale, self.upsampler or family.upsampler, self.draft_window)
 
     def grids(self, family: Family) -> tuple[int, ...]:
         return (family.drafter_grid(self.resolve(family).scale or 0),)
@@ -53,5 +55,6 @@ class DraftOnly(Decoder):
             noise = request.noise(Purpose.DRAFT)
             yield from draft_rows(request, lane, draft, range(grid), first, noise, self.draft_window)
         with request.recorder.stage("upsample"):
-            tokens = upsample(family, draft.view(1, grid, grid), family.grids[-1], self.upsampler)
+            method = self.upsampler or family.upsampler
+            tokens = upsample(family, draft.view(1, grid, grid), family.grids[-1], method)
         return Outcome(tokens[0])

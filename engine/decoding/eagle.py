@@ -97,9 +97,11 @@ class Eagle(Decoder):
     def grids(self, family: Family) -> tuple[int, ...]:
         return (family.grids[-1] if self.grid is None else self.grid,)
 
-    def bytes_per_row(self, family: Family) -> int:
+    def bytes_per_row(self, family: Family, *, collapse: bool = False) -> int:
         [grid] = self.grids(family)
-        return super().bytes_per_row(family) + KVCache.bytes_per_row(family.eagle_drafter(grid), grid)
+        return super().bytes_per_row(family, collapse=collapse) + KVCache.bytes_per_row(
+            family.eagle_drafter(grid), grid
+        )
 
     def plan(self, request: Request) -> Plan:
         decoder = self.resolve(request.family)

@@ -156,7 +156,7 @@ class Independent(Iteration):
         self.tokens[positions.start : positions.stop] = (probability.log() + noise).argmax(dim=-1)
 
     def settle(self, logits: Logits) -> None:
-        s = self.request.sampling
+        logits, s = self.request.sampling.prepare(logits, range(self.done, self.done + len(logits)))
         p = processed_logits(logits.cond, logits.uncond, s.cfg_scale, s.temperature, s.top_k, s.top_p).softmax(dim=-1)
         count = len(p)
         where = torch.arange(self.done, self.done + count, device=p.device)

@@ -35,7 +35,8 @@ class MuloSD(Decoder):
             1 nothing. None takes the family's calibrated value.
         radius: how far a rejection spreads, in cells; None takes the calibrated one.
         pool: how many nearest codes are pooled; None takes the calibrated one.
-        upsampler: "latent", "pixel" or "sr".
+        upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is "latent" where the family has
+            learned up-samplers, else "pixel".
         rejection: "local" resamples rejected tokens and their neighbourhoods, "naive" the rejected tokens alone,
             "raster" everything from the first rejection on.
         rows_per_cycle: target rows drafted and verified at a time, a multiple of the scale; None is one shot.
@@ -55,7 +56,7 @@ class MuloSD(Decoder):
     tau: float | None = None
     radius: int | None = None
     pool: int | None = None
-    upsampler: str = "latent"
+    upsampler: str | None = None
     rejection: str = "local"
     rows_per_cycle: int | None = None
     window: int | None = None
@@ -67,7 +68,8 @@ class MuloSD(Decoder):
     entropy_radius: float = 0.0
 
     def __post_init__(self) -> None:
-        check_upsampler(self.upsampler)
+        if self.upsampler is not None:
+            check_upsampler(self.upsampler)
         if self.rejection not in REJECTIONS:
             raise ValueError(f"there is no rejection {self.rejection!r}; choose one of {', '.join(REJECTIONS)}")
         if self.tau is not None and not self.tau >= 0:
@@ -96,12 +98,13 @@ class MuloSD(Decoder):
     def resolve(self, family: Family) -> MuloSD:
         scale = family.scales[-1] if self.scale is None and family.scales else self.scale
         family.drafter_grid(scale or 0)
-        found = dict(family.metadata.get("calibration", {}).get(f"{scale}-{self.upsampler}", {}))
+        upsampler = self.upsampler or family.upsampler
+        found = dict(family.metadata.get("calibration", {}).get(f"{scale}-{upsampler}", {}))
         values = {k: getattr(self, k) for k in ("tau", "radius", "pool")}
         for key, value in values.items():
             if value is None and key not in found:
                 raise ValueError(
-                    f"family {family.name!r} is not calibrated for scale {scale} with the {self.upsampler} "
+                    f"family {family.name!r} is not calibrated for scale {scale} with the {upsampler} "
                     f"up-sampler: give {key}, or run `mulosd calibrate`"
                 )
             values[key] = found[key] if value is None else value
@@ -111,7 +114,7 @@ class MuloSD(Decoder):
         rows = self.rows_per_cycle
         if rows is not None and scale is not None and rows % scale:
             raise ValueError(f"rows_per_cycle must be a multiple of the scale {scale}, got {rows}")
-        return replace(self, scale=scale, **values)
+        return replace(self, scale=scale, upsampler=upsampler, **values)
 
     def grids(self, family: Family) -> tuple[int, ...]:
         small = family.drafter_grid(self.resolve(family).scale or 0)
@@ -128,6 +131,7 @@ class Generation:
     def __init__(self, decoder: MuloSD, request: Request) -> None:
         family = request.family
         self.decoder, self.request, self.recorder = decoder, request, request.recorder
+        self.upsampler = decoder.upsampler or family.upsampler
         self.small, *self.levels = decoder.grids(family)
         self.ratio = self.levels[-1] // self.small
         self.y = torch.zeros(self.small**2, dtype=torch.int64, device=request.features.device)
@@ -152,7 +156,7 @@ class Generation:
             for grid in between:
                 draft = yield from self._refine(draft, grid)
             with self.recorder.stage("upsample"):
-                target.place(upsample(request.family, draft[None], top_grid, decoder.upsampler)[0], top, bottom)
+                target.place(upsample(request.family, draft[None], top_grid, self.upsampler)[0], top, bottom)
             yield from target.run(top, bottom)
             request.emit(Preview("band", target.rows(top, bottom), top))
         return target.outcome()
@@ -162,7 +166,7 @@ class Generation:
         request, logits = self.request, self.first
         if top:
             verified = target.rows(0, top * self.ratio)
-            corrected = downsample(request.family, verified[None], self.small, self.decoder.upsampler).flatten()
+            corrected = downsample(request.family, verified[None], self.small, self.upsampler).flatten()
             self.y[: len(corrected)] = corrected
             logits = yield from target.catch_up(self.drafter, corrected, "draft")
         window = self.decoder.draft_window
@@ -174,7 +178,7 @@ class Generation:
         with self.recorder.stage("verify"):
             yield from level.open()
         with self.recorder.stage("upsample"):
-            level.place(upsample(self.request.family, draft[None], grid, self.decoder.upsampler)[0], 0, grid)
+            level.place(upsample(self.request.family, draft[None], grid, self.upsampler)[0], 0, grid)
         yield from level.run(0, grid)
         self.request.emit(Preview("level", level.rows(0, grid), 0))
         return level.rows(0, grid)

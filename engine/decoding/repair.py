@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ...kernels.expand_islands import expand_islands
-from ...kernels.upsample_pool import neighbours
 from ..feed import Feed, Result
 from ..lane import Lane
 from ..request import Request, Steps, logits_of, prefix
@@ -46,7 +45,7 @@ class Repair:
         self.entropies = torch.zeros(self.rejected.shape, device=device)
         self.islands = 0
         self.depth = 0
-        self.table = neighbours(request.family.tokenizer.codebook, decoder.pool or 1)
+        self.table = request.family.neighbours(decoder.pool or 1)
         self.noise = request.noise(purpose)
 
     def open(self) -> Steps:
@@ -106,10 +105,10 @@ class Repair:
             [result] = yield [Feed(self.lane, self.tokens[start : stop - 1], range(start, stop - 1), role="verify")]
             logits = Logits.cat([logits, logits_of(result)])
         tau = 1.0 if self.decoder.tau is None else self.decoder.tau
-        verdict = verify(logits, self.tokens[start:stop], self.table, tau, self.request.sampling)
+        verdict = verify(logits, self.tokens[start:stop], self.table, tau, self.request.sampling, start)
         accept = verdict.accept
         if self.adaptive:
-            self.entropies[top:bottom] = entropy(logits, self.request.sampling).view(-1, self.grid)
+            self.entropies[top:bottom] = entropy(logits, self.request.sampling, start).view(-1, self.grid)
             accept = verdict.mass >= thresholds(tau, self.entropies[top:bottom].flatten(), self.decoder.entropy_tau)
         self.rejected[top:bottom] = ~accept.view(-1, self.grid)
         self.recorder.report("verify", stop, self.grid**2)

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ar_model import ARModel
+from .block import Block, RMSNorm
 from .rope import apply_rotary
-from .transformer import Block, RMSNorm, Transformer
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,16 @@ class EagleDrafter(nn.Module):
         ValueError: the target has other heads or lacks a grid.
     """
 
-    def __init__(self, config: EagleConfig, target: Transformer) -> None:
+    def __init__(self, config: EagleConfig, target: ARModel) -> None:
         super().__init__()
         t = target.config
         if config.head_dim != t.head_dim:
             raise ValueError(
                 f"the drafter turns the target's rotary pairs: head_dim is {t.head_dim}, not {config.head_dim}"
             )
-        for grid in config.grids:
-            target.grid_index(grid)
+        missing = set(config.grids) - set(t.grids)
+        if missing:
+            raise ValueError(f"the drafter is for grids {sorted(missing)}, which its target lacks: {list(t.grids)}")
         self.config = config
         self._target = (target,)  # in a tuple, a module is not registered
         self.feature_norm = RMSNorm(t.dim, t.norm_eps)
@@ -70,7 +72,7 @@ class EagleDrafter(nn.Module):
         self.blocks = nn.ModuleList([Block(t.dim, config.n_heads, t.head_dim, config.ffn_dim, t.norm_eps)])
 
     @property
-    def target(self) -> Transformer:
+    def target(self) -> ARModel:
         return self._target[0]
 
     @property
@@ -81,16 +83,17 @@ class EagleDrafter(nn.Module):
     def output(self) -> nn.Linear:
         return self.target.output
 
-    def position_embedding(self, grid: int) -> Tensor:
-        """See `Transformer.position_embedding`."""
+    def position_embedding(self, grid: int) -> Tensor | None:
+        """See `ARModel.position_embedding`."""
         return self.target.position_embedding(grid)
 
-    def rotary(self, grid: int) -> Tensor:
+    def rotary(self, grid: int) -> Tensor | None:
         """Float32 rotary table [grid*grid, head_dim/2, 2]: the target's, without its prefix."""
-        return self.target.rotary(grid)[self.target.config.cond_len :]
+        table = self.target.rotary(grid)
+        return None if table is None else table[self.target.config.cond_len :]
 
     def embed_global(self, cond: Tensor) -> Tensor | None:
-        """See `Transformer.embed_global`."""
+        """See `ARModel.embed_global`."""
         return self.target.embed_global(cond)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -115,19 +118,22 @@ class EagleDrafter(nn.Module):
             [B, n, dim]; the logits of row i predict token i + 1.
         """
         n = tokens.shape[1]
-        embedded = self.tok_embeddings(tokens) + self.position_embedding(grid)[:n]
+        embedded = self.tok_embeddings(tokens)
+        position, table = self.position_embedding(grid), self.rotary(grid)
+        if position is not None:
+            embedded = embedded + position[:n]
         everywhere = self.embed_global(cond)
         if everywhere is not None:
             embedded = embedded + everywhere
         x = self.fused(features, embedded)
-        table = self.rotary(grid)[:n]
         for block in self.blocks:
             q, k, v = block.qkv(x)
-            q, k = apply_rotary(q, table), apply_rotary(k, table)
+            if table is not None:
+                q, k = apply_rotary(q, table[:n]), apply_rotary(k, table[:n])
             o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
             x = block.finish(x, o.transpose(1, 2))
         return x
 
 
 # What a KV cache is made for and the runner runs.
-Model = Transformer | EagleDrafter
+Model = ARModel | EagleDrafter

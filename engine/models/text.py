@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transformer import Block, RMSNorm
+from .block import Block, RMSNorm
 
 PAD, END, NULL = 0, 1, 2
 SPECIALS = ("<pad>", "<end>", "<null>")

@@ -37,6 +37,9 @@ class TokenizerConfig:
     def from_dict(cls, values: dict[str, Any]) -> TokenizerConfig:
         return cls(**{**values, "channels": tuple(values["channels"])})
 
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "channels": list(self.channels)}
+
 
 class Residual(nn.Module):
     """Residual pair of a 3x3 and a pointwise convolution."""

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .rope import apply_rotary, rotary_table
+from .ar_model import ARModel
+from .block import RMSNorm
+from .rope import rotary_table
 
 
 @dataclass(frozen=True)
@@ -57,53 +58,13 @@ class TransformerConfig:
         return {**asdict(self), "grids": list(self.grids)}
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last axis, computed in float32."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
-
-
-class Block(nn.Module):
-    """One transformer layer: fused q/k/v projection, attention, SwiGLU with fused gate and up projections.
-
-    The weights are used directly: at one token a step the calls of modules cost as much as their small products.
-    """
-
-    def __init__(self, dim: int, n_heads: int, head_dim: int, ffn_dim: int, eps: float) -> None:
-        super().__init__()
-        self.n_heads, self.head_dim = n_heads, head_dim
-        self.attention_norm = RMSNorm(dim, eps)
-        self.wqkv = nn.Linear(dim, 3 * n_heads * head_dim, bias=False)
-        self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
-        self.ffn_norm = RMSNorm(dim, eps)
-        self.w13 = nn.Linear(dim, 2 * ffn_dim, bias=False)
-        self.w2 = nn.Linear(ffn_dim, dim, bias=False)
-
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project the normalised input [B, Q, dim] to q, k, v, each [B, Q, H, D], before rotation."""
-        qkv = F.linear(self.attention_norm.forward(x), self.wqkv.weight)
-        q, k, v = qkv.view(*x.shape[:2], 3, self.n_heads, self.head_dim).unbind(2)
-        return q, k, v
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add the attention output [B, Q, H, D] and the feed-forward output to the residual stream [B, Q, dim]."""
-        x = x + F.linear(attended.flatten(-2), self.wo.weight)
-        gate, up = F.linear(self.ffn_norm.forward(x), self.w13.weight).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, self.w2.weight)
-
-
-class Transformer(nn.Module):
+class Transformer(ARModel):
     """AR transformer over VQ tokens. The engine drives it layer by layer through `blocks`."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.config = c = config
+        self.config: TransformerConfig = config
+        c = config
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
         self.cond_proj = nn.Linear(c.cond_dim, c.dim, bias=False)
         self.global_proj = nn.Linear(c.cond_len * c.cond_dim, c.dim, bias=False) if c.global_cond else None
@@ -111,9 +72,7 @@ class Transformer(nn.Module):
         self.prefix_position = nn.Parameter(torch.zeros(c.cond_len, c.dim))
         self.row_embeddings = nn.ModuleList(nn.Embedding(g, c.dim) for g in c.grids)
         self.col_embeddings = nn.ModuleList(nn.Embedding(g, c.dim) for g in c.grids)
-        self.blocks = nn.ModuleList(
-            Block(c.dim, c.n_heads, c.head_dim, c.ffn_dim, c.norm_eps) for _ in range(c.n_layers)
-        )
+        self.blocks = self.stack(c, c.ffn_dim, c.norm_eps)
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
         for module in self.modules():
@@ -152,42 +111,8 @@ class Transformer(nn.Module):
         everywhere: Tensor = self.global_proj(cond.flatten(1))[:, None] / self.config.cond_len
         return everywhere
 
-    def position_embedding(self, grid: int) -> Tensor:
+    def position_embedding(self, grid: int, prefix: int | None = None) -> Tensor:
         """Learned embedding of every raster position of a grid: row + column + grid -> [grid*grid, dim]."""
         i = self.grid_index(grid)
         rows, cols = self.row_embeddings[i].weight, self.col_embeddings[i].weight
         return (rows[:, None] + cols[None] + self.grid_embedding.weight[i]).flatten(0, 1)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Final norm and output head: [..., dim] -> float32 logits [..., V]."""
-        return self.output(self.norm(hidden)).float()
-
-    def forward(self, cond: Tensor, tokens: Tensor, grid: int) -> Tensor:
-        """Teacher-forced logits, the definition that every cached path must match.
-
-        Args:
-            cond: condition features [B, cond_len, cond_dim].
-            tokens: int64 [B, n] image tokens in raster order, n <= grid*grid.
-            grid: side length in tokens.
-
-        Returns:
-            float32 logits [B, n, V]; row i predicts token i from the condition and tokens before i.
-        """
-        return self.logits(self.hidden(cond, tokens, grid)[:, self.config.cond_len - 1 :])
-
-    def hidden(self, cond: Tensor, tokens: Tensor, grid: int) -> Tensor:
-        """Features [B, cond_len + n - 1, dim] of every slot, before the final norm; arguments as for `forward`."""
-        n = tokens.shape[1]
-        image = self.tok_embeddings(tokens[:, :-1]) + self.position_embedding(grid)[: n - 1]
-        everywhere = self.embed_global(cond)
-        if everywhere is not None:
-            image = image + everywhere
-        prefix = self.embed_prefix(cond, grid)
-        x = torch.cat([prefix.to(image.dtype), image], dim=1)
-        table = self.rotary(grid)[: x.shape[1]]
-        for block in self.blocks:
-            q, k, v = block.qkv(x)
-            q, k = apply_rotary(q, table), apply_rotary(k, table)
-            o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
-            x = block.finish(x, o.transpose(1, 2))
-        return x

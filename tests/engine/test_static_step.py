@@ -93,7 +93,7 @@ def test_every_decoder_draws_the_same_tokens(
         return of.generate(prompts, decoder=decoder, sampling=sampling, seed=3).tokens
 
     assert torch.equal(tokens(fixed, PROMPTS), tokens(engine, PROMPTS))
-    assert fixed.caches[8].steps
+    assert fixed.caches[8, False].steps
 
 
 def test_requests_of_all_decoders_in_flight(engine: Engine) -> None:
@@ -121,4 +121,4 @@ def test_graphs_draw_the_tokens_of_eager_steps(decoder: Decoder) -> None:
     for seed in range(2):  # the second image replays what the first captured
         expected = eager.generate(PROMPTS, decoder=decoder, seed=seed).tokens
         assert torch.equal(graphs.generate(PROMPTS, decoder=decoder, seed=seed).tokens, expected)
-    assert all(step.graph is not None for step in graphs.caches[8].steps.values())
+    assert all(step.graph is not None for step in graphs.caches[8, False].steps.values())

@@ -44,6 +44,7 @@ class FakeFamily:
     name, path, grids, image_sizes, scales = "fake", FOLDER, (8, 16, 32), (64, 128, 256), (2, 4)
     device = torch.device("cpu")
     sampling = SamplingParams()
+    upsampler = "latent"
 
     def __init__(self) -> None:
         names = Sprites.load(FOLDER / "sprites.png").names

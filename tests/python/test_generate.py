@@ -51,7 +51,8 @@ def test_metadata_repeats_the_picture(run: Run, family: Path) -> None:
     settings, sampling = json.loads(text["settings"]), json.loads(text["sampling"])
     assert settings["tau"] == 0.1
     assert settings["scale"] == 2
-    assert sampling == {"cfg_scale": 1.0, "temperature": 0.7, "top_k": 5, "top_p": 1.0}
+    guidance = {"cfg_scale": 1.0, "cfg_interval": -1, "cfg_in_model_dtype": False}
+    assert sampling == {**guidance, "temperature": 0.7, "top_k": 5, "top_p": 1.0}
     again = mulosd.Engine.from_pretrained(family).generate(
         text["prompt"],
         decoder=mulosd.MuloSD(**settings),

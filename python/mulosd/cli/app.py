@@ -9,7 +9,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import bench, calibrate, diagnose, generate, info, train
+from . import bench, calibrate, convert, diagnose, generate, info, train
 from .console import stderr
 
 
@@ -71,4 +71,5 @@ app.command("info", epilog=info.EXAMPLES)(info.info)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command("diagnose", epilog=diagnose.EXAMPLES)(diagnose.diagnose)
 app.add_typer(bench.app, name="bench")
+app.add_typer(convert.app, name="convert")
 app.add_typer(train.app, name="train")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import examples, stdout
-from .options import DeviceOption, ScaleOption, SeedOption, Upsampler
+from .options import DeviceOption, Dtype, DtypeOption, ScaleOption, SeedOption, Upsampler, upsampler_of
 
 EXAMPLES = examples(
     "mulosd calibrate --family ./families/mine",
@@ -22,12 +22,23 @@ def calibrate(
     scale: ScaleOption = None,
     pool: Annotated[int, typer.Option(help="Codebook neighbours whose probability is pooled.")] = 10,
     radius: Annotated[int, typer.Option(help="Radius to store along with tau.")] = 1,
-    upsampler: Annotated[Upsampler, typer.Option(help="How drafts are enlarged.")] = Upsampler.latent,
+    upsampler: Annotated[
+        Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent if trained, else pixel")
+    ] = None,
+    sr_weights: Annotated[
+        Path | None,
+        typer.Option(help="Enlarge with this super-resolution network (spandrel).", show_default=False),
+    ] = None,
     prompts: Annotated[int, typer.Option(help="How many held-out prompts of the family to draft.")] = 32,
     prompts_file: Annotated[
         Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Precomputed conditions (.npy) to draft instead of prompts.", show_default=False),
+    ] = None,
     seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
 ) -> None:
     """Find the tau at which a wanted share of draft tokens is rejected, and store it in the family.
@@ -43,19 +54,25 @@ def calibrate(
 
     from .. import Engine
     from ..engine.calibrate import calibrate as run
-    from ..eval.prompts import held_out_prompts, read_prompts
+    from ..eval.prompts import default_prompts, read_prompts
+    from .features import read_features
 
     own = None if prompts_file is None else read_prompts(prompts_file)
-    engine = Engine.from_pretrained(family, device=device)
+    engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
+    given = None
+    if features is not None:
+        given = read_features(features, engine.family, None if own is None else len(own))
+        own = own or [str(i) for i in range(len(given))]
     found = run(
         engine,
-        own or held_out_prompts(engine, prompts, seed),
+        own or default_prompts(engine, prompts, seed),
         rejection=rejection,
         scale=scale,
         pool=pool,
         radius=radius,
-        upsampler=upsampler.value,
+        upsampler=upsampler_of(upsampler, sr_weights),
         seed=seed,
+        features=given,
     )
     folder = engine.family.path
     if folder is None:

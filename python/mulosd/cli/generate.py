@@ -26,6 +26,7 @@ from .options import (
     Upsampler,
     make_decoder,
     make_sampling,
+    upsampler_of,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ EXAMPLES = examples(
     'mulosd generate "a rocket" --scale 2 --tau 0.02 --radius 1 --cfg-scale 3 --output rocket.png',
     'mulosd generate "a frog" --window 2 --draft-window 2 --output frog.png',
     'mulosd generate "a frog" --family families/mine --decoder eagle --depth 3 --lantern-k 64 --output frog.png',
+    'mulosd generate "a photo of a macaw" --family families/tar --scale 2 --features macaw.npy --output macaw.png',
 )
 
 
@@ -74,7 +76,13 @@ def generate(
     pool: Annotated[
         int | None, typer.Option(help="Codebook neighbours whose probability is pooled.", show_default="family")
     ] = None,
-    upsampler: Annotated[Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent")] = None,
+    upsampler: Annotated[
+        Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent if trained, else pixel")
+    ] = None,
+    sr_weights: Annotated[
+        Path | None,
+        typer.Option(help="Enlarge with this super-resolution network (spandrel).", show_default=False),
+    ] = None,
     rejection: Annotated[
         Rejection | None,
         typer.Option(help="Resample a rejected token's surroundings, it alone, or all after it.", show_default="local"),
@@ -143,6 +151,21 @@ def generate(
         float | None,
         typer.Option(help="Draw from the likeliest tokens up to this mass; 1 is off.", show_default="family"),
     ] = None,
+    cfg_interval: Annotated[
+        int | None,
+        typer.Option(
+            help="Guide this many steps, then draw from the conditional branch; -1 guides all.", show_default="family"
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Precomputed conditions of the prompts (.npy) instead of the family's encoder.", show_default=False
+        ),
+    ] = None,
+    collapse_prefix: Annotated[
+        bool, typer.Option("--collapse-prefix", help="Keep the condition in one cache slot, exactly (LlamaGen).")
+    ] = False,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -163,7 +186,7 @@ def generate(
             "tau": tau,
             "radius": radius,
             "pool": pool,
-            "upsampler": upsampler and upsampler.value,
+            "upsampler": upsampler_of(upsampler, sr_weights),
             "rejection": rejection and rejection.value,
             "rows_per_cycle": rows_per_cycle,
             "window": window,
@@ -182,15 +205,31 @@ def generate(
         },
     )
 
-    from .. import Engine
+    from .. import Engine, SchedulerConfig
+    from .features import read_features
 
-    engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
+    config = SchedulerConfig(collapse_prefix=collapse_prefix)
+    engine = Engine.from_pretrained(family, device=device, dtype=dtype.value, config=config)
+    given = None if features is None else read_features(features, engine.family, len(prompts))
     sampling = make_sampling(
-        engine, {"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        engine,
+        {
+            "cfg_scale": cfg_scale,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "cfg_interval": cfg_interval,
+        },
     )
     with stage_bar() as progress:
         result = engine.generate(
-            prompts, decoder=chosen, sampling=sampling, seed=seed, num_images=num_images, progress=progress
+            prompts,
+            decoder=chosen,
+            sampling=sampling,
+            seed=seed,
+            num_images=num_images,
+            progress=progress,
+            features=given,
         )
     for warning in result.warnings:
         warn(warning)

@@ -10,24 +10,40 @@ from rich.markup import escape
 from rich.table import Table
 
 from .console import examples, stdout
+from .memory import device_memory, parse_memory, show_bytes
+from .options import DeviceOption, Dtype, DtypeOption
 
 if TYPE_CHECKING:
-    from .. import Engine
+    from ..engine.family import Family
 
-EXAMPLES = examples("mulosd info", "mulosd info emoji", "mulosd info ./runs/mine/family --json")
+EXAMPLES = examples(
+    "mulosd info",
+    "mulosd info emoji",
+    "mulosd info ./runs/mine/family --json",
+    "mulosd info ./families/tar --memory 24GiB --dtype bfloat16",
+)
 
 
 def info(
     family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="A family, by name or folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="Plan for so much, such as 24GiB.", show_default="all of the device's")
+    ] = None,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = "cpu",
 ) -> None:
-    """List the families, or tell one's scales, sizes, objects, backgrounds and calibrated settings."""
-    from .. import Engine, list_families
+    """List the families, or tell one's scales, sizes, objects, backgrounds and calibrated settings.
 
-    if family is not None:
-        described = [describe(Engine.from_pretrained(family))]
-    else:
-        described = [describe(Engine.from_pretrained(name)) for name in list_families()]
+    For one family also what it takes: parameters, bytes of keys and values a request, and the largest batch that fits
+    into the memory (an estimate). No weights are read.
+    """
+    available = device_memory(device) if memory is None else parse_memory(memory)
+
+    from ..engine.family import Family, list_families
+
+    names = list_families() if family is None else [family]
+    described = [describe(Family.load(name, weights=False), dtype.value, available) for name in names]
     if as_json:
         typer.echo(json.dumps(described[0] if family is not None else {"families": described}, indent=2))
     elif family is not None:
@@ -36,9 +52,12 @@ def info(
         show_all(described)
 
 
-def describe(engine: Engine) -> dict[str, Any]:
+def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
     """What `--json` prints of one family."""
-    f = engine.family
+    from ..engine.engine import DTYPES
+    from ..engine.memory import plan_memory
+
+    plan = plan_memory(f, DTYPES[dtype])
     return {
         "name": f.name,
         "path": str(f.path),
@@ -50,7 +69,17 @@ def describe(engine: Engine) -> dict[str, Any]:
         "backgrounds": list(f.backgrounds),
         "words": sorted(f.vocabulary.phrases),
         "calibration": f.metadata.get("calibration", {}),
+        "conditions": f.conditioner.kind,
         "parameters": f.parameters(),
+        "memory": {
+            "dtype": dtype,
+            "available": available,
+            "weights": plan.weights,
+            "kv_per_request": plan.kv,
+            "request": plan.request,
+            "working": plan.working,
+            "largest_batch": plan.largest_batch(available),
+        },
     }
 
 
@@ -81,6 +110,7 @@ def show(f: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
+    memory = f["memory"]
     rows = {
         "family": f["name"],
         "folder": f["path"],
@@ -89,7 +119,13 @@ def show(f: dict[str, Any]) -> None:
         "objects": ", ".join(f["objects"]),
         "backgrounds": ", ".join(f["backgrounds"]),
         "words": ", ".join(f["words"]),
+        "conditions": f["conditions"],
         "parameters": ", ".join(f"{name} {count:,}" for name, count in f["parameters"].items()),
+        "weights": f"{show_bytes(memory['weights'])} in {memory['dtype']} (tokenizer and up-samplers in float32)",
+        "keys and values": ", ".join(
+            f"{show_bytes(n)} a request at {grid}x{grid}" for grid, n in memory["kv_per_request"].items()
+        ),
+        "largest batch": f"{memory['largest_batch']} in {show_bytes(memory['available'])} (estimate)",
         "calibrated": json.dumps(f["calibration"]) if f["calibration"] else "no; `mulosd calibrate` does it",
     }
     for name, value in rows.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -97,6 +98,15 @@ def make_decoder(name: DecoderName, options: dict[str, Any]) -> Decoder:
                 f"--{key.replace('_', '-')} has no meaning for --decoder {name.value}, only for: {owners}; leave it out"
             )
     return DECODERS[name.value].from_settings({RENAMED.get(key, key): value for key, value in given.items()})
+
+
+def upsampler_of(name: Upsampler | None, weights: Path | None) -> str | None:
+    """The up-sampler that two options name; None when neither is given. ValueError when they contradict."""
+    if weights is None:
+        return None if name is None else name.value
+    if name not in (None, Upsampler.sr):
+        raise ValueError(f"--sr-weights {weights} has no meaning with --upsampler {name.value}; leave one of them out")
+    return str(weights)
 
 
 def make_sampling(engine: Engine, options: dict[str, Any]) -> SamplingParams:

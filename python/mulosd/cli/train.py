@@ -67,6 +67,8 @@ def stage_command(stages: tuple[str, ...]) -> Callable[..., None]:
 
 
 for name, purpose in STAGES.items():
+    if name == "upsampler":
+        continue  # it takes a finished family as well
     app.command(
         name, help=purpose, epilog=examples(f"mulosd train {name} --config configs/emoji.yaml --run runs/emoji")
     )(stage_command((name,)))
@@ -76,6 +78,68 @@ app.command(
     help=f"Run {', '.join(ALL)} one after the other; finished stages are skipped.",
     epilog=examples("mulosd train all --config configs/emoji.yaml --run runs/emoji --device cuda"),
 )(stage_command(ALL))
+
+
+@app.command(
+    "upsampler",
+    help=f"{STAGES['upsampler']} With --family and --images: the up-samplers of any finished family.",
+    epilog=examples(
+        "mulosd train upsampler --config configs/emoji.yaml --run runs/emoji",
+        "mulosd train upsampler --family families/tar --images photos --run runs/tar --scale 2 --device cuda",
+    ),
+)
+def upsampler(
+    run: RunOption,
+    config: Annotated[
+        Path | None, typer.Option(help="The training file (YAML) of a family in training.", show_default=False)
+    ] = None,
+    family: Annotated[
+        Path | None, typer.Option(help="Folder of a finished family, which gets the up-samplers.", show_default=False)
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures, for --family.", show_default=False)] = None,
+    scale: Annotated[
+        list[int] | None, typer.Option(help="Ratio to train for, with --family.", show_default="all of the family")
+    ] = None,
+    down: Annotated[
+        bool, typer.Option("--down", help="Train the down-samplers of multi-cycle decoding too, with --family.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Pictures a step, with --family.")] = 4,
+    adversarial: Annotated[
+        float, typer.Option(help="Weight of a patch discriminator, with --family; 0 is none, 0.1 a start.")
+    ] = 0.0,
+    steps: StepsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    if (config is None) == (family is None):
+        raise ValueError("give either --config, for a family in training, or --family and --images, for a finished one")
+    if config is not None:
+        run_stages(("upsampler",), config, run, steps, device)
+        return
+    if family is None or images is None or not images.is_dir():
+        raise ValueError(f"--images {images}: name a folder of pictures to learn from")
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+    if batch < 1:
+        raise ValueError(f"--batch must be at least 1, got {batch}")
+
+    from ..train.family_upsampler import train_upsampler
+
+    trained = train_upsampler(
+        family,
+        images,
+        run,
+        scales=tuple(scale) if scale else None,
+        down=down,
+        steps=steps,
+        batch=batch,
+        adversarial=adversarial,
+        device=device,
+    )
+    stdout.print(
+        f"{family}: has the latent resamplers {', '.join(trained)}; next, mulosd calibrate --family {family}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 @app.command(

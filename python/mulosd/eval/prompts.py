@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..data.family import scene_config
 from ..data.scenes import scenes
+from ..engine.conditioning import ClassConditioner
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -41,6 +42,24 @@ def held_out_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
         if idle > PATIENCE:
             raise ValueError(f"the held-out scenes give {len(chosen)} captions, {n} were asked for")
     return list(chosen)
+
+
+def default_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
+    """Prompts where none are given: held-out scenes, or classes at equal distances.
+
+    Raises:
+        ValueError: the family takes free text; its prompts have to be given.
+    """
+    conditioner = engine.family.conditioner
+    if isinstance(conditioner, ClassConditioner):
+        count = min(n, conditioner.n_classes)
+        return [str(i * conditioner.n_classes // count) for i in range(count)]
+    if "scenes" not in engine.family.metadata:
+        raise ValueError(
+            f"family {engine.family.name!r} takes free text: give prompts (--prompts-file FILE) or precomputed "
+            f"conditions (--features FILE)"
+        )
+    return held_out_prompts(engine, n, seed)
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from ..engine.models.tokenizer import Tokenizer
 from ..engine.models.transformer import Transformer, TransformerConfig
@@ -30,7 +31,7 @@ class Phase:
         return cls(**values)
 
 
-def tokens_of(tokenizer: Tokenizer, pictures: list[np.ndarray[Any, Any]], device: torch.device) -> Tensor:
+def tokens_of(tokenizer: ImageTokenizer, pictures: list[np.ndarray[Any, Any]], device: torch.device) -> Tensor:
     """Tokens [B, grid*grid] of uint8 pictures [S, S, 3]."""
     image = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     # In float32 even inside bf16 training: rounding would give other tokens than generation and evaluation see.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engine.conditioning import PhraseConditioner
 from ..engine.family import Family, add_eagle, new_folder
 from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.text import TextEncoder, TextEncoderConfig
@@ -41,7 +42,7 @@ def trained_tokenizer(config: FamilyConfig, run: Path) -> Tokenizer:
     """The tokenizer of a run, with its averaged weights, or that of the family to start from when the run has none."""
     start = initial_family(config)
     if start is not None and not (run / "tokenizer.pt").exists():
-        return start.tokenizer
+        return trained_here(start)[2]
     tokenizer = Tokenizer(TokenizerConfig.from_dict(config.section("tokenizer")["model"]))
     tokenizer.load_state_dict(averaged(run, "tokenizer"))
     return tokenizer.eval()
@@ -92,6 +93,13 @@ def drafter_of(config: FamilyConfig, target: Transformer) -> EagleDrafter:
     return EagleDrafter(EagleConfig(tuple(section["batch"]), target.config.head_dim, **section["model"]), target)
 
 
+def trained_here(family: Family) -> tuple[TextEncoder, Transformer, Tokenizer]:
+    """The models of a family that `mulosd train` made; ValueError for one that was converted."""
+    if not isinstance(family.ar, Transformer) or not isinstance(family.tokenizer, Tokenizer):
+        raise ValueError(f"family {family.name!r} was not trained by mulosd: its models cannot be trained further here")
+    return family.text, family.ar, family.tokenizer
+
+
 def eagle_task(config: FamilyConfig, run: Path) -> EagleTask:
     """The task of the feature drafter: its target is the run's AR model, or else that of the family in `eagle.family`.
 
@@ -107,7 +115,7 @@ def eagle_task(config: FamilyConfig, run: Path) -> EagleTask:
         family = Family.load(config.resolve(section["family"]))
         if family.vocabulary.to_dict() != config.vocabulary().to_dict():
             raise ValueError(f"eagle.family: {family.name!r} has other words than this training file")
-        text, target, tokenizer = family.text, family.ar, family.tokenizer
+        text, target, tokenizer = trained_here(family)
     return EagleTask(drafter_of(config, target), text, config.vocabulary(), tokenizer, config.source(), **options)
 
 
@@ -165,11 +173,12 @@ def start_from(family: Family, task: ARTask, *, text: bool = True) -> None:
     """
     if family.vocabulary.to_dict() != task.vocabulary.to_dict():
         raise ValueError(f"init: family {family.name!r} has other words than this training file")
-    old, new = family.ar.config, task.ar.config
+    _, ar, _ = trained_here(family)
+    old, new = ar.config, task.ar.config
     missing = set(old.grids) - set(new.grids)
     if replace(old, grids=new.grids) != new or missing or (text and family.text.config != task.text.config):
-        raise ValueError(f"init: family {family.name!r} has other sizes than this training file: {family.ar.config}")
-    task.ar.load_state_dict(with_grids(family.ar.state_dict(), old.grids, new.grids))
+        raise ValueError(f"init: family {family.name!r} has other sizes than this training file: {old}")
+    task.ar.load_state_dict(with_grids(ar.state_dict(), old.grids, new.grids))
     if text:
         task.text.load_state_dict(family.text.state_dict())
 
@@ -248,10 +257,9 @@ def export(config_path: Path, run: Path, output: Path) -> Path:
     family = Family(
         metadata,
         trained_tokenizer(config, run),
-        encoder,
-        transformer,
+        PhraseConditioner(config.vocabulary(), encoder),
+        [transformer],
         resamplers,
-        config.vocabulary(),
         eagle=trained_drafter(config, run, transformer) if (run / "eagle.pt").exists() else None,
     )
     with new_folder(output) as folder:
@@ -279,7 +287,7 @@ def attach(config_path: Path, run: Path, folder: Path) -> Path:
     config = FamilyConfig.load(config_path)
     family = Family.load(folder)
     try:
-        drafter = trained_drafter(config, run, family.ar)
+        drafter = trained_drafter(config, run, trained_here(family)[1])
     except RuntimeError as error:
         raise ValueError(f"the drafter of {run} does not fit family {family.name!r}: {error}") from error
     return add_eagle(family.path or folder, drafter)

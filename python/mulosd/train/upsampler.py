@@ -2,48 +2,58 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.models.tokenizer import Tokenizer
+from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 from .ar import tokens_of
+from .critic import Critic
 from .loop import Task
+from .perceptual import perceptual_distance
 from .sources import ImageSource
 
 
 class ResamplerTask(Task):
     """All resamplers of a family at once; each step trains every pair on one batch of aligned pictures.
 
-    Losses (MuLo-SD, arXiv 2601.05149, section on up-sampling): cross-entropy over cosine similarities to the
-    codebook, commitment to the true code vector, and pixel error of the decoded prediction (straight through).
+    Losses (MuLo-SD, arXiv 2601.05149, section on up-sampling), each with its weight: cross-entropy over cosine
+    similarities to the codebook, commitment to the true code vector, and of the decoded prediction (straight through)
+    the pixel error, the perceptual distance and what a patch discriminator says.
     """
 
     def __init__(
         self,
         pairs: list[ResamplerConfig],
-        tokenizer: Tokenizer,
+        tokenizer: ImageTokenizer,
         source: ImageSource,
         *,
         batch: int = 8,
         cross_entropy: float = 1.0,
         commitment: float = 0.5,
         pixel: float = 1.0,
+        perceptual: float = 0.0,
+        adversarial: float = 0.0,
         temperature: float = 0.05,
         token_noise: float = 0.02,
     ) -> None:
         self.resamplers = {p.name: LatentResampler(p) for p in pairs}
         self.module = nn.ModuleDict(self.resamplers)
-        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._frozen = cast("nn.Module", tokenizer).eval().requires_grad_(False)
         self.pairs, self.source, self.size = pairs, source, batch
         self.cross_entropy, self.commitment, self.pixel = cross_entropy, commitment, pixel
+        self.perceptual, self.adversarial = perceptual, adversarial
+        self.critic = Critic() if adversarial > 0 else None
         self.temperature, self.token_noise = temperature, token_noise
 
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         grids = tuple(sorted({g for p in self.pairs for g in (p.source, p.target)}))
-        self.tokenizer.to(device)
+        self._frozen.to(device)
         patch, codebook = self.tokenizer.config.patch, self.tokenizer.codebook
         drawn = [self.source.captioned(rng, tuple(g * patch for g in grids))[1] for _ in range(self.size)]
         tokens = {
@@ -62,16 +72,28 @@ class ResamplerTask(Task):
             wrong = torch.from_numpy(rng.random(tuple(given.shape)) < self.token_noise).to(device)
             noise = torch.from_numpy(rng.integers(len(codebook), size=tuple(given.shape))).to(device)
             z = F.normalize(self.resamplers[pair.name](codebook[torch.where(wrong, noise, given)]).float(), dim=-1)
-            logits = z @ codebook.t() / self.temperature
-            loss = self.cross_entropy * F.cross_entropy(logits.flatten(0, 2), wanted.flatten())
-            loss = loss + self.commitment * ((z - codebook[wanted]) ** 2).sum(-1).mean()
+            loss = self.commitment * ((z - codebook[wanted]) ** 2).sum(-1).mean()
+            if self.cross_entropy > 0:
+                logits = z @ codebook.t() / self.temperature
+                loss = loss + self.cross_entropy * F.cross_entropy(logits.flatten(0, 2), wanted.flatten())
             with torch.no_grad():
                 self.resamplers[pair.name].counts += torch.bincount(wanted.flatten(), minlength=len(codebook))
                 predicted = self.resamplers[pair.name].pick(z.detach(), codebook)
-            if self.pixel > 0:
-                out = self.tokenizer.decode_latents(z + (codebook[predicted] - z).detach())
-                loss = loss + self.pixel * ((out - pictures[pair.target]) ** 2).mean()
+            if self.pixel > 0 or self.perceptual > 0 or self.critic is not None:
+                out, real = self.tokenizer.decode_latents(z + (codebook[predicted] - z).detach()), pictures[pair.target]
+                loss = loss + self.pixel * ((out - real) ** 2).mean()
+                if self.perceptual > 0:
+                    loss = loss + self.perceptual * perceptual_distance(self.tokenizer, out, real)
+                if self.critic is not None:
+                    loss = loss + self.adversarial * self.critic.judge(out, real)
             total = total + loss
             changed = wanted != wanted.flatten(1).mode(dim=1).values[:, None, None]
             figures[f"hit{pair.name}"] = float((predicted == wanted)[changed].float().mean())
         return total, figures
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.critic is None else self.critic.saved()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        if self.critic is not None:
+            self.critic.restore(state)

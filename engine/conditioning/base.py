@@ -1,0 +1,78 @@
+"""What every way of conditioning gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch of requests asks its models for.
+
+    Args:
+        features: [B, T, ...]: float features, or int64 class ids [B, 1, 1].
+        mask: bool [B, T] on the CPU, prefix slots that may be seen; None is all.
+    """
+
+    features: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: slice) -> Condition:
+        return Condition(self.features[index], None if self.mask is None else self.mask[index])
+
+
+class Conditioner(ABC):
+    """Prompts to conditions.
+
+    Attributes:
+        kind: its name in family.json.
+        example: a prompt to warm up with.
+        weights: modules that are stored in the family's folder, by file name.
+    """
+
+    kind: ClassVar[str]
+    example: str = "warm-up"
+
+    def __init__(self) -> None:
+        self.weights: dict[str, nn.Module] = {}
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Where and in what type to compute."""
+        self.device, self.dtype = device, dtype
+        for module in self.weights.values():
+            module.to(device, dtype)
+
+    def check(self, prompt: str) -> str | None:
+        """A warning about a prompt, or None; ValueError when it cannot be drawn."""
+        return None
+
+    @abstractmethod
+    def condition(self, prompts: list[str]) -> Condition:
+        """The condition of prompts; ValueError or ImportError says what is missing."""
+
+    @abstractmethod
+    def null(self, batch: int) -> Tensor:
+        """Features of the unconditional branch [B, T, ...]."""
+
+    def precomputed(self, array: Tensor) -> Condition:
+        """The condition of precomputed features [B, n, ...]; ValueError when the kind takes none."""
+        raise ValueError(f"this family takes no precomputed features (its conditions are {self.kind})")
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """What family.json holds of it, beside its kind."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, values: dict[str, Any]) -> Conditioner:
+        """The conditioner that `to_dict` described; its weights are yet to be loaded."""

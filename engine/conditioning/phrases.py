@@ -1,0 +1,52 @@
+"""The bundled way: phrases of a closed vocabulary, and a small text encoder trained along with the AR model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..models.text import TextEncoder, TextEncoderConfig, Vocabulary
+from .base import Condition, Conditioner
+
+
+class PhraseConditioner(Conditioner):
+    """Known phrases of a prompt through a text encoder; unknown words are ignored, with a warning."""
+
+    kind: ClassVar[str] = "phrases"
+
+    def __init__(self, vocabulary: Vocabulary, text: TextEncoder) -> None:
+        super().__init__()
+        self.vocabulary, self.text = vocabulary, text
+        self.weights = {"text": text}
+        self.example = min(vocabulary.phrases, key=len, default=self.example)
+
+    def check(self, prompt: str) -> str | None:
+        known, unknown = self.vocabulary.parse(prompt)
+        self.vocabulary.encode(prompt, self.text.config.length)
+        if not known and not unknown:
+            raise ValueError(f"the prompt {prompt!r} has only filler words; say what to draw")
+        if not unknown:
+            return None
+        words = ", ".join(repr(w) for w in dict.fromkeys(unknown))
+        return f"does not know {words} in {prompt!r}: ignored; `mulosd info` lists its words"
+
+    def condition(self, prompts: list[str]) -> Condition:
+        ids = [self.vocabulary.encode(p, self.text.config.length) for p in prompts]
+        return Condition(self._encode(ids))
+
+    def null(self, batch: int) -> Tensor:
+        return self._encode([self.vocabulary.null(self.text.config.length)]).expand(batch, -1, -1)
+
+    def _encode(self, ids: list[list[int]]) -> Tensor:
+        features: Tensor = self.text(torch.tensor(ids, device=self.device))
+        return features
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"text": dict(self.text.config.__dict__), "vocabulary": self.vocabulary.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PhraseConditioner:
+        text = TextEncoder(TextEncoderConfig.from_dict(values["text"]))
+        return cls(Vocabulary.from_dict(values["vocabulary"]), text)
