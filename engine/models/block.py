@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last axis, computed in float32."""
@@ -26,11 +28,11 @@ class Block(nn.Module):
         super().__init__()
         self.n_heads, self.head_dim = n_heads, head_dim
         self.attention_norm = RMSNorm(dim, eps)
-        self.wqkv = nn.Linear(dim, 3 * n_heads * head_dim, bias=False)
-        self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
+        self.wqkv = Linear(dim, 3 * n_heads * head_dim)
+        self.wo = Linear(n_heads * head_dim, dim)
         self.ffn_norm = RMSNorm(dim, eps)
-        self.w13 = nn.Linear(dim, 2 * ffn_dim, bias=False)
-        self.w2 = nn.Linear(ffn_dim, dim, bias=False)
+        self.w13 = Linear(dim, 2 * ffn_dim)
+        self.w2 = Linear(ffn_dim, dim)
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project the normalised input [B, Q, dim] to q, k, v, each [B, Q, H, D], before rotation."""
