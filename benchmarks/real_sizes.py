@@ -95,13 +95,16 @@ class EagerLoop:
     def step(self, x: Tensor, slots: Tensor) -> Tensor:
         """Logits [2, V] behind embeddings x [2, n, dim] at slots [n]."""
         for block, (keys, values) in zip(self.model.blocks, self.cache, strict=True):
-            q, k, v = block.qkv(x)
+            heads = (3, block.n_heads, block.head_dim)
+            q, k, v = F.linear(block.attention_norm(x), block.wqkv.weight).unflatten(-1, heads).unbind(2)
             if self.table is not None:
                 q, k = apply_rotary(q, self.table[slots]), apply_rotary(k, self.table[slots])
             keys[:, :, slots], values[:, :, slots] = k.transpose(1, 2), v.transpose(1, 2)
             o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=self.mask[slots])
-            x = block.finish(x, o.transpose(1, 2))
-        return self.model.logits(x[:, -1])
+            x = x + F.linear(o.transpose(1, 2).flatten(-2), block.wo.weight)
+            gate, up = (F.linear(block.ffn_norm(x), w) for w in block.w13.weight.chunk(2))
+            x = x + F.linear(F.silu(gate) * up, block.w2.weight)
+        return F.linear(self.model.norm(x[:, -1]), self.model.output.weight).float()
 
     def draw(self, features: Tensor, count: int) -> float:
         """Draw tokens with guidance; returns seconds a token, the prefix left out."""

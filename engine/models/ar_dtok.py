@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .ar_model import ARModel
 from .block import RMSNorm
+from .linear import Linear
 
 # Prefixes that Tar was trained with: 27x27, 13x13 and 9x9 features.
 PREFIXES = (729, 169, 81)
@@ -75,7 +76,7 @@ class ARDTok(ARModel):
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = self.stack(c, c.ffn_dim, c.norm_eps)
         self.norm = RMSNorm(c.dim, c.norm_eps)
-        self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
+        self.output = Linear(c.dim, c.vocab_size)
 
     def rotary(self, grid: int) -> None:
         return None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .ar_model import ARModel
 from .block import RMSNorm
+from .linear import Linear
 from .rope import rotary_table
 
 CONDITIONS = ("class", "caption")
@@ -83,7 +84,7 @@ class LlamaGen(ARModel):
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = self.stack(c, c.ffn_dim, c.norm_eps)
         self.norm = RMSNorm(c.dim, c.norm_eps)
-        self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
+        self.output = Linear(c.dim, c.vocab_size)
         # Not buffers: they stay in float32 when the weights are moved to another type.
         self._rotary: dict[tuple[int, torch.device], Tensor] = {}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .ar_model import ARModel
 from .block import RMSNorm
+from .linear import Linear
 from .rope import rotary_table
 
 
@@ -74,7 +75,7 @@ class Transformer(ARModel):
         self.col_embeddings = nn.ModuleList(nn.Embedding(g, c.dim) for g in c.grids)
         self.blocks = self.stack(c, c.ffn_dim, c.norm_eps)
         self.norm = RMSNorm(c.dim, c.norm_eps)
-        self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
+        self.output = Linear(c.dim, c.vocab_size)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

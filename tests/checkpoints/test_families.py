@@ -167,6 +167,30 @@ def test_round_trip_keeps_the_logits(folders: dict[str, Path], files: Any, dtype
         assert {p.dtype for p in released.parameters()} == {dtype}
 
 
+def test_weights_are_stored_narrower_where_asked(files: Any, tmp_path: Path) -> None:
+    made = convert_llamagen(files["c2i_8.pt"], files["vq.pt"], tmp_path / "half", heads=2, dtype=torch.bfloat16)
+    whole = load_ar(files["c2i_8.pt"], heads=2).state_dict()
+    stored = load_ar(made / "ar.safetensors").state_dict()
+    assert all(torch.equal(stored[k], whole[k].bfloat16().float()) for k in whole)
+    size = (made / "ar.safetensors").stat().st_size
+    assert size < sum(2 * t.numel() for t in whole.values()) + 4096
+
+
+def test_a_vq_of_fewer_levels_is_recognised(tmp_path: Path) -> None:
+    """VQ-8 has one level less than VQ-16."""
+    from mulosd.engine.models.vq import VQ, VQConfig
+
+    config = VQConfig(64, 8, 32, (32, 32, 64, 96), 2, 3)
+    torch.save({"model": VQ(config).state_dict()}, tmp_path / "vq8.pt")
+    vq = load_vq(tmp_path / "vq8.pt")
+    assert vq.config == config and vq.config.patch == 8
+    with torch.inference_mode():
+        indices = vq.encode(torch.zeros(1, 3, 32, 16))
+        assert indices.shape == (1, 4, 2) and vq.decode(indices).shape == (1, 3, 32, 16)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        vq.encode(torch.zeros(1, 3, 20, 16))
+
+
 def test_the_tokenizer_survives_conversion(folders: dict[str, Path], files: Any) -> None:
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():

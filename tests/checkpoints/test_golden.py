@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mulosd.checkpoints import load_ar, load_vq, logits
 from mulosd.engine.cache import KVCache
+from mulosd.engine.feed import Draw, Feed
 from mulosd.engine.lane import Lane
 from mulosd.engine.models.ar_model import ARModel
 from mulosd.engine.request import prefix
-from mulosd.engine.feed import Draw, Feed
 from mulosd.engine.runner import run
 from mulosd.engine.sampling import Noise, Purpose, SamplingParams
 

@@ -1,0 +1,96 @@
+"""The text encoder and the language model through transformers, at toy size with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mulosd.checkpoints import load_ta_tok
+from mulosd.engine.conditioning import CaptionConditioner, DialectConditioner
+from mulosd.engine.conditioning import pretrained as pretrained_module
+
+transformers = pytest.importorskip("transformers")
+
+
+def save_tokenizer(folder: Path, words: list[str], template: str | None = None) -> int:
+    """A tokenizer of whole words; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if template is None:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.add_tokens([w for w in words if w.startswith("<")])
+    fast.chat_template = template
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+@torch.inference_mode()
+def test_captions_through_t5(tmp_path: Path) -> None:
+    size = save_tokenizer(tmp_path, ["a", "red", "fox"])
+    config = transformers.T5Config(vocab_size=size, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
+    torch.manual_seed(0)
+    encoder = transformers.T5EncoderModel(config).eval()
+    encoder.save_pretrained(tmp_path)
+    conditioner = CaptionConditioner(6, 16, str(tmp_path))
+    found = conditioner.condition(["A red fox!", "fox"])
+    assert found.mask is not None and found.mask.sum(dim=1).tolist() == [4, 2]
+    assert found.mask[:, -1].all() and not found.features[1, :4].any()
+    # Padding does not reach the caption's own features: they are those of the caption alone.
+    alone = encoder(torch.tensor([[5, 1]])).last_hidden_state[0]
+    assert torch.allclose(found.features[1, 4:], alone, atol=1e-5)
+    with pytest.raises(ValueError, match="gives features of width 16, this family takes 2048"):
+        CaptionConditioner(6, 2048, str(tmp_path)).condition(["fox"])
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def test_tar_through_its_language_model(tmp_path: Path, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["system", "user", "assistant", "<im_start>", "<S0>", "<S1>", "<S2>", *(f"<I{i}>" for i in range(32))]
+    size = save_tokenizer(tmp_path, words, TEMPLATE)
+    config = transformers.Qwen2Config(
+        vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    asked: list[str] = []
+    conditioner = DialectConditioner(81, load_ta_tok(files["ta_tok.pth"]), str(tmp_path))
+    ids = conditioner.write("a red fox")
+    assert ids.shape == (1, 81) and int(ids.min()) >= 0 and int(ids.max()) < 32 and len(ids.unique()) > 3
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    assert torch.equal(conditioner.write("a red fox"), ids)
+    assert torch.equal(torch.get_rng_state(), before)
+    features = conditioner.condition(["a red fox"]).features
+    assert torch.equal(features, conditioner.from_ids(ids).features)
+    tokenizer = conditioner._loaded[0]  # type: ignore[index]
+
+    def remember(text: str, **options: Any) -> Any:
+        asked.append(text)
+        return original(text, **options)
+
+    original = type(tokenizer).__call__.__get__(tokenizer)
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda self, text, **options: remember(text, **options))
+    conditioner.write("a red fox")
+    assert asked == ["system You are a helpful assistant. user a red fox assistant <im_start><S2>"]
+
+
+def test_what_is_absent_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="give the folder of a copy, or precomputed features"):
+        CaptionConditioner(6, 16, str(tmp_path)).condition(["fox"])
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"mulosd\[text\]"):
+        pretrained_module.load_pretrained("x", "T5EncoderModel", torch.device("cpu"), torch.float32)
