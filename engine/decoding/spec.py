@@ -40,6 +40,12 @@ def parse(text: str) -> Decoder:
     return kind(**values)
 
 
+def spell(decoder: Decoder) -> str:
+    """The text that `parse` reads as this decoder: its name and every setting that is not the default."""
+    given = [(f.name, getattr(decoder, f.name)) for f in fields(decoder) if getattr(decoder, f.name) != f.default]
+    return ":".join([decoder.name, *(f"{key}={str(value).lower()}" for key, value in given)])
+
+
 def read(what: str, value: str, kind: str) -> object:
     """A value of one of the types that settings have."""
     if value.lower() == "none" and "None" in kind:
