@@ -70,9 +70,7 @@ def calibrate(
     params = family.sampling if sampling is None else sampling
     decoder = DraftOnly(scale, upsampler).resolve(family)
     result = engine.generate(prompts, decoder=decoder, sampling=params, seed=seed, batch_size=batch_size)
-    from ..kernels.upsample_pool import neighbours
-
-    table = neighbours(family.tokenizer.codebook, pool)
+    table = family.neighbours(pool)
     masses = []
     for at in range(0, len(prompts), batch_size):
         part = list(prompts[at : at + batch_size])

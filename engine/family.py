@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..kernels.upsample_pool import neighbours
+from .models.layout import lay_out_linears
 from .models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from .models.tokenizer import Tokenizer, TokenizerConfig
 from .models.transformer import Transformer, TransformerConfig
@@ -55,6 +57,8 @@ class Family:
     ) -> None:
         self.metadata, self.vocabulary, self.path = metadata, vocabulary, path
         self.tokenizer, self.text, self.ar, self.resamplers = tokenizer, text, ar, resamplers
+        self._neighbours: dict[int, Tensor] = {}
+        self._null: Tensor | None = None
         for module in (tokenizer, text, ar, *resamplers.values()):
             module.eval().requires_grad_(False)
 
@@ -119,6 +123,12 @@ class Family:
             )
         return self.resamplers[source, target]
 
+    def neighbours(self, k: int) -> Tensor:
+        """The k nearest codes of every code, int32 [V, k]; searched once, which takes seconds in a large codebook."""
+        if k not in self._neighbours:
+            self._neighbours[k] = neighbours(self.tokenizer.codebook, k)
+        return self._neighbours[k]
+
     def parameters(self) -> dict[str, int]:
         """Number of parameters by part."""
 
@@ -138,6 +148,9 @@ class Family:
         self.text.to(device, dtype)
         for module in (self.tokenizer, *self.resamplers.values()):
             module.to(device)
+        self._neighbours.clear()
+        self._null = None
+        lay_out_linears(self.ar, inputs_first=self.device.type == "cpu")
         return self
 
     def features(self, prompts: list[str]) -> Tensor:
@@ -148,8 +161,10 @@ class Family:
 
     def null_features(self, batch: int) -> Tensor:
         """Features of the unconditional branch [B, cond_len, cond_dim]."""
-        ids = torch.tensor([self.vocabulary.null(self.ar.config.cond_len)], device=self.device)
-        return self._encode(ids).expand(batch, -1, -1)
+        if self._null is None:
+            ids = torch.tensor([self.vocabulary.null(self.ar.config.cond_len)], device=self.device)
+            self._null = self._encode(ids)
+        return self._null.expand(batch, -1, -1)
 
     def _encode(self, ids: Tensor) -> Tensor:
         features: Tensor = self.text(ids)

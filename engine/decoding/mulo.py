@@ -17,7 +17,7 @@ from ..events import Preview
 from ..family import Family
 from ..request import Request, Steps, prefix
 from ..runner import Feed, Result
-from ..sampling import Purpose
+from ..sampling import Logits, Purpose, verify
 from ..upsampling import check_upsampler, downsample, upsample
 from .base import Decoder, Plan
 from .drafting import draft_rows
@@ -108,6 +108,22 @@ class MuloSD(Decoder):
         small = family.drafter_grid(self.resolve(family).scale or 0)
         between = tuple(g for g in family.grids if small < g < family.grids[-1]) if self.cascade else ()
         return (small, *between, family.grids[-1])
+
+    def accept(self, request: Request, logits: Logits, tokens: Tensor, table: Tensor, positions: range) -> Tensor:
+        """Which candidates stand; a benchmark that plants rejections overrides it.
+
+        Args:
+            request: whose candidates.
+            logits: [n, V] of the target, one row a candidate.
+            tokens: int64 [n], the candidates.
+            table: int32 [V, pool], nearest codes of each code.
+            positions: raster positions of the candidates.
+
+        Returns:
+            bool [n].
+        """
+        tau = 1.0 if self.tau is None else self.tau
+        return verify(logits, tokens, table, tau, request.sampling).accept
 
     def plan(self, request: Request) -> Plan:
         return (yield from Generation(self.resolve(request.family), request).run())

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.expand_islands import expand_islands
-from ...kernels.upsample_pool import neighbours
 from ..lane import Lane
 from ..request import Request, Steps, logits_of, prefix
 from ..runner import Feed, Result
-from ..sampling import Logits, Purpose, verify
+from ..sampling import Logits, Purpose
 from .base import Outcome
 from .lockstep import draw_steps, steps_of
 
@@ -43,7 +42,7 @@ class Repair:
         self.resampled = torch.zeros_like(self.rejected)
         self.islands = 0
         self.depth = 0
-        self.table = neighbours(request.family.tokenizer.codebook, decoder.pool or 1)
+        self.table = request.family.neighbours(decoder.pool or 1)
         self.noise = request.noise(purpose)
 
     def open(self) -> Steps:
@@ -102,9 +101,9 @@ class Repair:
         if stop - start > 1:
             [result] = yield [Feed(self.lane, self.tokens[start : stop - 1], range(start, stop - 1), role="verify")]
             logits = Logits.cat([logits, logits_of(result)])
-        tau = 1.0 if self.decoder.tau is None else self.decoder.tau
-        verdict = verify(logits, self.tokens[start:stop], self.table, tau, self.request.sampling)
-        self.rejected[top:bottom] = ~verdict.accept.view(-1, self.grid)
+        positions = range(start, stop)
+        accepted = self.decoder.accept(self.request, logits, self.tokens[start:stop], self.table, positions)
+        self.rejected[top:bottom] = ~accepted.view(-1, self.grid)
         self.recorder.report("verify", stop, self.grid**2)
         return logits
 

@@ -1,16 +1,21 @@
 """Models: row-causality of resamplers, rotary embedding, tokenizer shapes, vocabulary."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mulosd.engine.family import Family
+from mulosd.engine.models.layout import lay_out_linears
 from mulosd.engine.models.rope import apply_rotary, rotary_table
 from mulosd.engine.models.text import END, PAD, Vocabulary
 from mulosd.engine.models.tokenizer import Tokenizer, TokenizerConfig
 from mulosd.engine.models.upsampler import LatentResampler, ResamplerConfig
+from mulosd.engine.random_family import random_family
+from mulosd.kernels.upsample_pool import neighbours
 
 
 @settings(max_examples=20, deadline=None)
@@ -88,3 +93,27 @@ def test_vocabulary_takes_the_longest_phrase_and_reports_unknown_words() -> None
         vocabulary.encode("red ball", 2)
     with pytest.raises(ValueError, match="reserved"):
         Vocabulary({"x": 1})
+
+
+def test_the_layout_of_weights_changes_no_values_and_no_files(tmp_path: Path) -> None:
+    family = random_family()
+    before = {k: v.clone() for k, v in family.ar.state_dict().items()}
+    family.to("cpu")
+    assert not family.ar.blocks[0].wqkv.weight.is_contiguous()
+    assert all(torch.equal(v, before[k]) for k, v in family.ar.state_dict().items())
+    loaded = Family.load(family.save(tmp_path / "saved"))
+    assert torch.allclose(loaded.ar.blocks[0].wqkv.weight, before["blocks.0.wqkv.weight"], atol=1e-3)
+    lay_out_linears(family.ar, inputs_first=False)
+    assert all(p.is_contiguous() for p in family.ar.parameters())
+
+
+def test_tables_of_a_family_are_made_once() -> None:
+    family = random_family()
+    table = family.neighbours(3)
+    assert family.neighbours(3) is table
+    assert torch.equal(table, neighbours(family.tokenizer.codebook, 3))
+    assert torch.equal(family.null_features(2), family.null_features(1).expand(2, -1, -1))
+    with torch.no_grad():
+        family.tokenizer.codebook.copy_(family.tokenizer.codebook.roll(1, 0))
+    family.to("cpu")
+    assert not torch.equal(family.neighbours(3), table), "moving a family forgets what was computed from its weights"
