@@ -50,7 +50,7 @@ def bench_table(report: dict[str, Any], named: Sequence[tuple[str, dict[str, Any
         padding=0,
         pad_edge=False,
     )
-    table.add_column("decoder", no_wrap=True)
+    table.add_column("decoder")
     for heading in ("s/image", "p20-p80", "×", "fwd", "rej", "res", "NLL", "objects", "KID"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in zip(labels(report["rows"]), report["rows"], strict=True) if named is None else named:
