@@ -79,7 +79,7 @@ format: $(VENV)/.develop
 
 bench: $(VENV)/.develop
 	@mkdir -p $(OUT)
-	$(BIN)/mulosd bench decode --family emoji --prompts 64 --decoders serial,draft-only,mulo --json $(OUT)/bench.json
+	$(BIN)/mulosd bench decode --family emoji --prompts 64 --json $(OUT)/bench.json --plot $(OUT)/bench.png --runs $(OUT)/bench.jsonl
 
 clean:
 	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -83,7 +83,8 @@ class Family:
                 self._by_grid[grid] = model
         if not self._by_grid:
             raise ValueError("a family needs at least one AR model that serves a grid")
-        self._neighbours: dict[tuple[int, torch.device], Tensor] = {}
+        self._neighbours: dict[int, Tensor] = {}
+        self._null: Tensor | None = None
         for module in self._parts().values():
             module.eval().requires_grad_(False)
 
@@ -189,10 +190,9 @@ class Family:
 
     def neighbours(self, k: int) -> Tensor:
         """Table int32 [V, k] of each code's nearest codes, kept: it takes seconds for a large codebook."""
-        key = (k, self.device)
-        if key not in self._neighbours:
-            self._neighbours[key] = neighbours(self.tokenizer.codebook, k)
-        return self._neighbours[key]
+        if k not in self._neighbours:
+            self._neighbours[k] = neighbours(self.tokenizer.codebook, k)
+        return self._neighbours[k]
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters by part."""
@@ -207,6 +207,8 @@ class Family:
         self.conditioner.to(torch.device(device), dtype)
         for module in (cast("nn.Module", self.tokenizer), *self.resamplers.values()):
             module.to(device)
+        self._neighbours.clear()
+        self._null = None
         return self
 
     def condition(self, prompts: list[str]) -> Condition:
@@ -219,7 +221,9 @@ class Family:
 
     def null_features(self, batch: int) -> Tensor:
         """Features of the unconditional branch [B, cond_len, cond_dim]."""
-        return self.conditioner.null(batch)
+        if self._null is None:
+            self._null = self.conditioner.null(1)
+        return self._null.expand(batch, *self._null.shape[1:])
 
     def save(self, folder: Path) -> Path:
         """Write the family to a new folder (see `write`); the folder appears whole or not at all."""

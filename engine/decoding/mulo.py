@@ -18,8 +18,9 @@ from ..events import Preview
 from ..family import Family
 from ..feed import Feed, Result
 from ..request import Request, Steps, prefix
-from ..sampling import Purpose
+from ..sampling import Logits, Purpose, verify
 from ..upsampling import check_upsampler, downsample, upsample
+from .adaptive import thresholds
 from .base import Decoder, Plan
 from .drafting import draft_rows
 from .repair import REFRESHES, REJECTIONS, Repair
@@ -120,6 +121,34 @@ class MuloSD(Decoder):
         small = family.drafter_grid(self.resolve(family).scale or 0)
         between = tuple(g for g in family.grids if small < g < family.grids[-1]) if self.cascade else ()
         return (small, *between, family.grids[-1])
+
+    def accept(
+        self,
+        request: Request,
+        logits: Logits,
+        tokens: Tensor,
+        table: Tensor,
+        positions: range,
+        entropies: Tensor | None = None,
+    ) -> Tensor:
+        """Which candidates stand; a benchmark that plants rejections overrides it.
+
+        Args:
+            request: whose candidates.
+            logits: [n, V] of the target, one row a candidate.
+            tokens: int64 [n], the candidates.
+            table: int32 [V, pool], nearest codes of each code.
+            positions: raster positions of the candidates.
+            entropies: float32 [n] in nats, where settings follow them.
+
+        Returns:
+            bool [n].
+        """
+        tau = 1.0 if self.tau is None else self.tau
+        verdict = verify(logits, tokens, table, tau, request.sampling, positions.start)
+        if entropies is None:
+            return verdict.accept
+        return verdict.mass >= thresholds(tau, entropies, self.entropy_tau)
 
     def plan(self, request: Request) -> Plan:
         return (yield from Generation(self.resolve(request.family), request).run())

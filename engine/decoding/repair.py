@@ -12,8 +12,8 @@ from ...kernels.expand_islands import expand_islands
 from ..feed import Feed, Result
 from ..lane import Lane
 from ..request import Request, Steps, logits_of, prefix
-from ..sampling import Logits, Purpose, verify
-from .adaptive import entropy, spread, thresholds
+from ..sampling import Logits, Purpose
+from .adaptive import entropy, spread
 from .base import Outcome
 from .lockstep import draw_steps, steps_of
 
@@ -104,13 +104,13 @@ class Repair:
         if stop - start > 1:
             [result] = yield [Feed(self.lane, self.tokens[start : stop - 1], range(start, stop - 1), role="verify")]
             logits = Logits.cat([logits, logits_of(result)])
-        tau = 1.0 if self.decoder.tau is None else self.decoder.tau
-        verdict = verify(logits, self.tokens[start:stop], self.table, tau, self.request.sampling, start)
-        accept = verdict.accept
+        entropies: Tensor | None = None
         if self.adaptive:
-            self.entropies[top:bottom] = entropy(logits, self.request.sampling, start).view(-1, self.grid)
-            accept = verdict.mass >= thresholds(tau, self.entropies[top:bottom].flatten(), self.decoder.entropy_tau)
-        self.rejected[top:bottom] = ~accept.view(-1, self.grid)
+            entropies = entropy(logits, self.request.sampling, start)
+            self.entropies[top:bottom] = entropies.view(-1, self.grid)
+        candidates, positions = self.tokens[start:stop], range(start, stop)
+        accepted = self.decoder.accept(self.request, logits, candidates, self.table, positions, entropies)
+        self.rejected[top:bottom] = ~accepted.view(-1, self.grid)
         self.recorder.report("verify", stop, self.grid**2)
         return logits
 

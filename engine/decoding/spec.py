@@ -40,6 +40,13 @@ def parse(text: str) -> Decoder:
     return kind.from_settings(values)
 
 
+def spell(decoder: Decoder) -> str:
+    """The text that `parse` reads as this decoder: its name and every setting that is not the default."""
+    usual = type(decoder)().settings()
+    given = {key: value for key, value in decoder.settings().items() if key not in usual or value != usual[key]}
+    return ":".join([decoder.name, *(f"{key}={str(value).lower()}" for key, value in given.items())])
+
+
 def read(what: str, value: str, kind: str) -> object:
     """A value of one of the types that settings have."""
     if value.lower() == "none" and "None" in kind:

@@ -11,6 +11,8 @@ from mulosd.engine.models.rope import apply_rotary, rotary_table
 from mulosd.engine.models.text import END, PAD, Vocabulary
 from mulosd.engine.models.tokenizer import Tokenizer, TokenizerConfig
 from mulosd.engine.models.upsampler import LatentResampler, ResamplerConfig
+from mulosd.engine.random_family import random_family
+from mulosd.kernels.upsample_pool import neighbours
 
 
 @settings(max_examples=20, deadline=None)
@@ -88,3 +90,15 @@ def test_vocabulary_takes_the_longest_phrase_and_reports_unknown_words() -> None
         vocabulary.encode("red ball", 2)
     with pytest.raises(ValueError, match="reserved"):
         Vocabulary({"x": 1})
+
+
+def test_tables_of_a_family_are_made_once() -> None:
+    family = random_family()
+    table = family.neighbours(3)
+    assert family.neighbours(3) is table
+    assert torch.equal(table, neighbours(family.tokenizer.codebook, 3))
+    assert torch.equal(family.null_features(2), family.null_features(1).expand(2, -1, -1))
+    with torch.no_grad():
+        family.tokenizer.codebook.copy_(family.tokenizer.codebook.roll(1, 0))
+    family.to("cpu")
+    assert not torch.equal(family.neighbours(3), table), "moving a family forgets what was computed from its weights"

@@ -29,10 +29,11 @@ from mulosd.engine.random_family import random_family
 from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.stats import GenerationStats
 from mulosd.eval import judge as judge_module
-from mulosd.eval.bench import bench_decode, plan_rows
+from mulosd.eval.bench import bench_decode
 from mulosd.eval.prompts import held_out_prompts, read_prompts
 from mulosd.eval.reader import Reader, read_background
 from mulosd.eval.report import bench_table
+from mulosd.eval.sweeps import plan_rows
 
 FOLDER = Path(mulosd.__file__).parent / "families" / "emoji"
 COLOURS = {"blue": (122, 170, 222), "white": (250, 250, 250), "gray": (150, 156, 166)}
@@ -150,10 +151,12 @@ def test_the_report_has_the_agreed_keys_and_tells_good_from_bad(
 ) -> None:
     prompts = held_out_prompts(engine, 12, seed=5)
     seen: list[tuple[str, int, int]] = []
-    report = bench_decode(engine, prompts, seed=3, real_scenes=16, progress=lambda *a: seen.append(a))
+    report = bench_decode(
+        engine, prompts, ["serial", "draft-only", "mulo"], seed=3, real_scenes=16, progress=lambda *a: seen.append(a)
+    )
     assert {"device", "versions", "commit", "family", "rows"} <= report.keys()
-    assert [row["decoder"] for row in report["rows"]] == ["serial", "draft-only", "mulo", "mulo", "mulo"]
-    assert [row["settings"]["tau"] for row in rows_of(report, "mulo")] == pytest.approx([0.02, 0.08, 0.32])
+    assert [row["decoder"] for row in report["rows"]] == ["serial", "draft-only", "mulo", "mulo", "mulo", "mulo"]
+    assert [row["settings"]["tau"] for row in rows_of(report, "mulo")] == pytest.approx([0.08, 0.127, 0.202, 0.32])
     for row in report["rows"]:
         assert {
             "decoder", "settings", "seconds_per_image", "forwards", "rejection", "coverage", "nll", "accuracy", "kid",
@@ -174,8 +177,8 @@ def test_the_report_has_the_agreed_keys_and_tells_good_from_bad(
     assert report["reader"]["accuracy_real"] > 0.97
     assert report["reconstruction"]["accuracy"]["value"] == report["reader"]["accuracy_real"]
     assert report["notes"] == []
-    assert seen[-1] == ("quality", 5, 5)
-    assert max(done for what, done, total in seen if what != "quality") == 60
+    assert seen[-1] == ("quality", 6, 6)
+    assert max(done for what, done, total in seen if what != "quality") == 72
 
     path = tmp_path / "report.json"
     write_json(path, report)
@@ -185,13 +188,20 @@ def test_the_report_has_the_agreed_keys_and_tells_good_from_bad(
     console.print(bench_table(report))
     text = console.export_text()
     assert "draft-only" in text
-    assert "0.32" in text
+    assert "mulo τ0.3" in text
 
 
 def test_decoders_take_turns_with_the_same_seeds_and_batches_are_not_timed(engine: FakeEngine, cheap: None) -> None:
     prompts = held_out_prompts(engine, 9, seed=5)
     report = bench_decode(
-        engine, prompts, ["mulo", "serial"], [0.1], seed=2, timing_images=2, batch_for_quality=4, real_scenes=4
+        engine,
+        prompts,
+        ["mulo", "serial"],
+        {"mulo": [0.1]},
+        seed=2,
+        timing_images=2,
+        batch_for_quality=4,
+        real_scenes=4,
     )
     names = [name for name, _, _ in engine.calls]
     assert names == ["mulo", "serial"] * (len(names) // 2)
@@ -232,7 +242,10 @@ def test_the_real_engine_fits() -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         bench_decode(engine, ["red apple", " "], ["serial"])
     mulo = MuloSD(scale=2, tau=0.05, radius=0, pool=3)
-    report = bench_decode(engine, ["red apple", "blue pear"], mulo=mulo, taus=[0.0, 2.0], timing_images=1)
+    names = ["serial", "draft-only", "mulo"]
+    report = bench_decode(
+        engine, ["red apple", "blue pear"], names, mulo=mulo, sweeps={"mulo": [0.0, 2.0]}, timing_images=1
+    )
     serial, draft, accept_all, accept_none = report["rows"]
     assert (accept_all["rejection"], accept_none["rejection"]) == (0.0, 1.0)
     assert accept_all["nll"] == pytest.approx(draft["nll"]), "tau = 0 is draft-only"
@@ -248,7 +261,7 @@ def test_impossible_settings_are_refused_before_any_work(engine: FakeEngine) -> 
     with pytest.raises(ValueError, match="at least one prompt"):
         bench_decode(engine, [])
     with pytest.raises(ValueError, match="at least one value of tau"):
-        bench_decode(engine, ["a cat"], ["mulo"], [])
+        bench_decode(engine, ["a cat"], ["mulo"], {"mulo": []})
     with pytest.raises(ValueError, match="not calibrated"):
         bench_decode(engine, ["a cat"], ["mulo"], mulo=MuloSD(scale=2))
     with pytest.raises(ValueError, match="timing_images"):
@@ -260,7 +273,7 @@ def test_rows_share_the_settings_of_mulo(engine: FakeEngine) -> None:
     base = MuloSD(scale=2, tau=0.5, radius=3, pool=4, upsampler="pixel")
     draft, *mulos = plan_rows(engine.family, ["draft-only", "mulo"], None, base)
     assert draft.settings() == {"scale": 2, "upsampler": "pixel", "draft_window": None}
-    assert [m.settings()["tau"] for m in mulos] == [0.125, 0.5, 2.0]
+    assert [m.settings()["tau"] for m in mulos] == pytest.approx([0.5, 0.794, 1.26, 2.0], rel=1e-3)
     assert {m.settings()["radius"] for m in mulos} == {3}
 
 

@@ -101,7 +101,7 @@ def test_bench_writes_its_report(run: Run, family: Path, tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     report = json.loads(Path("b.json").read_text())
     assert {"device", "versions", "commit", "family", "rows"} <= set(report)
-    assert [row["decoder"] for row in report["rows"]] == ["serial", "draft-only", "mulo", "mulo"]
+    assert [row["decoder"] for row in report["rows"]] == ["serial", "draft-only", "mulo", "mulo"] + ["zipar"] * 3
     for row in report["rows"]:
         assert {"median", "p20", "p80"} <= set(row["seconds_per_image"])
         assert row["forwards"]

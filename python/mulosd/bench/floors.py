@@ -94,3 +94,22 @@ def nearest_code(N: int, V: int, d: int, e: int) -> Work:
 def expand_islands(images: int, H: int, W: int) -> Work:
     """A byte in; a byte and two int32 out, for every cell."""
     return Work(bytes=images * H * W * 10)
+
+
+def forward(
+    layers: int, dim: int, H: int, D: int, ffn: int, V: int, B: int, Q: int, L: int, logits: int, e: int
+) -> Work:
+    """One forward of a transformer: weights once, keys and values of L slots once a sequence.
+
+    Args:
+        B: sequences.
+        Q: tokens fed a sequence.
+        logits: rows of the output head, all sequences together; with none its weights are not read.
+    """
+    blocks = layers * (4 * dim * H * D + 3 * dim * ffn)
+    head = V * dim if logits else 0
+    return Work(
+        bytes=(blocks + head) * e + 2 * layers * B * H * L * D * e,
+        flops=2 * B * Q * blocks + 2 * logits * V * dim + layers * 4 * B * H * Q * L * D,
+        exps=layers * B * H * Q * L,
+    )

@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..atomic import write_json
+from . import bench_kernels, bench_speed
 from .console import count_bar, examples, stdout
 from .files import check_file
 from .options import DeviceOption, FamilyOption, ScaleOption, SeedOption
 
+if TYPE_CHECKING:
+    from .. import Engine
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure speed and quality.")
 
-EXAMPLES = examples(
+DECODE_EXAMPLES = examples(
     "mulosd bench decode --prompts 8 --decoders serial,mulo",
-    "mulosd bench decode --family emoji --prompts 64 --decoders serial,draft-only,mulo --json bench.json",
+    "mulosd bench decode --prompts 200 --json bench.json --plot bench.png --runs bench.jsonl",
+    "mulosd bench decode --decoders serial,zipar,mulo:window=2 --sweep zipar=1,2,4 --sweep mulo=1e-6,1e-3",
     "mulosd bench decode --prompts-file mine.txt --taus 0.001,0.01,0.05 --scale 2",
 )
-
-
-KERNEL_EXAMPLES = examples(
-    "mulosd bench kernels --quick",
-    "mulosd bench kernels --device cuda --csv kernels.csv --plot kernels.png",
-    "mulosd bench kernels --op verify_attention --op kv_write --backend triton --backend peers --device cuda",
+ABLATION_EXAMPLES = examples(
+    "mulosd bench ablations --family emoji --prompts 16",
+    "mulosd bench ablations --only radius --only pool --prompts 64 --json ablations.json",
+    "mulosd bench ablations --base mulo:tau=0.001:window=2:draft_window=2 --prompts 32",
 )
+PLOT_EXAMPLES = examples("mulosd bench plot bench.json bench.png", "mulosd bench plot bench.json frontier.svg")
+
+PromptsOption = Annotated[int, typer.Option(help="How many held-out prompts of the family to draw.")]
+PromptsFileOption = Annotated[
+    Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
+]
+TimingOption = Annotated[int | None, typer.Option(help="Time only the first so many prompts.", show_default="all")]
+BatchOption = Annotated[int, typer.Option(help="Pictures decoded together where nothing is timed.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
+]
+RunsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs",
+        help="Keep every run in this file as it is made; the same call takes up from it what an interrupted one left.",
+        show_default=False,
+    ),
+]
 
 
 @app.callback()
@@ -33,115 +56,177 @@ def bench() -> None:
     """Measure speed and quality."""
 
 
-@app.command("decode", epilog=EXAMPLES)
+app.command("kernels", epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)
+app.command("throughput", epilog=bench_speed.THROUGHPUT_EXAMPLES)(bench_speed.throughput)
+app.command("synthetic", epilog=bench_speed.SYNTHETIC_EXAMPLES)(bench_speed.synthetic)
+
+
+@app.command("decode", epilog=DECODE_EXAMPLES)
 def decode(
     family: FamilyOption = "emoji",
-    prompts: Annotated[int, typer.Option(help="How many held-out prompts of the family to draw.")] = 16,
-    prompts_file: Annotated[
-        Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
-    ] = None,
+    prompts: PromptsOption = 16,
+    prompts_file: PromptsFileOption = None,
     decoders: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: serial, draft-only, mulo, zipar, jacobi, eagle; with settings: "
-            "mulo:window=2:tau=0.01, eagle:depth=4:top_k=4, eagle:lantern_k=64:delta=0.2."
+            help="Comma-separated, with settings: mulo:window=2:tau=0.01, eagle:lantern_k=64:delta=0.2. A decoder that "
+            "does not state its knob (tau of mulo, window of zipar) is swept over it."
         ),
-    ] = "serial,draft-only,mulo",
+    ] = "serial,draft-only,mulo,zipar",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="Values of a knob: zipar=1,2,4; may be given several times.", show_default="the decoder's"),
+    ] = None,
     taus: Annotated[
-        str | None, typer.Option(help="Comma-separated thresholds for mulo.", show_default="around the calibrated one")
+        str | None, typer.Option(help="The same as --sweep mulo=…", show_default="from the calibrated one to 0.05")
     ] = None,
     scale: ScaleOption = None,
-    timing_images: Annotated[
-        int | None, typer.Option(help="Time only the first so many prompts.", show_default="all")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures decoded together where nothing is timed.")] = 1,
+    timing_images: TimingOption = None,
+    batch_size: BatchOption = 1,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
+    json_file: JsonOption = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw the frontier, as PNG, SVG or PDF.", show_default=False)
     ] = None,
+    runs_file: RunsOption = None,
 ) -> None:
     """Compare decoders on the same prompts: seconds, forwards, rejection, likelihood, object accuracy, KID-Lite0."""
     names = parse_decoders(decoders)
-    thresholds = None if taus is None else parse_taus(taus)
-    if prompts < 1:
-        raise ValueError(f"--prompts must be at least 1, got {prompts}")
-    if json_file is not None:
-        check_file("--json", json_file)
+    sweeps = parse_sweeps(sweep or [])
+    if taus is not None:
+        sweeps["mulo"] = parse_taus(taus)
+    check_options(prompts, {"--json": json_file, "--plot": plot_file, "--runs": runs_file})
 
     from .. import Engine, MuloSD
     from ..eval.bench import bench_decode
-    from ..eval.prompts import held_out_prompts, read_prompts
+    from ..eval.frontier import check_plot, plot_frontier
     from ..eval.report import bench_table
 
-    own = None if prompts_file is None else read_prompts(prompts_file)
+    if plot_file is not None:
+        check_plot(plot_file)
     engine = Engine.from_pretrained(family, device=device)
     with count_bar() as bar:
         report = bench_decode(
             engine,
-            own or held_out_prompts(engine, prompts, seed),
+            choose_prompts(engine, prompts, prompts_file, seed),
             names,
-            thresholds,
+            sweeps,
             mulo=MuloSD(scale=scale),
             seed=seed,
             timing_images=timing_images,
             batch_for_quality=batch_size,
+            runs=runs_file,
             progress=lambda what, done, total: bar(what if what == "quality" else "generating", done, total),
         )
     if json_file is not None:
         write_json(json_file, report)
     stdout.print(bench_table(report))
-    for note in report["notes"]:
-        stdout.print(f"note: {note}", markup=False, soft_wrap=True)
+    tell(report["notes"])
+    if plot_file is not None:
+        plot_frontier(report, plot_file)
 
 
-@app.command("kernels", epilog=KERNEL_EXAMPLES)
-def kernels(
-    op: Annotated[
-        list[str] | None, typer.Option(help="Only this op; may be given several times.", show_default="all")
-    ] = None,
-    backend: Annotated[
+@app.command("ablations", epilog=ABLATION_EXAMPLES)
+def ablations(
+    family: FamilyOption = "emoji",
+    prompts: PromptsOption = 16,
+    prompts_file: PromptsFileOption = None,
+    only: Annotated[
         list[str] | None,
-        typer.Option(help="Only cuda, triton, torch or peers; may be given several times.", show_default="all"),
+        typer.Option(
+            help="Only this one: rejection, radius, pool, upsampler, resampling, rows or cascade; may be given several "
+            "times.",
+            show_default="all that the family allows",
+        ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller shapes, less time each.")] = False,
+    base: Annotated[str, typer.Option(help="What is changed, one setting at a time.")] = "mulo",
+    rejection: Annotated[
+        float,
+        typer.Option(help="Share of tokens that tau is calibrated to reject, where --base states no tau."),
+    ] = 0.01,
+    timing_images: TimingOption = None,
+    batch_size: BatchOption = 1,
+    seed: SeedOption = 0,
     device: DeviceOption = "cpu",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the rows to this file.", show_default=False)
-    ] = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Also write the rows to this file.", show_default=False)
-    ] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Also draw the medians, as PNG, SVG or PDF.", show_default=False)
-    ] = None,
+    json_file: JsonOption = None,
+    runs_file: RunsOption = None,
 ) -> None:
-    """Time every kernel beside its floor and its peers; a wrong result is not timed, and the exit code is then 1."""
-    for option, file in (("--json", json_file), ("--csv", csv_file), ("--plot", plot_file)):
+    """What each part of MuLo-SD buys: rejection, radius, pooling, up-sampler, parallel resampling, rows, cascade."""
+    check_options(prompts, {"--json": json_file, "--runs": runs_file})
+
+    from .. import Engine, MuloSD
+    from ..engine.decoding.spec import parse
+    from ..eval.ablations import CALIBRATION_PROMPTS, CALIBRATION_SEED, ablation_rows, bench_ablations, check_names
+    from ..eval.report import bench_table
+
+    check_names(only or [])
+    start = parse(base)
+    if not isinstance(start, MuloSD):
+        raise ValueError(f"--base {base!r}: the ablations are of mulo; write mulo:key=value:…")
+    engine = Engine.from_pretrained(family, device=device)
+    with count_bar() as bar:
+        report = bench_ablations(
+            engine,
+            choose_prompts(engine, prompts, prompts_file, seed),
+            start,
+            only,
+            rejection=rejection,
+            calibration_prompts=choose_prompts(engine, CALIBRATION_PROMPTS, prompts_file, CALIBRATION_SEED),
+            seed=seed,
+            timing_images=timing_images,
+            batch_for_quality=batch_size,
+            runs=runs_file,
+            progress=lambda what, done, total: bar(what if what == "quality" else "generating", done, total),
+        )
+    if json_file is not None:
+        write_json(json_file, report)
+    stdout.print(bench_table(report, ablation_rows(report)))
+    stdout.print(f"base: {report['base']}", markup=False, soft_wrap=True)
+    tell(report["notes"])
+
+
+@app.command("plot", epilog=PLOT_EXAMPLES)
+def plot(
+    report_file: Annotated[Path, typer.Argument(metavar="JSON", help="What `bench decode --json` wrote.")],
+    plot_file: Annotated[Path, typer.Argument(metavar="PLOT", help="A .png, .svg or .pdf file.")],
+) -> None:
+    """Draw the frontier of a report again, without measuring."""
+    check_file("PLOT", plot_file)
+    if not report_file.is_file():
+        raise ValueError(f"there is no report {report_file}; `mulosd bench decode --json` writes one")
+
+    from ..eval.frontier import plot_frontier
+
+    try:
+        report = json.loads(report_file.read_text(encoding="utf-8"))
+        known = all({"spec", "accuracy", "kid", "nll"} <= row.keys() for row in report["rows"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        known = False
+    if not known:
+        raise ValueError(f"{report_file} is no report of `mulosd bench decode --json` of this version")
+    plot_frontier(report, plot_file)
+
+
+def check_options(prompts: int, files: dict[str, Path | None]) -> None:
+    """ValueError for too few prompts, or a file that cannot be written."""
+    if prompts < 1:
+        raise ValueError(f"--prompts must be at least 1, got {prompts}")
+    for option, file in files.items():
         if file is not None:
             check_file(option, file)
-    if plot_file is not None and plot_file.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot {plot_file}: name a .png, .svg or .pdf file")
 
-    from ..bench import bench_kernels, write_csv
-    from ..bench.report import as_json, kernel_table, plot, reasons
 
-    with count_bar() as bar:
-        rows = bench_kernels(op, backend, device=device, quick=quick, progress=bar)
-    if json_file is not None:
-        write_json(json_file, as_json(rows))
-    if csv_file is not None:
-        write_csv(csv_file, rows)
-    stdout.print(kernel_table(rows))
-    if rows:
-        about = rows[0]
-        stdout.print(f"{about.device}; {about.versions}; {about.commit} {about.date}", markup=False, soft_wrap=True)
-    for reason in reasons(rows):
-        stdout.print(reason, markup=False, soft_wrap=True)
-    if plot_file is not None:
-        plot(rows, plot_file)
-    if any(row.status == "failed" for row in rows):
-        raise typer.Exit(1)
+def choose_prompts(engine: Engine, n: int, file: Path | None, seed: int) -> list[str]:
+    """The prompts of a file, or so many held-out ones of the family."""
+    from ..eval.prompts import held_out_prompts, read_prompts
+
+    return held_out_prompts(engine, n, seed) if file is None else read_prompts(file)
+
+
+def tell(notes: list[str]) -> None:
+    for note in notes:
+        stdout.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def parse_decoders(text: str) -> list[str]:
@@ -156,12 +241,27 @@ def parse_decoders(text: str) -> list[str]:
     return names
 
 
+def parse_sweeps(texts: list[str]) -> dict[str, list[float]]:
+    """Values by decoder from texts such as "zipar=1,2,4"; `plan_rows` checks the names."""
+    found = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise ValueError(f"--sweep {text!r}: write DECODER=VALUE,VALUE,… such as zipar=1,2,4")
+        found[name.strip()] = parse_numbers(f"--sweep {text!r}", values)
+    return found
+
+
 def parse_taus(text: str) -> list[float]:
     """Thresholds of a comma-separated list, each 0 or more."""
-    try:
-        taus = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--taus {text!r}: give numbers separated by commas, such as 0.001,0.01,0.05") from None
+    taus = parse_numbers(f"--taus {text!r}", text)
     if any(not tau >= 0 for tau in taus):
         raise ValueError(f"--taus {text!r}: a threshold is 0 (accept all) or more")
     return taus
+
+
+def parse_numbers(what: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{what}: give numbers separated by commas, such as 0.001,0.01,0.05") from None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import cycle, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,29 +14,35 @@ import torch
 from numpy.typing import NDArray
 
 from ..engine.decoding.base import Decoder
-from ..engine.decoding.draft_only import DraftOnly
 from ..engine.decoding.mulo import MuloSD
-from ..engine.decoding.spec import DECODERS as SPECS
-from ..engine.decoding.spec import parse
+from ..engine.decoding.spec import spell
+from ..engine.stats import GenerationStats
 from .accuracy import Score, summarise
+from .journal import Journal
 from .judge import Judge
 from .kid import MIN_SET
 from .machine import commit, device_name, versions
 from .reader import as_array
 from .statistics import bootstrap_ratio, spread
+from .sweeps import DECODERS, plan_rows
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
-    from ..engine.family import Family
     from ..engine.sampling import SamplingParams
-    from ..engine.stats import GenerationStats
 
-DECODERS = ("serial", "draft-only", "mulo")
-TAU_FACTORS = (0.25, 1.0, 4.0)
 MIN_RUNS = 5
 NLL_BATCH = 8
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Prompts, by number, that are generated together; only one that is `first` counts as their quality sample."""
+
+    prompts: list[int]
+    timed: bool = False
+    first: bool = True
 
 
 @dataclass
@@ -52,56 +59,39 @@ class Sample:
     scores: list[Score] | None = None
 
 
-def plan_rows(
-    family: Family, decoders: Sequence[str] = DECODERS, taus: Sequence[float] | None = None, mulo: MuloSD | None = None
-) -> list[Decoder]:
-    """The decoders of a benchmark, every setting resolved.
-
-    Args:
-        family: to be decoded.
-        decoders: as `decoding.parse` reads them, such as "zipar:window=4".
-        taus: values for every "mulo" that states none; None takes the calibrated one (or that of `mulo`) times 1/4, 1
-            and 4.
-        mulo: the other settings of a plain "mulo"; a plain "draft-only" shares its scale and up-sampler.
-
-    Raises:
-        ValueError: no or unknown names, an empty list of taus, or a setting that the family lacks.
-    """
-    if not decoders:
-        raise ValueError(f"decoders must be chosen from {', '.join(SPECS)}, got none")
-    base = mulo or MuloSD()
-    rows: list[Decoder] = []
-    for text in decoders:
-        decoder = parse(text)
-        if text == "draft-only":
-            decoder = DraftOnly(base.scale, base.upsampler)
-        if isinstance(decoder, MuloSD):
-            decoder = base if text == "mulo" else replace(decoder, scale=decoder.scale or base.scale)
-            if text == "mulo" or decoder.tau is None:
-                values = taus
-                if values is None:
-                    calibrated = decoder.resolve(family).tau or 0.0
-                    values = [calibrated * factor for factor in TAU_FACTORS]
-                if not values:
-                    raise ValueError("the decoder 'mulo' needs at least one value of tau")
-                rows += [replace(decoder, tau=float(tau)).resolve(family) for tau in dict.fromkeys(values)]
-                continue
-        rows.append(decoder.resolve(family))
-    return list(dict.fromkeys(rows))
-
-
 def bench_decode(
     engine: Engine,
     prompts: Sequence[str],
     decoders: Sequence[str] = DECODERS,
-    taus: Sequence[float] | None = None,
+    sweeps: Mapping[str, Sequence[float]] | None = None,
     *,
     mulo: MuloSD | None = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """Measure decoders by name: `measure` of `plan_rows`.
+
+    Args:
+        engine, prompts: see `measure`.
+        decoders, sweeps, mulo: see `plan_rows`.
+        how: the other arguments of `measure`.
+
+    Raises:
+        ValueError: as those two.
+    """
+    return measure(engine, prompts, plan_rows(engine.family, decoders, sweeps, mulo), **how)
+
+
+def measure(
+    engine: Engine,
+    prompts: Sequence[str],
+    decoders: Sequence[Decoder],
+    *,
     sampling: SamplingParams | None = None,
     seed: int = 0,
     timing_images: int | None = None,
     batch_for_quality: int = 1,
     real_scenes: int = 256,
+    runs: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure decoders on the same prompts with the same seeds.
@@ -113,22 +103,21 @@ def bench_decode(
     Args:
         engine: a loaded engine.
         prompts: one picture each; prompt i has seed `seed` + i in every decoder.
-        decoders: names, or names with settings, see `plan_rows`.
-        taus: values for "mulo", see `plan_rows`.
-        mulo: other settings of "mulo", see `plan_rows`.
+        decoders: resolved.
         sampling: None takes the family's defaults.
         seed: of the first prompt, and of the real scenes.
         timing_images: prompts that are timed, the first ones; None is all. With fewer than 5, prompts are timed again
             until there are 5 runs.
         batch_for_quality: pictures generated together for prompts that are not timed.
         real_scenes: real pictures behind KID and the reader's own accuracy.
+        runs: a file that keeps every run as it is made; the same call takes up from it what an interrupted one left.
         progress: called with (what, done, total).
 
     Returns:
         A report of plain values, ready for JSON.
 
     Raises:
-        ValueError: no prompts or an empty one, or settings that are impossible or that the family lacks.
+        ValueError: no prompts or an empty one, impossible settings, or `runs` holds another measurement.
     """
     if not prompts:
         raise ValueError("the benchmark needs at least one prompt")
@@ -138,38 +127,24 @@ def bench_decode(
         raise ValueError(f"timing_images must be at least 1, got {timing_images}")
     prompts = list(prompts)
     warnings = engine.check_prompts(prompts)
-    samples = [Sample(decoder) for decoder in plan_rows(engine.family, decoders, taus, mulo)]
+    samples = [Sample(decoder) for decoder in decoders]
     params = engine.family.sampling if sampling is None else sampling
     timed = min(len(prompts), timing_images or len(prompts))
-    total = len(samples) * (max(timed, MIN_RUNS) + len(prompts) - timed)
-    done = 0
-
-    def advance(sample: Sample, n: int) -> None:
-        nonlocal done
-        done += n
-        if progress is not None:
-            progress(sample.decoder.name, done, total)
-
-    for sample in samples:
-        engine.generate([prompts[0]], decoder=sample.decoder, sampling=params, seed=[seed])
-    for run, i in enumerate(islice(cycle(range(timed)), max(timed, MIN_RUNS))):
-        for sample in samples:
-            begun = time.perf_counter()
-            result = engine.generate([prompts[i]], decoder=sample.decoder, sampling=params, seed=[seed + i])
-            sample.seconds.append(time.perf_counter() - begun)
-            sample.timed += result.stats
-            if run == i:
-                keep(sample, result)
-            advance(sample, 1)
+    about = {
+        "device": device_name(torch.device(engine.family.device)),
+        "versions": versions(),
+        "commit": commit(),
+        "family": engine.family.name,
+        "sampling": params.to_dict(),
+        "seed": seed,
+    }
+    turns = max(timed, MIN_RUNS)
+    jobs = [Job([i], timed=True, first=run == i) for run, i in enumerate(islice(cycle(range(timed)), turns))]
     for start in range(timed, len(prompts), batch_for_quality):
-        part = prompts[start : start + batch_for_quality]
-        seeds = [seed + start + n for n in range(len(part))]
-        for sample in samples:
-            result = engine.generate(
-                part, decoder=sample.decoder, sampling=params, seed=seeds, batch_size=batch_for_quality
-            )
-            keep(sample, result)
-            advance(sample, len(part))
+        jobs.append(Job(list(range(start, min(start + batch_for_quality, len(prompts))))))
+    plan = {"prompts": prompts, "decoders": [spell(d) for d in decoders], "timed": turns, "batch": batch_for_quality}
+    journal = Journal(runs, {**about, **plan})
+    run_jobs(engine, prompts, jobs, samples, params, seed, journal, progress)
 
     judge = Judge(engine, real_scenes=real_scenes, seed=seed)
     rows = []
@@ -182,14 +157,9 @@ def bench_decode(
     if len(prompts) < MIN_SET:
         notes.append(f"kid is null: it needs at least {MIN_SET} pictures, there are {len(prompts)} prompts")
     return {
-        "device": device_name(torch.device(engine.family.device)),
-        "versions": versions(),
-        "commit": commit(),
-        "family": engine.family.name,
+        **about,
         "prompts": len(prompts),
-        "seed": seed,
-        "sampling": params.to_dict(),
-        "timing": {"runs": max(timed, MIN_RUNS), "batch": 1, "warm_up": 1},
+        "timing": {"runs": turns, "batch": 1, "warm_up": 1},
         "real_scenes": real_scenes,
         **judge.references(),
         "notes": notes,
@@ -197,11 +167,53 @@ def bench_decode(
     }
 
 
-def keep(sample: Sample, result: Any) -> None:
-    """Add a generation to the quality sample; pictures as arrays, which are smaller and comparable."""
-    sample.stats += result.stats
-    sample.images += list(as_array(result.images))
-    sample.tokens.append(result.tokens)
+def run_jobs(
+    engine: Engine,
+    prompts: Sequence[str],
+    jobs: Sequence[Job],
+    samples: Sequence[Sample],
+    params: SamplingParams,
+    seed: int,
+    journal: Journal,
+    progress: Progress | None,
+) -> None:
+    """Generate what the journal does not hold yet, decoders taking turns at each job; fills the samples."""
+    total = len(samples) * sum(len(job.prompts) for job in jobs)
+    if len(journal.records) < len(jobs) * len(samples):
+        for sample in samples:
+            engine.generate([prompts[0]], decoder=sample.decoder, sampling=params, seed=[seed])
+    done = 0
+    for number, job in enumerate(jobs):
+        for turn, sample in enumerate(samples):
+            record = journal.records.get((number, turn))
+            if record is None:
+                begun = time.perf_counter()
+                result = engine.generate(
+                    [prompts[i] for i in job.prompts],
+                    decoder=sample.decoder,
+                    sampling=params,
+                    seed=[seed + i for i in job.prompts],
+                    batch_size=len(job.prompts),
+                )
+                seconds = time.perf_counter() - begun
+                stats, tokens, images = result.stats, result.tokens, result.images
+                kept = {"seconds": seconds, "stats": [s.to_dict() for s in stats], "tokens": tokens.tolist()}
+                journal.add((number, turn), kept)
+            else:
+                seconds, stats = record["seconds"], [GenerationStats(**s) for s in record["stats"]]
+                tokens = torch.tensor(record["tokens"])
+                images = engine.to_images(tokens) if job.first else []
+            if job.timed:
+                sample.seconds.append(seconds)
+                sample.timed += stats
+            if job.first:
+                sample.stats += stats
+                # Arrays are smaller than pictures.
+                sample.images += list(as_array(images))
+                sample.tokens.append(tokens)
+            done += len(job.prompts)
+            if progress is not None:
+                progress(sample.decoder.name, done, total)
 
 
 def mean_by_key(dictionaries: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -226,6 +238,7 @@ def describe(engine: Engine, prompts: Sequence[str], sample: Sample, judge: Judg
     sample.scores = judge.scores(prompts, images)
     return {
         "decoder": sample.decoder.name,
+        "spec": spell(sample.decoder),
         "settings": sample.decoder.settings(),
         "seconds_per_image": {**spread(sample.seconds), "runs": len(sample.seconds)},
         "stages": mean_by_key([s.seconds for s in sample.timed]),
@@ -236,6 +249,7 @@ def describe(engine: Engine, prompts: Sequence[str], sample: Sample, judge: Judg
         "coverage": mean_or_none([s.coverage for s in sample.stats]),
         "accepted": mean_or_none([s.accepted for s in sample.stats]),
         "nll": float(sample.nll.mean()),
+        "nll_ci95": list(bootstrap_ratio(sample.nll, np.ones(len(sample.nll)))),
         "accuracy": None if sample.scores is None else summarise(sample.scores),
         "kid": judge.kid(images),
     }

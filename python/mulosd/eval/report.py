@@ -1,71 +1,81 @@
-"""A benchmark report as tables on screen."""
+"""A benchmark report as a table on screen."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Group
 from rich.table import Table
 
-WINDOWS = {"draft_window": "d", "window": "w", "lantern_k": "k"}
+# Settings that the name of a row spells out where it has them, in this order and form.
+SHORT = {
+    "scale": "r{}",
+    "tau": "τ{:.1g}",
+    "window": "w{}",
+    "draft_window": "d{}",
+    "lantern_k": "k{}",
+    "delta": "δ{:.1g}",
+}
 
 
 def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
-def label(row: dict[str, Any]) -> str:
-    """The decoder of a row with the windows, or LANTERN's neighbours, that tell it from others of its name."""
-    settings = row["settings"]
-    windows = [f"{short}{settings[key]}" for key, short in WINDOWS.items() if settings.get(key) is not None]
-    return " ".join([row["decoder"], *windows])
+def labels(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The decoder of each row with the settings that tell it from others; a scale that all share is left out."""
+    scales = {scale for row in rows if (scale := row["settings"].get("scale")) is not None}
+    short = {key: form for key, form in SHORT.items() if key != "scale" or len(scales) > 1}
+    return [
+        " ".join(
+            [r["decoder"], *(f.format(r["settings"][k]) for k, f in short.items() if r["settings"].get(k) is not None)]
+        )
+        for r in rows
+    ]
 
 
-def bench_table(report: dict[str, Any]) -> Group:
-    """The rows of `bench_decode` as two tables, time and quality, which fit 80 columns each.
+def forwards(row: dict[str, Any]) -> float:
+    """Forward passes an image, all roles together."""
+    return float(sum(row["forwards"].values()))
 
-    `w2` behind a name is its window, `d2` its drafting window.
+
+def bench_table(report: dict[str, Any], named: Sequence[tuple[str, dict[str, Any]]] | None = None) -> Table:
+    """The rows of a report as one table, which fits 80 columns.
+
+    Args:
+        report: of `measure`.
+        named: rows with the names that they are to have; None shows all rows of the report by their label.
     """
     runs = report["timing"]["runs"]
-    speed = Table(
+    table = Table(
         title=f"{report['family']}: {report['prompts']} prompts, medians of {runs} runs at batch 1",
-        caption=report["device"],
-        box=box.SIMPLE,
+        caption=f"{report['device']}. ×: speed-up; fwd: forwards; rej, res: rejected, resampled, %; objects right, %; "
+        "τ: tau, w: window, d: draft window, r: scale; "
+        "objects with their 95 % interval, KID-Lite0 with its standard error",
+        box=box.SIMPLE_HEAD,
         padding=0,
+        pad_edge=False,
     )
-    quality = Table(title="quality of the same pictures", box=box.SIMPLE, padding=0)
-    for table in (speed, quality):
-        table.add_column("decoder", no_wrap=True)
-        table.add_column("tau", justify="right", no_wrap=True)
-    for heading in ("s/image (p20-p80)", "speed-up", "forwards"):
-        speed.add_column(heading, justify="right")
-    for heading in ("rejected", "resampled", "NLL", "objects (95 %)", "scenes", "KID-Lite0"):
-        quality.add_column(heading, justify="right")
-    for row in report["rows"]:
+    table.add_column("decoder")
+    for heading in ("s/image", "p20-p80", "×", "fwd", "rej", "res", "NLL", "objects", "KID"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in zip(labels(report["rows"]), report["rows"], strict=True) if named is None else named:
         seconds, accuracy, kid = row["seconds_per_image"], row["accuracy"], row["kid"]
-        tau = row["settings"].get("tau")
-        key = (label(row), "-" if tau is None else f"{tau:.2g}")
-        objects = scenes = "-"
-        if accuracy is not None:
-            scenes = percent(accuracy["scene"]["value"])
-            if accuracy["value"] is not None:
-                low, high = accuracy["ci95"]
-                objects = f"{percent(accuracy['value'])} ({100 * low:.0f}-{100 * high:.0f})"
-        speed.add_row(
-            *key,
-            f"{seconds['median']:.3g} ({seconds['p20']:.3g}-{seconds['p80']:.3g})",
-            f"{row['speedup']:.2f}x" if "speedup" in row else "-",
-            ", ".join(f"{role} {count:.0f}" for role, count in row["forwards"].items())
-            + (f" ({row['accepted']:.2f} tokens each)" if row.get("accepted") is not None else ""),
-        )
-        quality.add_row(
-            *key,
+        objects = "-"
+        if accuracy is not None and accuracy["value"] is not None:
+            low, high = accuracy["ci95"]
+            objects = f"{100 * accuracy['value']:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+        table.add_row(
+            name,
+            f"{seconds['median']:.3g}",
+            f"{seconds['p20']:.2g}-{seconds['p80']:.2g}",
+            f"{row['speedup']:.2f}" if "speedup" in row else "-",
+            f"{forwards(row):.0f}",
             percent(row["rejection"]),
             percent(row["coverage"]),
-            f"{row['nll']:.3f}",
+            f"{row['nll']:.2f}",
             objects,
-            scenes,
-            "-" if kid is None else f"{kid['value']:.1f} ± {kid['std']:.1f}",
+            "-" if kid is None else f"{kid['value']:.0f}±{kid['std']:.0f}",
         )
-    return Group(speed, quality)
+    return table
