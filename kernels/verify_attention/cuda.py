@@ -1,8 +1,9 @@
-"""CUDA backend of `verify_attention`: flash-attn for the plain causal case, a kernel of our own for a few queries."""
+"""CUDA backend of `verify_attention`: flash-attn for the plain causal case, two kernels of our own for all others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -14,12 +15,29 @@ from .plan import cdiv, choose_splits, split_length
 
 __all__ = ["decline", "run", "unusable"]
 
-# Every ROWS rows of a key head read its keys again, without tensor cores: beyond these, Triton's tiles are for it.
-MAX_ROWS = 16
+# Rows of a key head up to which the kernel without tensor cores serves.
+FEW_ROWS = 16
 MAX_DIM = 128
-# Rows of a block, keys of one step of it (of 16-bit numbers), and how many blocks fit on a multiprocessor.
-ROWS, KEYS, RESIDENT = 4, 64, 3
+# The largest head size that is no multiple of 8 for which there is a kernel on tensor cores.
+MAX_ODD_DIM = 112
 LOG2E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one block of a kernel takes: rows of a key head, keys of one step; and how many fit on a multiprocessor."""
+
+    rows: int
+    keys: int
+    resident: int
+    tensor_cores: bool
+
+
+def tile_of(rows: int, dim: int) -> Tile:
+    """The kernel that serves `rows` = Q * H / Hkv rows a key head, of head size `dim`."""
+    if rows <= FEW_ROWS:
+        return Tile(4, 64, 3, tensor_cores=False)
+    return Tile(64, 64, 3 if dim <= 64 and dim % 8 == 0 else 2, tensor_cores=True)
 
 
 def unusable() -> str | None:
@@ -64,10 +82,16 @@ def decline_shapes(q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float | N
             f"q and the caches must share one of float32, float16 and bfloat16, got {q.dtype}, {k_cache.dtype} and "
             f"{v_cache.dtype}"
         )
-    if rows > MAX_ROWS:
-        return f"the kernel is made for Q * H / Hkv <= {MAX_ROWS}, got {rows}"
     if dim > MAX_DIM or dim % 4:
         return f"the head size must be a multiple of 4 up to {MAX_DIM}, got {dim}"
+    if tile_of(rows, dim).tensor_cores:
+        beyond = f"with Q * H / Hkv = {rows} rows, more than {FEW_ROWS},"
+        if q.dtype == torch.float32:
+            return f"{beyond} the kernel runs on tensor cores, which need float16 or bfloat16, got {q.dtype}"
+        if dim > MAX_ODD_DIM and dim % 8:
+            return f"{beyond} a head size above {MAX_ODD_DIM} must be a multiple of 8, got {dim}"
+        if scale is not None and not scale > 0.0:
+            return f"{beyond} scale must be positive, got {scale}"
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if not _vectors(cache, dim):
             return (
@@ -139,6 +163,8 @@ def launch(
     """Plan the call, hand it to `function` (see `verify_attention` in bindings.cpp), return its results."""
     batch, queries, heads, dim = q.shape
     kv_heads = k_cache.shape[2]
+    rows = queries * heads // kv_heads
+    tile = tile_of(rows, dim)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((batch, queries, heads) if return_lse else 0, dtype=torch.float32)
     if out.numel() == 0:
@@ -152,17 +178,19 @@ def launch(
     if start is not None:
         kv_len = min(kv_len, start + queries)
     keys = kv_len + (0 if block is None else queries)
+    if tile.tensor_cores and block is not None:
+        keys = (cdiv(kv_len, tile.keys) + cdiv(queries, tile.keys)) * tile.keys  # the draft starts on a tile of its own
     if splits is None:
         splits = choose_splits(
             heads=batch * kv_heads,
-            rows=queries * heads // kv_heads,
+            rows=rows,
             keys=keys,
-            tile_rows=ROWS,
-            tile_keys=KEYS,
+            tile_rows=tile.rows,
+            tile_keys=tile.keys,
             processors=processors,
-            resident=RESIDENT,
+            resident=tile.resident,
         )
-    split_keys = split_length(keys, splits, KEYS)
+    split_keys = split_length(keys, splits, tile.keys)
     splits = cdiv(keys, split_keys)  # without those that rounding left empty
     partial = q.new_empty((splits, *out.shape) if splits > 1 else 0, dtype=torch.float32)
     partial_lse = q.new_empty((splits, batch, queries, heads) if splits > 1 else 0, dtype=torch.float32)
@@ -185,6 +213,7 @@ def launch(
         [
             native.TYPES[q.dtype],
             int(counts is not None and counts.dtype == torch.int64),
+            int(tile.tensor_cores),
             *(batch, queries, heads, kv_heads, dim),
             kv_len,
             0 if start is None else start,

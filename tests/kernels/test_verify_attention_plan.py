@@ -127,8 +127,10 @@ def test_flash_attn_declines(plain: Arguments, change: Arguments, reason: str) -
 @pytest.mark.parametrize(
     ("q", "cache", "reason"),
     [
-        (torch.zeros(1, 17, 2, 64), torch.zeros(1, 9, 2, 64), "<= 16"),
-        (torch.zeros(1, 1, 34, 64), torch.zeros(1, 9, 2, 64), "<= 16"),
+        (torch.zeros(1, 17, 2, 64), torch.zeros(1, 9, 2, 64), "tensor cores, which need float16"),
+        (torch.zeros(1, 1, 34, 64), torch.zeros(1, 9, 2, 64), "= 17 rows, more than 16"),
+        (torch.zeros(1, 17, 2, 116).half(), torch.zeros(1, 9, 2, 116).half(), "above 112 must be a multiple of 8"),
+        (torch.zeros(1, 17, 2, 100).half(), torch.zeros(1, 9, 2, 101).half()[..., 1:], "multiples of 4"),
         (torch.zeros(1, 1, 2, 132), torch.zeros(1, 9, 2, 132), "head size"),
         (torch.zeros(1, 1, 2, 10), torch.zeros(1, 9, 2, 10), "head size"),
         (torch.zeros(1, 1, 2, 64), torch.zeros(1, 9, 2, 64).half(), "share one"),
@@ -139,6 +141,24 @@ def test_flash_attn_declines(plain: Arguments, change: Arguments, reason: str) -
 def test_the_cuda_kernel_declines(q: Tensor, cache: Tensor, reason: str) -> None:
     text = cuda.decline_shapes(q, cache, cache, None)
     assert text is not None and reason in text
+
+
+def test_on_tensor_cores_the_scale_must_be_positive() -> None:
+    q, cache = torch.zeros(1, 17, 2, 64).half(), torch.zeros(1, 9, 2, 64).half()
+    assert cuda.decline_shapes(q, cache, cache, None) is None
+    assert cuda.decline_shapes(q, cache, cache, 0.3) is None
+    assert "positive" in (cuda.decline_shapes(q, cache, cache, 0.0) or "")
+    assert cuda.decline_shapes(q[:, :16], cache, cache, -1.0) is None
+
+
+def test_the_draft_starts_on_a_tile_of_its_own() -> None:
+    """What the kernel on tensor cores is told: splits of whole tiles, committed slots and draft padded apart."""
+    told: list[list[int]] = []
+    case = cases.draw(1, queries=70, prefix=65, heads=(1, 1), mask="ones", dtype=torch.float16)
+    for splits, expected in ((1, (1, 256)), (2, (2, 128)), (3, (2, 128)), (9, (4, 64))):
+        cuda.launch(*case.tensors(), *case.options().values(), splits, 4, lambda _, shape, *__: told.append(shape), 0)
+        assert tuple(told[-1][-2:]) == expected
+        assert told[-1][2] == 1
 
 
 def test_the_cuda_kernel_takes_odd_strides_of_axes_of_length_one() -> None:
