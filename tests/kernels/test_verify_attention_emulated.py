@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mulosd.kernels.verify_attention import cuda
+from mulosd.kernels.verify_attention.call import Call
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -51,9 +52,9 @@ def launcher(library: ctypes.CDLL) -> Launcher:
 def check(launcher: Launcher, case: cases.Case, tolerance: float, splits: int | None, processors: int = 4) -> None:
     expected, expected_lse = cases.oracle(case)
     cases.poison(case)
-    assert cuda.decline_shapes(case.q, case.k, case.v, case.scale) is None
-    args = (*case.tensors(), *case.options().values(), splits)
-    out, lse = cuda.launch(*args, processors, launcher, 0)
+    call = Call(*case.tensors(), *case.options().values(), splits)
+    assert cuda.decline_shapes(call) is None
+    out, lse = cuda.launch(call, processors, launcher, 0)
     assert out.dtype == case.q.dtype
     np.testing.assert_allclose(out.double().numpy(), expected, atol=tolerance, rtol=0)
     np.testing.assert_allclose(lse.double().numpy(), expected_lse, atol=1e-5, rtol=1e-5)

@@ -8,6 +8,7 @@ import torch
 
 from mulosd.kernels import masks, verify_attention
 from mulosd.kernels.verify_attention import _OP, cuda, flash, verify_attention_reference
+from mulosd.kernels.verify_attention.call import Call
 
 pytestmark = pytest.mark.gpu
 
@@ -132,7 +133,7 @@ def test_flash_attn_agrees() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         case = cases.draw(3, queries=33, prefix=100, heads=(4, 2), mask="none", scattered=False, dtype=dtype)
         case = case.to("cuda")
-        args = (*case.tensors(), *case.options().values(), None)
-        assert flash.decline(*args) is None
-        for got, want in zip(flash.run(*args), verify_attention_reference(*args), strict=True):
+        call = Call(*case.tensors(), *case.options().values(), None)
+        assert flash.decline(call) is None
+        for got, want in zip(flash.run(call), verify_attention_reference(*call), strict=True):
             torch.testing.assert_close(got, want, atol=TOLERANCE[dtype], rtol=1e-3)
