@@ -147,9 +147,9 @@ void expand_islands(const std::array<uintptr_t, 5>& pointers, const std::array<i
   mulosd::launch_expand_islands(p, pointer<void>(stream));
 }
 
-// Pointers and strides in the order of the members of AttentionParams; shape: type, wide_counts, batch, queries, heads,
-// kv_heads, dim, kv_len, start, splits, split_keys.
-void verify_attention(const std::array<uintptr_t, 11>& pointers, const std::array<int, 11>& shape,
+// Pointers and strides in the order of the members of AttentionParams; shape: type, wide_counts, tensor_cores, batch,
+// queries, heads, kv_heads, dim, kv_len, start, splits, split_keys.
+void verify_attention(const std::array<uintptr_t, 11>& pointers, const std::array<int, 12>& shape,
                       const std::array<int64_t, 15>& strides, float factor, uintptr_t stream) {
   mulosd::AttentionParams p{};
   p.q = pointer<const void>(pointers[0]);
@@ -165,10 +165,11 @@ void verify_attention(const std::array<uintptr_t, 11>& pointers, const std::arra
   p.partial_lse = pointer<float>(pointers[10]);
   p.type = static_cast<mulosd::LogitType>(shape[0]);
   p.wide_counts = shape[1] != 0;
+  p.tensor_cores = shape[2] != 0;
   p.factor = factor;
   int* const sizes[] = {&p.batch,  &p.queries, &p.heads,  &p.kv_heads,  &p.dim,
                         &p.kv_len, &p.start,   &p.splits, &p.split_keys};
-  for (int i = 0; i < 9; ++i) *sizes[i] = shape[i + 2];
+  for (int i = 0; i < 9; ++i) *sizes[i] = shape[i + 3];
   int64_t* const targets[] = {p.q_stride, p.k_stride, p.v_stride, p.slots_stride, p.valid_stride, p.block_stride};
   const int64_t* from = strides.data();
   for (int i = 0; i < 6; ++i)

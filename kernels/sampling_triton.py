@@ -9,6 +9,7 @@ integers, and a sum of masses in a fixed tree never falls when entries join, so 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 import triton
@@ -57,12 +58,23 @@ def resident_shape(vocab: int) -> tuple[int, int]:
     return block, min(16, max(4, block // 512))
 
 
-def scratch(cond: Tensor, switches: dict[str, bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Where `gather_survivors` puts keys and indices; nothing where no row needs it."""
-    if not (switches["TOP_K"] or switches["TOP_P"]):
-        return None, None
-    keys, indices = torch.empty(2, cond.shape[0], SURVIVORS, dtype=torch.int32, device=cond.device)
-    return keys, indices
+class Plan(NamedTuple):
+    """How rows are laid out in a kernel: scratch int32 [R, SURVIVORS] of `gather_survivors`, and launch options."""
+
+    keys: Tensor | None
+    indices: Tensor | None
+    options: dict[str, int]
+
+
+def plan(cond: Tensor, switches: dict[str, bool]) -> Plan:
+    """A whole row in registers where it fits, else tiles of it; scratch where survivors must be collected."""
+    rows, vocab = cond.shape
+    resident = vocab <= RESIDENT
+    block, warps = resident_shape(vocab) if resident else (TILE, STREAMED_WARPS)
+    keys = indices = None
+    if not resident and (switches["TOP_K"] or switches["TOP_P"]):
+        keys, indices = torch.empty(2, rows, SURVIVORS, dtype=torch.int32, device=cond.device)
+    return Plan(keys, indices, {"RESIDENT": resident, "BLOCK": block, "SURVIVORS": SURVIVORS, "num_warps": warps})
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:

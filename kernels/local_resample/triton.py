@@ -32,62 +32,19 @@ def first_best(score, index):
     return best, tl.min(tl.where(score == best, index, 0x7FFFFFFF), axis=0)
 
 
-@triton.jit(do_not_specialize=["top_k", "purpose"])
-def resident_kernel(
-    cond,
-    uncond,
-    noise,
-    seed,
-    position,
-    token,
-    cond_stride,
-    uncond_stride,
-    vocab,
-    cfg_scale,
-    temperature,
-    top_k,
-    top_p,
-    purpose,
-    GUIDED: tl.constexpr,
-    TEMPERED: tl.constexpr,
-    NOISY: tl.constexpr,
-    DRAWN: tl.constexpr,
-    TOP_K: tl.constexpr,
-    TOP_P: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Rows of up to BLOCK entries: one read, then all work is on registers."""
-    row = tl.program_id(0).to(tl.int64)
-    cfg_scale = tl.full((), cfg_scale, tl.float32)
-    temperature = tl.full((), temperature, tl.float32)
-    top_p = tl.full((), top_p, tl.float32)
-    cond += row * cond_stride
-    if GUIDED:
-        uncond += row * uncond_stride
-    index = tl.arange(0, BLOCK)
-    z, wrong = load_logits(cond, uncond, index, index < vocab, cfg_scale, temperature, GUIDED, TEMPERED)
-    maximum = tl.max(z, axis=0)
-    bad = (tl.max(wrong.to(tl.int32), axis=0) > 0) | (maximum == -float("inf"))
-    key = key_of(z)
-    score = z
-    if TOP_K or TOP_P:
-        total = tl.zeros((), tl.float32)
-        if TOP_P and not TOP_K:
-            total = tl.sum(tl.exp(z - maximum), axis=0)
-        threshold, limit, _ = select(key, index, maximum, total, top_k, top_p, vocab, TOP_K, TOP_P)
-        score = tl.where(stays(key, index, threshold, limit), value_of(key), -float("inf"))
-    if NOISY:
-        if DRAWN:
-            words = row_words(tl.load(seed + row), tl.load(position + row), purpose, 0, BLOCK)
-            score += gumbel(words)
-        else:
-            score += tl.load(noise + row * vocab + index, mask=index < vocab, other=0.0)
-    best, chosen = first_best(score, index)
-    tl.store(token + row, tl.where(bad | (best == -float("inf")), -1, chosen).to(tl.int64))
+@triton.jit
+def draw_noise(noise, seed, position, purpose, begin, vocab, DRAWN: tl.constexpr, BLOCK: tl.constexpr):
+    """Gumbel noise of a row's entries from `begin` on, drawn here or read."""
+    if DRAWN:
+        drawn = gumbel(row_words(tl.load(seed), tl.load(position), purpose, begin, BLOCK))
+    else:
+        index = begin + tl.arange(0, BLOCK)
+        drawn = tl.load(noise + index, mask=index < vocab, other=0.0)
+    return drawn
 
 
 @triton.jit(do_not_specialize=["top_k", "purpose"])
-def streamed_kernel(
+def local_resample_kernel(
     cond,
     uncond,
     noise,
@@ -106,14 +63,18 @@ def streamed_kernel(
     purpose,
     GUIDED: tl.constexpr,
     TEMPERED: tl.constexpr,
-    NOISY: tl.constexpr,
-    DRAWN: tl.constexpr,
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
-    TILE: tl.constexpr,
+    NOISY: tl.constexpr,
+    DRAWN: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    BLOCK: tl.constexpr,
     SURVIVORS: tl.constexpr,
 ):
-    """Longer rows: one read without top-k and top-p, else one to find who may survive and one to collect them."""
+    """BLOCK entries at a time; RESIDENT when that is the whole row, which is then read once.
+
+    A longer row is read once without top-k and top-p, else once to find who may survive and once to collect them.
+    """
     row = tl.program_id(0).to(tl.int64)
     cfg_scale = tl.full((), cfg_scale, tl.float32)
     temperature = tl.full((), temperature, tl.float32)
@@ -121,77 +82,90 @@ def streamed_kernel(
     cond += row * cond_stride
     if GUIDED:
         uncond += row * uncond_stride
-    if NOISY:
-        if DRAWN:
-            row_seed = tl.load(seed + row)
-            row_position = tl.load(position + row)
-        else:
-            noise += row * vocab
-    threshold = tl.zeros((), tl.uint32)  # below every key
-    limit = tl.full((), 0x7FFFFFFF, tl.int32)
-    bad = tl.zeros((), tl.int32)
-    best = tl.full((), -float("inf"), tl.float32)
-    chosen = tl.full((), -1, tl.int32)
-    read_on = tl.full((), 1, tl.int32)
-    if TOP_K or TOP_P:
-        maximum, total, bad, histogram = survey(
-            cond, uncond, vocab, cfg_scale, temperature, GUIDED, TEMPERED, True, TILE
-        )
-        floor, count = lowest_survivor(histogram, maximum, total, top_k, top_p, TOP_K)
-        if count <= SURVIVORS:
-            key, index = gather_survivors(
-                cond,
-                uncond,
-                keys + row * SURVIVORS,
-                indices + row * SURVIVORS,
-                floor,
-                vocab,
-                cfg_scale,
-                temperature,
-                GUIDED,
-                TEMPERED,
-                TILE,
-                SURVIVORS,
-            )
+    if DRAWN:
+        seed += row
+        position += row
+    elif NOISY:
+        noise += row * vocab
+    if RESIDENT:
+        index = tl.arange(0, BLOCK)
+        z, wrong = load_logits(cond, uncond, index, index < vocab, cfg_scale, temperature, GUIDED, TEMPERED)
+        maximum = tl.max(z, axis=0)
+        bad = tl.max(wrong.to(tl.int32), axis=0)
+        score = z
+        if TOP_K or TOP_P:
+            key = key_of(z)
+            total = tl.zeros((), tl.float32)
+            if TOP_P and not TOP_K:
+                total = tl.sum(tl.exp(z - maximum), axis=0)
             threshold, limit, _ = select(key, index, maximum, total, top_k, top_p, vocab, TOP_K, TOP_P)
             score = tl.where(stays(key, index, threshold, limit), value_of(key), -float("inf"))
-            if DRAWN:
-                score += gumbel(entry_words(row_seed, row_position, purpose, index))
-            else:
-                score += tl.load(noise + index, mask=index < vocab, other=0.0)
-            best, chosen = first_best(score, index)
-            read_on = tl.zeros((), tl.int32)
-        else:
-            threshold, limit, _ = select_by_reading(
-                cond,
-                uncond,
-                maximum,
-                total,
-                vocab,
-                cfg_scale,
-                temperature,
-                top_k,
-                top_p,
-                GUIDED,
-                TEMPERED,
-                TOP_K,
-                TOP_P,
-                TILE,
+        if NOISY:
+            score += draw_noise(noise, seed, position, purpose, 0, vocab, DRAWN, BLOCK)
+        best, chosen = first_best(score, index)
+    else:
+        threshold = tl.zeros((), tl.uint32)  # below every key
+        limit = tl.full((), 0x7FFFFFFF, tl.int32)
+        bad = tl.zeros((), tl.int32)
+        best = tl.full((), -float("inf"), tl.float32)
+        chosen = tl.full((), -1, tl.int32)
+        read_on = tl.full((), 1, tl.int32)
+        if TOP_K or TOP_P:
+            maximum, total, bad, histogram = survey(
+                cond, uncond, vocab, cfg_scale, temperature, GUIDED, TEMPERED, True, BLOCK
             )
-    if read_on > 0:
-        for begin in range(0, vocab, TILE):
-            index = begin + tl.arange(0, TILE)
-            z, wrong = load_logits(cond, uncond, index, index < vocab, cfg_scale, temperature, GUIDED, TEMPERED)
-            bad = tl.maximum(bad, tl.max(wrong.to(tl.int32), axis=0))
-            score = tl.where(stays(key_of(z), index, threshold, limit), z, -float("inf"))
-            if NOISY:
+            floor, count = lowest_survivor(histogram, maximum, total, top_k, top_p, TOP_K)
+            if count <= SURVIVORS:
+                key, index = gather_survivors(
+                    cond,
+                    uncond,
+                    keys + row * SURVIVORS,
+                    indices + row * SURVIVORS,
+                    floor,
+                    vocab,
+                    cfg_scale,
+                    temperature,
+                    GUIDED,
+                    TEMPERED,
+                    BLOCK,
+                    SURVIVORS,
+                )
+                threshold, limit, _ = select(key, index, maximum, total, top_k, top_p, vocab, TOP_K, TOP_P)
+                score = tl.where(stays(key, index, threshold, limit), value_of(key), -float("inf"))
                 if DRAWN:
-                    score += gumbel(row_words(row_seed, row_position, purpose, begin, TILE))
+                    score += gumbel(entry_words(tl.load(seed), tl.load(position), purpose, index))
                 else:
                     score += tl.load(noise + index, mask=index < vocab, other=0.0)
-            here, where = first_best(score, index)
-            chosen = tl.where(here > best, where, chosen)
-            best = tl.maximum(best, here)
+                best, chosen = first_best(score, index)
+                read_on = tl.zeros((), tl.int32)
+            else:
+                threshold, limit, _ = select_by_reading(
+                    cond,
+                    uncond,
+                    maximum,
+                    total,
+                    vocab,
+                    cfg_scale,
+                    temperature,
+                    top_k,
+                    top_p,
+                    GUIDED,
+                    TEMPERED,
+                    TOP_K,
+                    TOP_P,
+                    BLOCK,
+                )
+        if read_on > 0:
+            for begin in range(0, vocab, BLOCK):
+                index = begin + tl.arange(0, BLOCK)
+                z, wrong = load_logits(cond, uncond, index, index < vocab, cfg_scale, temperature, GUIDED, TEMPERED)
+                bad = tl.maximum(bad, tl.max(wrong.to(tl.int32), axis=0))
+                score = tl.where(stays(key_of(z), index, threshold, limit), z, -float("inf"))
+                if NOISY:
+                    score += draw_noise(noise, seed, position, purpose, begin, vocab, DRAWN, BLOCK)
+                here, where = first_best(score, index)
+                chosen = tl.where(here > best, where, chosen)
+                best = tl.maximum(best, here)
     tl.store(token + row, tl.where((bad > 0) | (best == -float("inf")), -1, chosen).to(tl.int64))
 
 
@@ -238,31 +212,28 @@ def run(
     noise, seed, position = (None if t is None else t.contiguous() for t in (gumbel, seed, position))
     noisy = temperature != 0.0 and (noise is not None or seed is not None)
     switches = sampling_triton.switches(uncond, vocab, temperature, top_k, top_p)
-    switches |= {"NOISY": noisy, "DRAWN": noisy and noise is None}
-    strides = (cond.stride(0), 0 if uncond is None else uncond.stride(0))
-    scalars = (vocab, float(cfg_scale), float(temperature), top_k, float(top_p), purpose)
+    plan = sampling_triton.plan(cond, switches)
     with sampling_triton.on_device(cond):
-        if vocab <= sampling_triton.RESIDENT:
-            block, warps = sampling_triton.resident_shape(vocab)
-            resident_kernel[(rows,)](
-                cond, uncond, noise, seed, position, token, *strides, *scalars, **switches, BLOCK=block, num_warps=warps
-            )
-        else:
-            keys, indices = sampling_triton.scratch(cond, switches)
-            streamed_kernel[(rows,)](
-                cond,
-                uncond,
-                noise,
-                seed,
-                position,
-                token,
-                keys,
-                indices,
-                *strides,
-                *scalars,
-                **switches,
-                TILE=sampling_triton.TILE,
-                SURVIVORS=sampling_triton.SURVIVORS,
-                num_warps=sampling_triton.STREAMED_WARPS,
-            )
+        local_resample_kernel[(rows,)](
+            cond,
+            uncond,
+            noise,
+            seed,
+            position,
+            token,
+            plan.keys,
+            plan.indices,
+            cond.stride(0),
+            0 if uncond is None else uncond.stride(0),
+            vocab,
+            float(cfg_scale),
+            float(temperature),
+            top_k,
+            float(top_p),
+            purpose,
+            **switches,
+            NOISY=noisy,
+            DRAWN=noisy and noise is None,
+            **plan.options,
+        )
     return token

@@ -219,13 +219,7 @@ def run(
     cond = native.rows_in_order(cond)
     uncond = None if uncond is None else native.rows_in_order(uncond)
     switches = sampling_triton.switches(uncond, vocab, temperature, top_k, top_p)
-    resident = vocab <= sampling_triton.RESIDENT
-    block, warps = sampling_triton.TILE, sampling_triton.STREAMED_WARPS
-    keys = indices = None
-    if resident:
-        block, warps = sampling_triton.resident_shape(vocab)
-    else:
-        keys, indices = sampling_triton.scratch(cond, switches)
+    plan = sampling_triton.plan(cond, switches)
     with sampling_triton.on_device(cond):
         pooled_mass_kernel[(rows,)](
             cond,
@@ -234,8 +228,8 @@ def run(
             neighbours.contiguous(),
             mass,
             accept.view(torch.int8),
-            keys,
-            indices,
+            plan.keys,
+            plan.indices,
             cond.stride(0),
             0 if uncond is None else uncond.stride(0),
             vocab,
@@ -247,10 +241,7 @@ def run(
             float(tau),
             **switches,
             GREEDY=temperature == 0.0,
-            RESIDENT=resident,
-            BLOCK=block,
-            SURVIVORS=sampling_triton.SURVIVORS,
             BLOCK_K=BLOCK_K,
-            num_warps=warps,
+            **plan.options,
         )
     return PooledMass(mass, accept)

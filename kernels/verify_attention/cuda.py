@@ -1,25 +1,44 @@
-"""CUDA backend of `verify_attention`: flash-attn for the plain causal case, a kernel of our own for a few queries."""
+"""CUDA backend of `verify_attention`: flash-attn for the plain causal case, two kernels of our own for all others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import native
 from . import flash
+from .call import Call
 from .plan import cdiv, choose_splits, split_length
 
 __all__ = ["decline", "run", "unusable"]
 
-# Every ROWS rows of a key head read its keys again, without tensor cores: beyond these, Triton's tiles are for it.
-MAX_ROWS = 16
+# Rows of a key head up to which the kernel without tensor cores serves.
+FEW_ROWS = 16
 MAX_DIM = 128
-# Rows of a block, keys of one step of it (of 16-bit numbers), and how many blocks fit on a multiprocessor.
-ROWS, KEYS, RESIDENT = 4, 64, 3
-LOG2E = 1.4426950408889634
+# The largest head size that is no multiple of 8 for which there is a kernel on tensor cores.
+MAX_ODD_DIM = 112
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one block of a kernel takes: rows of a key head, keys of one step; and how many fit on a multiprocessor."""
+
+    rows: int
+    keys: int
+    resident: int
+    tensor_cores: bool
+
+
+def tile_of(rows: int, dim: int) -> Tile:
+    """The kernel that serves `rows` = Q * H / Hkv rows a key head, of head size `dim`."""
+    if rows <= FEW_ROWS:
+        return Tile(4, 64, 3, tensor_cores=False)
+    return Tile(64, 64, 3 if dim <= 64 and dim % 8 == 0 else 2, tensor_cores=True)
 
 
 def unusable() -> str | None:
@@ -28,46 +47,38 @@ def unusable() -> str | None:
     return None if reason is None or flash.unusable() is None else reason
 
 
-def decline(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    valid: Tensor | None,
-    kv_len: int,
-    start: int | None,
-    scale: float | None,
-    block: Tensor | None,
-    counts: Tensor | None,
-    return_lse: bool,
-    splits: int | None,
-) -> str | None:
-    """Why neither kernel can serve these arguments, or None."""
-    given = [t for t in (q, k_cache, v_cache, slots, valid, block, counts) if t is not None]
-    devices = sorted({str(t.device) for t in given})
-    if not q.is_cuda or len(devices) > 1:
+def decline(*args: Any) -> str | None:
+    """Why none of the kernels can serve these arguments (those of the reference), or None."""
+    call = Call(*args)
+    devices = sorted({str(t.device) for t in call if isinstance(t, Tensor)})
+    if not call.q.is_cuda or len(devices) > 1:
         return f"all tensors must lie on one CUDA device, got {', '.join(devices)}"
-    by_flash = flash.unusable() or flash.decline(
-        q, k_cache, v_cache, slots, valid, kv_len, start, scale, block, counts, return_lse, splits
-    )
+    by_flash = flash.unusable() or flash.decline(call)
     if by_flash is None:
         return None
-    own = native.unusable() or decline_shapes(q, k_cache, v_cache, scale)
+    own = native.unusable() or decline_shapes(call)
     return None if own is None else f"{own}; {by_flash}"
 
 
-def decline_shapes(q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float | None) -> str | None:
-    """Why the kernel of mulosd._C cannot take these tensors, whatever their device, or None."""
-    dim, rows = q.shape[-1], q.shape[1] * q.shape[2] // k_cache.shape[2]
+def decline_shapes(call: Call) -> str | None:
+    """Why the kernels of mulosd._C cannot take these tensors, whatever their device, or None."""
+    q, k_cache, v_cache, scale = call.q, call.k_cache, call.v_cache, call.scale
+    dim, rows = q.shape[-1], call.rows
     if q.dtype not in native.TYPES or k_cache.dtype != q.dtype or v_cache.dtype != q.dtype:
         return (
             f"q and the caches must share one of float32, float16 and bfloat16, got {q.dtype}, {k_cache.dtype} and "
             f"{v_cache.dtype}"
         )
-    if rows > MAX_ROWS:
-        return f"the kernel is made for Q * H / Hkv <= {MAX_ROWS}, got {rows}"
     if dim > MAX_DIM or dim % 4:
         return f"the head size must be a multiple of 4 up to {MAX_DIM}, got {dim}"
+    if tile_of(rows, dim).tensor_cores:
+        beyond = f"with Q * H / Hkv = {rows} rows, more than {FEW_ROWS},"
+        if q.dtype == torch.float32:
+            return f"{beyond} the kernel runs on tensor cores, which need float16 or bfloat16, got {q.dtype}"
+        if dim > MAX_ODD_DIM and dim % 8:
+            return f"{beyond} a head size above {MAX_ODD_DIM} must be a multiple of 8, got {dim}"
+        if scale is not None and not scale > 0.0:
+            return f"{beyond} scale must be positive, got {scale}"
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if not _vectors(cache, dim):
             return (
@@ -96,110 +107,59 @@ def _processors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def run(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    valid: Tensor | None,
-    kv_len: int,
-    start: int | None,
-    scale: float | None,
-    block: Tensor | None,
-    counts: Tensor | None,
-    return_lse: bool,
-    splits: int | None,
-) -> tuple[Tensor, Tensor]:
+def run(*args: Any) -> tuple[Tensor, Tensor]:
     """Outputs and log-sum-exp (empty unless asked for), launched on the current stream."""
-    args = (q, k_cache, v_cache, slots, valid, kv_len, start, scale, block, counts, return_lse, splits)
-    if flash.unusable() is None and flash.decline(*args) is None:
-        with torch.cuda.device_of(q):
-            return flash.run(*args)
-    with torch.cuda.device_of(q):
-        return launch(*args, _processors(q.device.index), native.module().verify_attention, native.stream(q))
+    call = Call(*args)
+    with torch.cuda.device_of(call.q):
+        if flash.unusable() is None and flash.decline(call) is None:
+            return flash.run(call)
+        return launch(call, _processors(call.q.device.index), native.module().verify_attention, native.stream(call.q))
 
 
-def launch(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    valid: Tensor | None,
-    kv_len: int,
-    start: int | None,
-    scale: float | None,
-    block: Tensor | None,
-    counts: Tensor | None,
-    return_lse: bool,
-    splits: int | None,
-    processors: int,
-    function: Callable[..., None],
-    stream: int,
-) -> tuple[Tensor, Tensor]:
+def launch(call: Call, processors: int, function: Callable[..., None], stream: int) -> tuple[Tensor, Tensor]:
     """Plan the call, hand it to `function` (see `verify_attention` in bindings.cpp), return its results."""
-    batch, queries, heads, dim = q.shape
-    kv_heads = k_cache.shape[2]
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((batch, queries, heads) if return_lse else 0, dtype=torch.float32)
+    call = call.for_kernel()
+    batch, queries, heads, dim = call.q.shape
+    kv_heads = call.k_cache.shape[2]
+    tile = tile_of(call.rows, dim)
+    out, lse = call.results()
     if out.numel() == 0:
         return out, lse
-    if not _vectors(q, dim):
-        q = q.clone(memory_format=torch.contiguous_format)
-    if block is not None and block.stride(-1) != 1:
-        block = block.contiguous()
-    if counts is not None:
-        counts = counts.contiguous()
-    if start is not None:
-        kv_len = min(kv_len, start + queries)
-    keys = kv_len + (0 if block is None else queries)
-    if splits is None:
-        splits = choose_splits(
-            heads=batch * kv_heads,
-            rows=queries * heads // kv_heads,
-            keys=keys,
-            tile_rows=ROWS,
-            tile_keys=KEYS,
-            processors=processors,
-            resident=RESIDENT,
-        )
-    split_keys = split_length(keys, splits, KEYS)
+    if not _vectors(call.q, dim):
+        call = call._replace(q=call.q.clone(memory_format=torch.contiguous_format))
+    keys = call.kv_len + (0 if call.block is None else queries)
+    if tile.tensor_cores and call.block is not None:
+        # The draft starts on a tile of its own.
+        keys = (cdiv(call.kv_len, tile.keys) + cdiv(queries, tile.keys)) * tile.keys
+    splits = call.splits or choose_splits(
+        heads=batch * kv_heads,
+        rows=call.rows,
+        keys=keys,
+        tile_rows=tile.rows,
+        tile_keys=tile.keys,
+        processors=processors,
+        resident=tile.resident,
+    )
+    split_keys = split_length(keys, splits, tile.keys)
     splits = cdiv(keys, split_keys)  # without those that rounding left empty
-    partial = q.new_empty((splits, *out.shape) if splits > 1 else 0, dtype=torch.float32)
-    partial_lse = q.new_empty((splits, batch, queries, heads) if splits > 1 else 0, dtype=torch.float32)
-    if start is None:
-        slots = slots.long()
+    partial, partial_lse = call.partial_results(splits if splits > 1 else 0)
+    slots = call.slots.long() if call.start is None else None
+    if slots is not None:
+        call = call._replace(slots=slots)
+    wide_counts = call.counts is not None and call.counts.dtype == torch.int64
     function(
         [
-            q.data_ptr(),
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
-            slots.data_ptr() if start is None else 0,
-            0 if valid is None else valid.data_ptr(),
-            0 if block is None else block.data_ptr(),
-            0 if counts is None else counts.data_ptr(),
-            out.data_ptr(),
-            lse.data_ptr() if return_lse else 0,
-            partial.data_ptr(),
-            partial_lse.data_ptr(),
-        ],
+            0 if t is None else t.data_ptr()
+            for t in (call.q, call.k_cache, call.v_cache, slots, call.valid, call.block, call.counts)
+        ]
+        + [out.data_ptr(), lse.data_ptr() if call.return_lse else 0, partial.data_ptr(), partial_lse.data_ptr()],
         [
-            native.TYPES[q.dtype],
-            int(counts is not None and counts.dtype == torch.int64),
+            *(native.TYPES[call.q.dtype], int(wide_counts), int(tile.tensor_cores)),
             *(batch, queries, heads, kv_heads, dim),
-            kv_len,
-            0 if start is None else start,
-            splits,
-            split_keys,
+            *(call.kv_len, call.start or 0, splits, split_keys),
         ],
-        [
-            *q.stride()[:3],
-            *k_cache.stride()[:3],
-            *v_cache.stride()[:3],
-            *slots.stride(),
-            *((0, 0) if valid is None else valid.stride()),
-            *((0, 0) if block is None else (block.stride(0) if block.shape[0] > 1 else 0, block.stride(1))),
-        ],
-        (dim**-0.5 if scale is None else scale) * LOG2E,
+        call.strides(),
+        call.factor,
         stream,
     )
     return out, lse

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .call import Call
+
 MAX_DIM = 256
 
 
@@ -31,60 +33,37 @@ def _function() -> Any:
     return import_module("flash_attn").flash_attn_func
 
 
-def decline(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    valid: Tensor | None,
-    kv_len: int,
-    start: int | None,
-    scale: float | None,
-    block: Tensor | None,
-    counts: Tensor | None,
-    return_lse: bool,
-    splits: int | None,
-) -> str | None:
-    """Why flash-attn cannot serve these arguments, or None."""
-    given = {"valid": valid, "block": block, "counts": counts, "splits": splits}
-    used = [name for name, value in given.items() if value is not None]
+def decline(call: Call) -> str | None:
+    """Why flash-attn cannot serve this call, or None."""
+    used = [name for name in ("valid", "block", "counts", "splits") if getattr(call, name) is not None]
     if used:
         return f"flash-attn knows no {' and no '.join(used)}"
-    if start is None:
+    if call.start is None:
         return "flash-attn needs start= (slots that follow each other)"
-    if q.dtype not in (torch.float16, torch.bfloat16) or k_cache.dtype != q.dtype or v_cache.dtype != q.dtype:
-        return f"flash-attn needs float16 or bfloat16 throughout, got {q.dtype}, {k_cache.dtype} and {v_cache.dtype}"
-    if q.shape[-1] > MAX_DIM or q.shape[-1] % 8:
-        return f"flash-attn needs a head size that is a multiple of 8 up to {MAX_DIM}, got {q.shape[-1]}"
-    if any(t.stride(-1) != 1 for t in (q, k_cache, v_cache)):
+    tensors = (call.q, call.k_cache, call.v_cache)
+    types = {t.dtype for t in tensors}
+    if len(types) > 1 or not types <= {torch.float16, torch.bfloat16}:
+        q, k, v = (t.dtype for t in tensors)
+        return f"flash-attn needs float16 or bfloat16 throughout, got {q}, {k} and {v}"
+    dim = call.q.shape[-1]
+    if dim > MAX_DIM or dim % 8:
+        return f"flash-attn needs a head size that is a multiple of 8 up to {MAX_DIM}, got {dim}"
+    if any(t.stride(-1) != 1 for t in tensors):
         return "flash-attn needs the last axis of q and of the caches contiguous"
-    if q.numel() == 0:
+    if call.q.numel() == 0:
         return "flash-attn takes no empty batch"
     return None
 
 
-def run(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    valid: Tensor | None,
-    kv_len: int,
-    start: int | None,
-    scale: float | None,
-    block: Tensor | None,
-    counts: Tensor | None,
-    return_lse: bool,
-    splits: int | None,
-) -> tuple[Tensor, Tensor]:
+def run(call: Call) -> tuple[Tensor, Tensor]:
     """Outputs and log-sum-exp (empty unless asked for)."""
-    if start is None:
+    if call.start is None:
         raise ValueError("flash-attn needs start=")
     # Slots behind the last query are hidden from every query, and flash-attn aligns its mask to the last key.
-    end = start + q.shape[1]
-    result = _function()(
-        q, k_cache[:, :end], v_cache[:, :end], softmax_scale=scale, causal=True, return_attn_probs=return_lse
-    )
-    if return_lse:
+    end = call.start + call.q.shape[1]
+    keys, values = call.k_cache[:, :end], call.v_cache[:, :end]
+    options = {"softmax_scale": call.scale, "causal": True, "return_attn_probs": call.return_lse}
+    result = _function()(call.q, keys, values, **options)
+    if call.return_lse:
         return result[0], result[1].transpose(1, 2).contiguous()
-    return result, q.new_empty(0, dtype=torch.float32)
+    return result, call.q.new_empty(0, dtype=torch.float32)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -20,11 +21,11 @@ from torch import Tensor
 
 from .. import jit
 from ..jit import unusable
+from .call import Call
 from .plan import cdiv, choose_splits, split_length, tile_rows
 
 __all__ = ["combine_kernel", "configure", "decline", "run", "unusable", "verify_attention_kernel"]
 
-LOG2E = 1.4426950408889634
 MAX_DIM = 128
 # One word of visibility, one register: the tile of the draft loop.
 TAIL: tl.constexpr = tl.constexpr(32)
@@ -284,21 +285,10 @@ def _device(index: int | None) -> tuple[int, int]:
     return 10 * found.major + found.minor, found.multi_processor_count
 
 
-def decline(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    valid: Tensor | None,
-    kv_len: int,
-    start: int | None,
-    scale: float | None,
-    block: Tensor | None,
-    counts: Tensor | None,
-    return_lse: bool,
-    splits: int | None,
-) -> str | None:
-    """Why the kernel cannot serve these arguments, or None."""
+def decline(*args: Any) -> str | None:
+    """Why the kernel cannot serve these arguments (those of the reference), or None."""
+    call = Call(*args)
+    q, k_cache, v_cache = call.q, call.k_cache, call.v_cache
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"q must be float32, float16 or bfloat16, got {q.dtype}"
     if k_cache.dtype != q.dtype or v_cache.dtype != q.dtype:
@@ -307,91 +297,61 @@ def decline(
         return f"head sizes up to {MAX_DIM} are supported, got {q.shape[-1]}"
     if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
         return f"the last axis of the caches must be contiguous, got strides {k_cache.stride()} and {v_cache.stride()}"
-    if scale is not None and not scale > 0.0:
-        return f"scale must be positive, got {scale}"
-    return jit.decline_tensors(q, k_cache, v_cache, slots, valid, block, counts)
+    if call.scale is not None and not call.scale > 0.0:
+        return f"scale must be positive, got {call.scale}"
+    return jit.decline_tensors(q, k_cache, v_cache, call.slots, call.valid, call.block, call.counts)
 
 
-def run(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    valid: Tensor | None,
-    kv_len: int,
-    start: int | None,
-    scale: float | None,
-    block: Tensor | None,
-    counts: Tensor | None,
-    return_lse: bool,
-    splits: int | None,
-) -> tuple[Tensor, Tensor]:
+def run(*args: Any) -> tuple[Tensor, Tensor]:
     """Outputs and log-sum-exp (empty unless asked for), launched on the current stream."""
-    batch, queries, heads, dim = q.shape
-    kv_heads = k_cache.shape[2]
-    group = heads // kv_heads
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((batch, queries, heads) if return_lse else 0, dtype=torch.float32)
+    call = Call(*args).for_kernel()
+    batch, queries, heads, dim = call.q.shape
+    kv_heads = call.k_cache.shape[2]
+    out, lse = call.results()
     if out.numel() == 0:
         return out, lse
-    if q.stride(-1) != 1:
-        q = q.contiguous()
-    if block is not None and block.stride(-1) != 1:
-        block = block.contiguous()
-    if counts is not None:
-        counts = counts.contiguous()
-    if valid is not None:
-        valid = valid.view(torch.uint8)
-    if start is not None:
-        kv_len = min(kv_len, start + queries)
-    capability, processors = _device(q.device.index)
-    config = configure(queries * group, dim, q.dtype, capability)
-    row_tiles = cdiv(queries * group, config.rows)
+    if call.q.stride(-1) != 1:
+        call = call._replace(q=call.q.contiguous())
+    capability, processors = _device(call.q.device.index)
+    config = configure(call.rows, dim, call.q.dtype, capability)
+    row_tiles = cdiv(call.rows, config.rows)
     # Committed keys fill whole tiles; the draft comes behind them.
-    keys = cdiv(kv_len, config.keys) * config.keys + (0 if block is None else cdiv(queries, 32) * 32)
-    if splits is None:
-        splits = choose_splits(
-            heads=batch * kv_heads,
-            rows=queries * group,
-            keys=keys,
-            tile_rows=config.rows,
-            tile_keys=config.keys,
-            processors=processors,
-            resident=config.resident,
-        )
+    keys = cdiv(call.kv_len, config.keys) * config.keys + (0 if call.block is None else cdiv(queries, 32) * 32)
+    splits = call.splits or choose_splits(
+        heads=batch * kv_heads,
+        rows=call.rows,
+        keys=keys,
+        tile_rows=config.rows,
+        tile_keys=config.keys,
+        processors=processors,
+        resident=config.resident,
+    )
     split_keys = split_length(keys, splits, config.keys)
     splits = cdiv(keys, split_keys)  # without those that rounding left empty
-    target, target_lse = out, lse if return_lse else None
-    if splits > 1:
-        target = q.new_empty((splits, *out.shape), dtype=torch.float32)
-        target_lse = q.new_empty((splits, batch, queries, heads), dtype=torch.float32)
+    final_lse = lse if call.return_lse else None
+    target, target_lse = call.partial_results(splits) if splits > 1 else (out, final_lse)
     block_d = max(16, triton.next_power_of_2(dim))
-    with torch.cuda.device_of(q):
+    with torch.cuda.device_of(call.q):
         verify_attention_kernel[(row_tiles * batch * kv_heads, splits)](
-            q,
-            k_cache,
-            v_cache,
-            slots if start is None else None,
-            valid,
-            block,
-            counts,
+            call.q,
+            call.k_cache,
+            call.v_cache,
+            call.slots if call.start is None else None,
+            None if call.valid is None else call.valid.view(torch.uint8),
+            call.block,
+            call.counts,
             target,
             target_lse,
-            (dim**-0.5 if scale is None else scale) * LOG2E,
+            call.factor,
             batch,
             queries,
             kv_heads,
             row_tiles,
-            kv_len,
+            call.kv_len,
             split_keys,
-            0 if start is None else start,
-            *q.stride()[:3],
-            *k_cache.stride()[:3],
-            *v_cache.stride()[:3],
-            *slots.stride(),
-            *((0, 0) if valid is None else valid.stride()),
-            *((0, 0) if block is None else (block.stride(0) if block.shape[0] > 1 else 0, block.stride(1))),
-            GROUP=group,
+            call.start or 0,
+            *call.strides(),
+            GROUP=heads // kv_heads,
             DIM=dim,
             BLOCK_D=block_d,
             BLOCK_M=config.rows,
@@ -406,7 +366,7 @@ def run(
                 target,
                 target_lse,
                 out,
-                lse if return_lse else None,
+                final_lse,
                 rows,
                 splits,
                 DIM=dim,

@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for GPUs that are not here, and reads what came out: registers, stack, instructions."""
+"""Compiles kernels for GPUs that are not here, and reads what came out: registers, stack, instructions."""
 
 from __future__ import annotations
 
@@ -59,19 +59,25 @@ def compile_for(
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(built.asm["cubin"])
-
-        def tool(name: str, *options: str) -> str:
-            return subprocess.run(
-                [str(tools / name), *options, str(cubin)], check=True, capture_output=True, text=True
-            ).stdout
-
-        usage = tool("cuobjdump", "--dump-resource-usage")
-        sass = tool("nvdisasm", "-c")
+        usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
+        (sass,) = instructions(cubin).values()
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_]*)", sass, flags=re.M)
-    return Compiled(int(found[1]), int(found[2]), int(built.metadata.shared), Counter(opcodes))
+    return Compiled(int(found[1]), int(found[2]), int(built.metadata.shared), sass)
+
+
+def instructions(cubin: Path) -> dict[str, Counter[str]]:
+    """How often each opcode stands in each kernel of a cubin."""
+    _, *sections = re.split(r"^\.text\.(\w+):", _tool("nvdisasm", "-c", str(cubin)), flags=re.M)
+    opcode = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_]*)", flags=re.M)
+    return {name: Counter(opcode.findall(text)) for name, text in zip(sections[::2], sections[1::2], strict=True)}
+
+
+def _tool(name: str, *arguments: str) -> str:
+    """What a binary tool of CUDA prints; Triton's wheel brings them."""
+    triton = pytest.importorskip("triton")
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([str(path), *arguments], check=True, capture_output=True, text=True).stdout

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled import instructions
 
 from mulosd.kernels import native, philox
 
@@ -31,6 +32,8 @@ KERNELS = {
     "pooled_mass_kernel": 12,
     # Three widths of a load for each of the 16-bit types, two for float32.
     "verify_attention_kernel": 8,
+    # Four padded head sizes, two types.
+    "verify_attention_mma_kernel": 8,
 }
 
 PROBE = """
@@ -136,10 +139,37 @@ def test_kernels_spill_nothing(build: tuple[Path, str]) -> None:
 
 def budget(entry: str) -> int:
     """Registers that a thread of a kernel may have."""
+    if "verify_attention_mma" in entry and "Li64E" not in entry:
+        return 224  # two blocks of 128 threads a multiprocessor
     if "verify_attention" in entry:
-        return 168  # three blocks of 128 threads a multiprocessor
+        return 168  # three of them
     # Two blocks of 512 threads; one, where the row fills the shared memory anyway.
     return 64 if "Li0E" in entry or re.search(r"nearest_code_kernelI\w+Li(8|16)E", entry) else 128
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 100, 120])
+def test_attention_on_tensor_cores_fits_every_architecture(arch: int, tmp_path: Path) -> None:
+    """Nothing is spilt, products run on tensor cores, and keys and values pass by the registers."""
+    need_tools()
+    cubin = tmp_path / "attention.cubin"
+    source = ROOT / "csrc" / "verify_attention_mma.cu"
+    flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc' / 'include'}", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
+    done = subprocess.run(["nvcc", *flags, str(source), "-o", str(cubin)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)
+    assert frames == [("0", "0")] * 8
+    kernels = instructions(cubin)
+    assert len(kernels) == 8
+    for name, sass in kernels.items():
+        found = re.search(r"Li(\d+)ELi(\d+)E", name)
+        assert found is not None
+        dim, vector = int(found[1]), int(found[2])
+        # A warp's 16 rows times 64 keys, then 16 rows of weights times 64 values: dim / 2 products of 16 x 8 x 16 each.
+        assert sass["HMMA"] == dim
+        assert sass["LDSM"] == dim // 2
+        assert sass["LDGSTS"] == 2 * 64 // {64: 16, 112: 4}.get(dim, 8), (name, vector)
+        assert sass["LDL"] == sass["STL"] == 0
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mulosd.kernels import verify_attention
 from mulosd.kernels.verify_attention import cuda, flash
+from mulosd.kernels.verify_attention.call import Call
 from mulosd.kernels.verify_attention.plan import MAX_SPLITS, cdiv, choose_splits, split_length, tile_rows
 
 
@@ -97,13 +98,13 @@ def fake_flash(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def test_flash_attn_gives_what_the_reference_gives(plain: Arguments, fake_flash: list[tuple[int, ...]]) -> None:
-    assert flash.decline(*plain.values()) is None
+    assert flash.decline(Call(*plain.values())) is None
     tensors, options = list(plain.values())[:5], dict(list(plain.items())[5:])
     expected = verify_attention(*tensors, **options)
-    for got, want in zip(flash.run(*plain.values()), expected, strict=True):
+    for got, want in zip(flash.run(Call(*plain.values())), expected, strict=True):
         torch.testing.assert_close(got, want, atol=2e-3, rtol=1e-3)
     assert fake_flash == [(2, 12, 2, 8)]
-    out, lse = flash.run(*(plain | {"return_lse": False}).values())
+    out, lse = flash.run(Call(**(plain | {"return_lse": False})))
     torch.testing.assert_close(out, expected[0], atol=2e-3, rtol=1e-3)
     assert lse.numel() == 0
 
@@ -120,15 +121,23 @@ def test_flash_attn_gives_what_the_reference_gives(plain: Arguments, fake_flash:
     ],
 )
 def test_flash_attn_declines(plain: Arguments, change: Arguments, reason: str) -> None:
-    text = flash.decline(*(plain | change).values())
+    text = flash.decline(Call(**(plain | change)))
     assert text is not None and reason in text
+
+
+def tensors(q: Tensor, cache: Tensor, scale: float | None = None) -> Call:
+    """A call of which only layouts and the scale matter."""
+    slots = torch.zeros(q.shape[:2], dtype=torch.int64)
+    return Call(q, cache, cache, slots, None, 1, None, scale, None, None, False, None)
 
 
 @pytest.mark.parametrize(
     ("q", "cache", "reason"),
     [
-        (torch.zeros(1, 17, 2, 64), torch.zeros(1, 9, 2, 64), "<= 16"),
-        (torch.zeros(1, 1, 34, 64), torch.zeros(1, 9, 2, 64), "<= 16"),
+        (torch.zeros(1, 17, 2, 64), torch.zeros(1, 9, 2, 64), "tensor cores, which need float16"),
+        (torch.zeros(1, 1, 34, 64), torch.zeros(1, 9, 2, 64), "= 17 rows, more than 16"),
+        (torch.zeros(1, 17, 2, 116).half(), torch.zeros(1, 9, 2, 116).half(), "above 112 must be a multiple of 8"),
+        (torch.zeros(1, 17, 2, 100).half(), torch.zeros(1, 9, 2, 101).half()[..., 1:], "multiples of 4"),
         (torch.zeros(1, 1, 2, 132), torch.zeros(1, 9, 2, 132), "head size"),
         (torch.zeros(1, 1, 2, 10), torch.zeros(1, 9, 2, 10), "head size"),
         (torch.zeros(1, 1, 2, 64), torch.zeros(1, 9, 2, 64).half(), "share one"),
@@ -137,13 +146,32 @@ def test_flash_attn_declines(plain: Arguments, change: Arguments, reason: str) -
     ],
 )
 def test_the_cuda_kernel_declines(q: Tensor, cache: Tensor, reason: str) -> None:
-    text = cuda.decline_shapes(q, cache, cache, None)
+    text = cuda.decline_shapes(tensors(q, cache))
     assert text is not None and reason in text
+
+
+def test_on_tensor_cores_the_scale_must_be_positive() -> None:
+    q, cache = torch.zeros(1, 17, 2, 64).half(), torch.zeros(1, 9, 2, 64).half()
+    assert cuda.decline_shapes(tensors(q, cache)) is None
+    assert cuda.decline_shapes(tensors(q, cache, 0.3)) is None
+    assert "positive" in (cuda.decline_shapes(tensors(q, cache, 0.0)) or "")
+    assert cuda.decline_shapes(tensors(q[:, :16], cache, -1.0)) is None
+
+
+def test_the_draft_starts_on_a_tile_of_its_own() -> None:
+    """What the kernel on tensor cores is told: splits of whole tiles, committed slots and draft padded apart."""
+    told: list[list[int]] = []
+    case = cases.draw(1, queries=70, prefix=65, heads=(1, 1), mask="ones", dtype=torch.float16)
+    for splits, expected in ((1, (1, 256)), (2, (2, 128)), (3, (2, 128)), (9, (4, 64))):
+        call = Call(*case.tensors(), *case.options().values(), splits)
+        cuda.launch(call, 4, lambda _, shape, *__: told.append(shape), 0)
+        assert tuple(told[-1][-2:]) == expected
+        assert told[-1][2] == 1
 
 
 def test_the_cuda_kernel_takes_odd_strides_of_axes_of_length_one() -> None:
     cache = torch.zeros(1, 9, 1, 64).as_strided((1, 9, 1, 64), (1, 64, 3, 1))
-    assert cuda.decline_shapes(torch.zeros(1, 1, 4, 64), cache, cache, None) is None
+    assert cuda.decline_shapes(tensors(torch.zeros(1, 1, 4, 64), cache)) is None
 
 
 def test_the_cuda_backend_prefers_flash_attn_where_it_can_serve(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from mulosd.bench import OPS, Row, bench_kernels, cases, floors, peers, read_csv, report, timing, write_csv
@@ -145,6 +146,74 @@ def test_every_oracle_sees_a_wrong_result(index: int) -> None:
             assert problem.error(call()) <= problem.tolerance, name
 
 
+def test_flex_attention_gives_what_the_oracle_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention without its compiler, which is what a CPU can run."""
+    monkeypatch.setattr(peers, "need_gpu", lambda _: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    problem = cases.attention(2, 2, 16, 5, 40, torch.float32).make(torch.device("cpu"))
+    assert problem.error(problem.peers["flex"]()()) <= problem.tolerance
+
+
+class FakeFlashInfer:
+    """The part of FlashInfer 0.2.3 and later that the peers use, by its documented signatures."""
+
+    class BatchPrefillWithRaggedKVCacheWrapper:
+        def __init__(self, float_workspace_buffer: Tensor, kv_layout: str = "NHD") -> None:
+            assert kv_layout == "NHD"
+
+        def plan(
+            self,
+            qo_indptr: Tensor,
+            kv_indptr: Tensor,
+            num_qo_heads: int,
+            num_kv_heads: int,
+            head_dim_qk: int,
+            head_dim_vo: int | None = None,
+            custom_mask: Tensor | None = None,
+            q_data_type: torch.dtype = torch.float16,
+            kv_data_type: torch.dtype | None = None,
+        ) -> None:
+            assert custom_mask is not None and custom_mask.dtype == torch.bool and custom_mask.dim() == 1
+            assert qo_indptr.dtype == kv_indptr.dtype == torch.int32
+            self.rows, self.keys, self.mask = qo_indptr.tolist(), kv_indptr.tolist(), custom_mask
+
+        def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            """Request by request; the masks [queries, keys] of all lie one after the other."""
+            parts, at = [], 0
+            for b in range(len(self.rows) - 1):
+                i, j = slice(*self.rows[b : b + 2]), slice(*self.keys[b : b + 2])
+                rows, keys = i.stop - i.start, j.stop - j.start
+                mask = self.mask[at : at + rows * keys].view(rows, keys)
+                at += rows * keys
+                scores = torch.einsum("qhd,khd->hqk", q[i], k[j]) * q.shape[-1] ** -0.5
+                weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
+                parts.append(torch.einsum("hqk,khd->qhd", weights, v[j]))
+            assert at == len(self.mask)
+            return torch.cat(parts)
+
+    class sampling:
+        @staticmethod
+        def top_k_top_p_sampling_from_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+            assert logits.dtype == torch.float32 and top_p == 1.0
+            return logits.topk(top_k, dim=1).indices[:, -1].int()
+
+        @staticmethod
+        def sampling_from_logits(logits: Tensor) -> Tensor:
+            assert logits.dtype == torch.float32
+            return logits.argmin(dim=1).int()
+
+
+def test_flashinfer_is_called_by_its_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "need_flashinfer", lambda _: FakeFlashInfer)
+    for case in (
+        cases.attention(2, 2, 16, 5, 40, torch.float32),
+        cases.sample(3, 50, 5, torch.float32),
+        cases.sample(3, 50, 0, torch.float32),
+    ):
+        problem = case.make(torch.device("cpu"))
+        assert problem.error(problem.peers["flashinfer"]()()) <= problem.tolerance, case.shape
+
+
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="unknown op x; possible: verify_attention"):
         bench_kernels(["x"])
@@ -192,8 +261,13 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
 def test_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     row = Row("kv_write", "toy", "float32", "torch", "ok", 1.0, 1.0, 1.0)
-    report.plot([row, replace(row, op="nearest_code")], tmp_path / "a.png")
-    assert (tmp_path / "a.png").stat().st_size > 1000
+    slow = replace(row, op="nearest_code", median_us=23456.0, backend="flex")
+    report.plot([row, slow, replace(slow, backend="cuda", median_us=99.4)], tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    # A comment beside the outlines holds each text of the picture.
+    for label in ("23,456", "99.4", "toy  flex", "cuda", "peer"):
+        assert f"<!-- {label} -->" in text
+    assert "<!-- triton -->" not in text
     with pytest.raises(ValueError, match="nothing was timed"):
         report.plot([replace(row, median_us=None)], tmp_path / "b.png")
     assert len(OPS) == 6

@@ -130,7 +130,8 @@ struct AttentionParams {
   float* partial_lse;    // [splits, batch, queries, heads], base 2
   LogitType type;
   bool wide_counts;
-  float factor;  // scale * log2(e)
+  bool tensor_cores;  // which kernel; on tensor cores factor > 0, and committed slots fill whole tiles of keys
+  float factor;       // scale * log2(e)
   int batch, queries, heads, kv_heads, dim;
   int kv_len;
   int start;
@@ -147,6 +148,8 @@ void launch_nearest_code(const NearestParams& params, void* stream);
 void launch_kv_write(const KvWriteParams& params, void* stream);
 void launch_expand_islands(const IslandParams& params, void* stream);
 void launch_verify_attention(const AttentionParams& params, void* stream);
+// The part of it that runs on tensor cores, without the merge of splits.
+void launch_verify_attention_mma(const AttentionParams& params, void* stream);
 
 // 0 where there is no driver or no device.
 int device_count();

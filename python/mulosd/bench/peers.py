@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -30,6 +31,14 @@ class Drawn(NamedTuple):
 def need_gpu(tensor: Tensor) -> None:
     if not tensor.is_cuda:
         raise Unavailable("only on a GPU")
+
+
+def need_flashinfer(tensor: Tensor) -> Any:
+    """The module flashinfer."""
+    need_gpu(tensor)
+    if find_spec("flashinfer") is None:
+        raise Unavailable("flashinfer is not installed")
+    return import_module("flashinfer")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> dict[str, Build]:
@@ -85,13 +94,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> dict[str, Bui
         return call
 
     def flashinfer() -> Call:
-        need_gpu(q)
-        if find_spec("flashinfer") is None:
-            raise Unavailable("flashinfer is not installed")
-        import flashinfer
-
+        library = need_flashinfer(q)
         space = torch.empty(256 << 20, dtype=torch.uint8, device=q.device)
-        wrapper = flashinfer.BatchPrefillWithRaggedKVCacheWrapper(space, "NHD")
+        wrapper = library.BatchPrefillWithRaggedKVCacheWrapper(space, "NHD")
         rows = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
         mask = visible.flatten().repeat(batch)
         wrapper.plan(
@@ -163,7 +168,24 @@ def sample(cond: Tensor, uncond: Tensor, noise: Tensor, cfg_scale: float, top_k:
         function = torch.compile(lambda: (filtered() + noise).argmax(dim=1), dynamic=False)
         return lambda: function()
 
-    return {"topk-sort-multinomial": lambda: chain, "softmax-exponential": lambda: race, "torch.compile": compiled}
+    def flashinfer() -> Call:
+        """Rejection sampling from logits, since FlashInfer 0.2.3 with noise of its own; guidance is torch's."""
+        sampling = need_flashinfer(cond).sampling
+
+        def call() -> Drawn:
+            logits = torch.lerp(uncond.float(), cond.float(), cfg_scale)
+            if top_k:
+                return Drawn(sampling.top_k_top_p_sampling_from_logits(logits, top_k, 1.0).long())
+            return Drawn(sampling.sampling_from_logits(logits).long())
+
+        return call
+
+    return {
+        "topk-sort-multinomial": lambda: chain,
+        "softmax-exponential": lambda: race,
+        "torch.compile": compiled,
+        "flashinfer": flashinfer,
+    }
 
 
 def pooled(cond: Tensor, uncond: Tensor, tokens: Tensor, table: Tensor, cfg_scale: float) -> dict[str, Build]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def reasons(rows: list[Row]) -> list[str]:
     return list(found)
 
 
+# Of bars: ours by backend, all peers alike.
+COLOURS = {"cuda": "#d95f02", "triton": "#e6ab02", "torch": "#7570b3"}
+PEER = "#b3b3b3"
+
+
 def plot(rows: list[Row], path: Path) -> None:
     """Bars of the medians, one panel an op, to a PNG, SVG or PDF file.
 
@@ -73,7 +79,7 @@ def plot(rows: list[Row], path: Path) -> None:
     except ImportError:
         raise ImportError("--plot needs matplotlib; pip install 'mulosd[bench]'") from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import patches, pyplot, ticker
 
     timed = [row for row in rows if row.median_us is not None]
     if not timed:
@@ -86,12 +92,27 @@ def plot(rows: list[Row], path: Path) -> None:
     for axis, op in zip(axes[:, 0], ops, strict=True):
         mine = [row for row in timed if row.op == op]
         names = [f"{row.shape}  {row.backend}" for row in mine]
-        colours = ["#d95f02" if row.backend in ("cuda", "triton") else "#7570b3" for row in mine]
-        axis.barh(range(len(mine)), [row.median_us for row in mine], color=colours)
+        colours = [COLOURS.get(row.backend, PEER) for row in mine]
+        medians = [row.median_us or 0.0 for row in mine]
+        bars = axis.barh(range(len(mine)), medians, color=colours)
+        axis.bar_label(
+            bars, [f"{median:,.0f}" if median >= 100 else f"{median:.3g}" for median in medians], padding=2, fontsize=7
+        )
         axis.set_yticks(range(len(mine)), names, fontsize=7)
         axis.invert_yaxis()
+        # Whole decades, so that the shortest bar has a length and the longest has room for its label.
         axis.set_xscale("log")
+        axis.set_xlim(
+            10.0 ** math.floor(math.log10(min(medians)) - 0.5), 10.0 ** math.ceil(math.log10(max(medians)) + 0.2)
+        )
+        axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.tick_params(axis="x", labelsize=7)
         axis.set_title(f"{op}, median µs, {mine[0].device}", fontsize=9, loc="left")
+    kinds = {**COLOURS, "peer": PEER}
+    shown = {row.backend if row.backend in COLOURS else "peer" for row in timed}
+    handles = [patches.Patch(color=colour, label=kind) for kind, colour in kinds.items() if kind in shown]
+    axes[0, 0].legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=7, frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -103,15 +103,22 @@ inline void launch(int blocks, int threads, std::function<void()> kernel) {
     }
     blockIdx.x = block;
     for (int left = threads; left > 0;) {
-      progress = false;
-      // Backwards, so that no thread finds its neighbour's work done by luck of the order.
-      for (int t = threads - 1; t >= 0; --t) {
-        if (fibres[t].done) continue;
-        threadIdx.x = t;
-        resume(fibres[t]);
-        if (fibres[t].done) --left;
+      bool moved = false;
+      // A warp runs as far as it can before another one does, so that what is not held back by a barrier comes too
+      // early. Backwards, so that no thread finds its neighbour's work done by luck of the order.
+      for (int end = threads; end > 0; end -= (end - 1) % 32 + 1) {
+        do {
+          progress = false;
+          for (int t = end - 1; t >= (end - 1) / 32 * 32; --t) {
+            if (fibres[t].done) continue;
+            threadIdx.x = t;
+            resume(fibres[t]);
+            if (fibres[t].done) --left;
+          }
+          moved |= progress;
+        } while (progress);
       }
-      if (left > 0 && !progress) {
+      if (left > 0 && !moved) {
         std::fprintf(stderr, "emulator: %d threads wait at a barrier that others never reach\n", left);
         std::abort();
       }
@@ -162,6 +169,43 @@ template <typename T>
 T __shfl_up_sync(unsigned, T value, int lanes) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   return emulator::shuffle(value, lane >= lanes ? lane - lanes : lane);
+}
+
+// The values of all lanes of this warp, combined in the order of lanes.
+template <typename T, typename Op>
+T emulate_warp(T value, T start, const Op& op) {
+  static_assert(sizeof(T) == 4);
+  const unsigned self = threadIdx.x, warp = self / 32;
+  std::memcpy(&emulator::exchange[self], &value, 4);
+  emulator::wait(emulator::warp_barrier[warp], 32);
+  for (int lane = 0; lane < 32; ++lane) {
+    T other;
+    std::memcpy(&other, &emulator::exchange[warp * 32 + lane], 4);
+    start = op(start, other);
+  }
+  emulator::wait(emulator::warp_barrier[warp], 32);
+  return start;
+}
+
+inline uint32_t __ballot_sync(unsigned, int predicate) {
+  const uint32_t bit = predicate ? 1u << (threadIdx.x % 32) : 0u;
+  return emulate_warp(bit, 0u, [](uint32_t a, uint32_t b) { return a | b; });
+}
+
+inline int __any_sync(unsigned mask, int predicate) {
+  return __ballot_sync(mask, predicate) != 0;
+}
+
+inline int __all_sync(unsigned mask, int predicate) {
+  return __ballot_sync(mask, predicate) == 0xffffffffu;
+}
+
+inline uint32_t __reduce_or_sync(unsigned, uint32_t value) {
+  return emulate_warp(value, 0u, [](uint32_t a, uint32_t b) { return a | b; });
+}
+
+inline int __reduce_max_sync(unsigned, int value) {
+  return emulate_warp(value, INT_MIN, [](int a, int b) { return a > b ? a : b; });
 }
 
 inline int atomicAdd(int* address, int value) {

@@ -7,6 +7,7 @@
 #include "mulosd/nearest_code.cuh"
 #include "mulosd/pooled_mass.cuh"
 #include "mulosd/verify_attention.cuh"
+#include "mulosd/verify_attention_mma.cuh"
 
 namespace mulosd {
 
@@ -122,16 +123,42 @@ void attend(const AttentionParams& p) {
   const int rows = p.queries * (p.heads / p.kv_heads), tiles = (rows + kAttentionRows - 1) / kAttentionRows;
   emulator::launch(tiles * p.batch * p.kv_heads * p.splits, kAttentionThreads,
                    [&] { verify_attention_kernel<T, kVec, kLanes>(p); });
+}
+
+template <typename T>
+void attend_on_tensor_cores(const AttentionParams& p) {
+  const int rows = p.queries * (p.heads / p.kv_heads), tiles = (rows + kTileRows - 1) / kTileRows;
+  const bool known = with_verify_attention_mma<T>(p.dim, [&](auto kernel, int dim) {
+    emulator::launch(tiles * p.batch * p.kv_heads * p.splits, kAttentionThreads, [&] {
+      // Every block starts on garbage, and finds it behind its share of the memory.
+      if (threadIdx.x == 0) std::memset(row4, 0xff, sizeof(row4));
+      __syncthreads();
+      kernel(p);
+      __syncthreads();
+      const char* const end = reinterpret_cast<const char*>(row4) + sizeof(row4);
+      for (const char* at = end - sizeof(row4) + tile_bytes(dim); threadIdx.x == 0 && at < end; ++at)
+        if (*at != static_cast<char>(0xff)) std::abort();
+      if (!emulator::copies[threadIdx.x].empty()) std::abort();  // nobody waited for them
+    });
+  });
+  if (!known) std::abort();
+}
+
+template <typename T>
+void attend_type(const AttentionParams& p) {
+  if constexpr (sizeof(T) == 4) {
+    p.dim <= 64 ? attend<T, 4, 16>(p) : attend<T, 4, 32>(p);
+  } else if (p.tensor_cores) {
+    attend_on_tensor_cores<T>(p);
+  } else if (p.dim % 8 != 0) {
+    attend<T, 4, 32>(p);
+  } else {
+    p.dim <= 64 ? attend<T, 8, 8>(p) : attend<T, 8, 16>(p);
+  }
   const int outputs = p.batch * p.queries * p.heads;
   if (p.splits > 1)
     emulator::launch((outputs + kAttentionWarps - 1) / kAttentionWarps, kAttentionThreads,
                      [&] { combine_splits_kernel<T>(p); });
-}
-
-template <typename T>
-void attend_half(const AttentionParams& p) {
-  if (p.dim % 8 != 0) return attend<T, 4, 32>(p);
-  return p.dim <= 64 ? attend<T, 8, 8>(p) : attend<T, 8, 16>(p);
 }
 
 }  // namespace
@@ -141,10 +168,10 @@ extern "C" void emulate_verify_attention(const mulosd::AttentionParams* params) 
   using namespace mulosd;
   switch (params->type) {
     case LogitType::kFloat32:
-      return params->dim <= 64 ? attend<float, 4, 16>(*params) : attend<float, 4, 32>(*params);
+      return attend_type<float>(*params);
     case LogitType::kFloat16:
-      return attend_half<__half>(*params);
+      return attend_type<__half>(*params);
     case LogitType::kBFloat16:
-      return attend_half<__nv_bfloat16>(*params);
+      return attend_type<__nv_bfloat16>(*params);
   }
 }
