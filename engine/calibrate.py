@@ -10,6 +10,7 @@ import torch
 
 from .conditioning import Condition
 from .decoding import DraftOnly
+from .decoding.adaptive import entropy
 from .engine import Engine
 from .family import update_metadata
 from .sampling import Logits, SamplingParams, verify
@@ -47,6 +48,7 @@ def calibrate(
     pool: int = 10,
     radius: int = 1,
     upsampler: str | None = None,
+    entropy_tau: float = 0.0,
     sampling: SamplingParams | None = None,
     seed: int = 0,
     batch_size: int = 8,
@@ -58,8 +60,8 @@ def calibrate(
         engine: a loaded engine.
         prompts: what the family is used for; their number sets the precision.
         rejection: wanted share of rejected tokens, in (0, 1).
-        scale, pool, radius, upsampler: the setting to calibrate; None is the family's largest scale, its own
-            up-sampler.
+        scale, pool, radius, upsampler, entropy_tau: the setting to calibrate; None is the family's largest scale, its
+            own up-sampler. With `entropy_tau` a tau may be above 1.
         sampling: None takes the family's defaults.
         features: conditions of the prompts, where they are not to be computed (see `Conditioner.precomputed`).
 
@@ -86,7 +88,8 @@ def calibrate(
         cond = family.ar(condition.features, tokens, family.grids[-1], mask)[0]
         uncond = family.ar(family.null_features(1), tokens, family.grids[-1], mask)[0] if params.guided else None
         logits = Logits(cond, uncond, family.ar.output.weight.dtype)
-        masses.append(verify(logits, tokens.flatten(), table, 0.0, params).mass)
+        mass = verify(logits, tokens.flatten(), table, 0.0, params).mass
+        masses.append(mass * torch.exp(entropy_tau * entropy(logits, params)) if entropy_tau else mass)
     mass = torch.cat(masses).sort().values
     # Everything below tau is rejected. Half-way between two masses, rounding decides nothing.
     cut = min(len(mass) - 1, max(1, round(rejection * len(mass))))

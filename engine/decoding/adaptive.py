@@ -24,9 +24,9 @@ def thresholds(tau: float, entropies: Tensor, rate: float) -> Tensor:
     """The least pooled mass that is accepted, by position: `tau * exp(-rate * entropy)`.
 
     Where many tokens would do, each has little mass; `rate` 1 asks for a share of the typical mass, as typical
-    acceptance does (Medusa, arXiv 2401.10774). A tau above 1 stays: it accepts nothing.
+    acceptance does (Medusa, arXiv 2401.10774).
     """
-    return torch.full_like(entropies, tau) if tau > 1 else tau * torch.exp(-rate * entropies)
+    return tau * torch.exp(-rate * entropies)
 
 
 def spread(rejected: Tensor, entropies: Tensor, radius: int, rate: float) -> Tensor:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy as scipy_entropy
 
+from mulosd.engine.calibrate import calibrate
 from mulosd.engine.decoding import DraftOnly, MuloSD
 from mulosd.engine.decoding.adaptive import entropy, spread, thresholds
 from mulosd.engine.engine import Engine
@@ -34,7 +35,6 @@ def test_thresholds_fall_with_the_entropy_alone() -> None:
     entropies = torch.tensor([0.0, 1.0, 3.0])
     torch.testing.assert_close(thresholds(0.2, entropies, 1.0), 0.2 * torch.exp(-entropies))
     assert thresholds(0.2, entropies, 0.0).tolist() == pytest.approx([0.2] * 3)
-    assert thresholds(1.5, entropies, 4.0).min() > 1, "a tau that accepts nothing still does"
     assert thresholds(0.0, entropies, 4.0).tolist() == [0.0] * 3
 
 
@@ -82,6 +82,15 @@ def test_a_lower_threshold_rejects_less(engine: Engine) -> None:
         return sum(s.rejection or 0 for s in stats)
 
     assert rejected(0.0) > rejected(0.5) > rejected(3.0)
+
+
+def test_a_calibrated_threshold_rejects_the_wanted_share(engine: Engine) -> None:
+    flat = SamplingParams(temperature=4.0)
+    how = {"scale": 2, "pool": 2, "radius": 0, "sampling": flat, "seed": 5}
+    found = calibrate(engine, PROMPTS, rejection=0.25, entropy_tau=1.0, **how)  # type: ignore[arg-type]
+    decoder = MuloSD(scale=2, tau=found.tau, radius=0, pool=2, entropy_tau=1.0)
+    stats = engine.generate(PROMPTS, decoder=decoder, sampling=flat, seed=5).stats
+    assert sum(s.rejection or 0 for s in stats) / len(stats) == pytest.approx(0.25, abs=0.01)
 
 
 @pytest.mark.parametrize("options", [{"entropy_tau": -1.0}, {"entropy_tau": math.nan}, {"entropy_radius": math.inf}])

@@ -42,6 +42,17 @@ def pools(family: Family, base: MuloSD) -> Variants:
     return {str(pool): {"pool": pool} for pool in (1, 10, 50) if pool <= family.ar.config.vocab_size}
 
 
+def thresholds(family: Family, base: MuloSD) -> Variants:
+    return {
+        "fixed tau" if rate == 0 else f"tau·exp(-{rate:g}H)": {"entropy_tau": rate} for rate in (0.0, 0.5, 1.0, 2.0)
+    }
+
+
+def spreads(family: Family, base: MuloSD) -> Variants:
+    names = {0.0: "fixed radius", 1.0: "radius + H", 2.0: "radius + 2H", -1.0: "radius - H"}
+    return {name: {"entropy_radius": rate} for rate, name in names.items()}
+
+
 def upsamplers(family: Family, base: MuloSD) -> Variants:
     return {name: {"upsampler": name} for name in ("latent", "pixel")}
 
@@ -72,6 +83,8 @@ ABLATIONS: dict[str, Callable[[Family, MuloSD], Variants]] = {
     "rejection": rejections,
     "radius": radii,
     "pool": pools,
+    "threshold": thresholds,
+    "spread": spreads,
     "upsampler": upsamplers,
     "resampling": windows,
     "rows": row_counts,
@@ -119,8 +132,8 @@ def bench_ablations(
 ) -> dict[str, Any]:
     """Measure MuLo-SD with one setting changed at a time, beside serial decoding and the bare draft.
 
-    Where the base states no `tau`, each pool and up-sampler gets the one that rejects the same share of tokens: at the
-    same `tau` a larger pool would only reject less.
+    Where the base states no `tau`, each pool, up-sampler and rate of entropy gets the one that rejects the same share
+    of tokens: at the same `tau` a larger pool would only reject less.
 
     Args:
         engine, prompts: see `measure`.
@@ -141,12 +154,12 @@ def bench_ablations(
     open_tau = given.tau is None
     start = (replace(given, tau=0.0) if open_tau else given).resolve(engine.family)
     plan = plan_ablations(engine.family, start, only)
-    taus: dict[tuple[str, int], float] = {}
+    taus: dict[tuple[str | None, int, float], float] = {}
 
     def with_tau(decoder: MuloSD) -> MuloSD:
         if not open_tau:
             return decoder
-        key = (decoder.upsampler, decoder.pool or 1)
+        key = (decoder.upsampler, decoder.pool or 1, decoder.entropy_tau)
         if key not in taus:
             taus[key] = calibrate(
                 engine,
@@ -156,6 +169,7 @@ def bench_ablations(
                 pool=key[1],
                 radius=decoder.radius or 0,
                 upsampler=key[0],
+                entropy_tau=key[2],
                 seed=CALIBRATION_SEED,
             ).tau
         return replace(decoder, tau=taus[key])
