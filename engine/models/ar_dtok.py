@@ -19,12 +19,17 @@ from .linear import Linear
 PREFIXES = (729, 169, 81)
 
 
+IMAGE_POSITIONS = ("slot", "first")
+
+
 @dataclass(frozen=True)
 class ARDTokConfig:
     """Sizes of an AR de-tokenizer.
 
     `positions` rows of absolute embeddings serve a prefix of any length T with `positions - T + 1` image tokens;
-    `cond_len` is the prefix that the engine feeds.
+    `cond_len` is the prefix that the engine feeds. `image_positions` says which row an image token gets: that of its
+    slot, as in training and in the public `sample()`, or "first", row 0 for each, which is what the public class does
+    when it is stepped one token at a time outside of its `sampling()` context. Trained weights want the former.
     """
 
     vocab_size: int
@@ -37,9 +42,14 @@ class ARDTokConfig:
     grids: tuple[int, ...] = ()
     cond_dim: int = 1152
     norm_eps: float = 1e-5
+    image_positions: str = "slot"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grids", tuple(self.grids))
+        if self.image_positions not in IMAGE_POSITIONS:
+            raise ValueError(
+                f"image_positions must be one of {', '.join(IMAGE_POSITIONS)}, got {self.image_positions!r}"
+            )
         if self.n_heads < 1 or self.dim % self.n_heads:
             raise ValueError(f"{self.n_heads} heads do not divide {self.dim} dimensions")
         for grid in self.grids:
@@ -94,5 +104,7 @@ class ARDTok(ARModel):
                 f"a prefix of {begin} and a {grid}x{grid} grid need {begin + grid * grid - 1} positions, "
                 f"this model has {len(self.abs_pe)}"
             )
+        if self.config.image_positions == "first":
+            return self.abs_pe[:1].expand(grid * grid, -1)
         # The last image token has no row: nothing ever reads what is computed for it.
         return rows if len(rows) == grid * grid else torch.cat([rows, rows[-1:]])

@@ -39,6 +39,11 @@ class Golden:
     arrays: dict[str, Tensor]
 
     @property
+    def image_positions(self) -> str:
+        """How the reference was stepped, see golden/README.md."""
+        return "first" if "abs_pe" in self.state else "slot"
+
+    @property
     def condition(self) -> Tensor:
         return self.arrays["cond_label" if "cond_label" in self.arrays else "cond_features"]
 
@@ -46,10 +51,6 @@ class Golden:
 def load_golden(name: str) -> Golden:
     described = json.loads((GOLDEN / f"{name}.json").read_text())
     state = {k: golden_tensor(k, tuple(s), described["seed"]) for k, s in described["shapes"].items()}
-    if "abs_pe" in state:
-        # See golden/README.md: the values were taken with row 0 for every image token.
-        prefix = described["args"]["cls_token_num"]
-        state["abs_pe"][:, prefix:] = state["abs_pe"][:, :1]
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = {k: torch.from_numpy(file[k]) for k in file.files}
     return Golden(name, state, described.get("args", {}), arrays)

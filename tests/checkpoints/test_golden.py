@@ -42,7 +42,8 @@ def test_logits_from_every_container(golden: Golden, container: str, tmp_path: P
     path = tmp_path / "released.pt"
     torch.save(CONTAINERS[container](golden.state, golden.args), path)
     # The head count is in Tar's arguments; elsewhere it is in no tensor, and these sizes were never released.
-    model = load_ar(path) if container == "tar" else load_ar(path, heads=2)
+    heads = None if container == "tar" else 2
+    model = load_ar(path, heads=heads, image_positions=golden.image_positions)
     assert difference(model, golden) <= TOLERANCE
 
 
@@ -77,7 +78,7 @@ def greedy(model: ARModel, golden: Golden, collapse: bool) -> Tensor:
 def test_greedy_tokens_of_the_engine(golden: Golden, collapse: bool, tmp_path: Path) -> None:
     path = tmp_path / "released.pt"
     torch.save({"model": golden.state}, path)
-    model = load_ar(path, heads=2)
+    model = load_ar(path, heads=2, image_positions=golden.image_positions)
     if collapse and not model.zero_prefix:
         with pytest.raises(ValueError, match="cannot be collapsed"):
             KVCache(model, 8, collapse=True)
@@ -104,6 +105,11 @@ def test_tar_positions_go_on_behind_the_prefix(tmp_path: Path) -> None:
     by_hand = load_ar(tmp_path / "b.pt", heads=2)
     a, b = (logits(m, golden.condition, tokens) for m in (model, by_hand))
     assert torch.allclose(a, b, atol=1e-4)
+    # Trained weights want the rows of the slots: that is what a file gets unless it is asked otherwise.
+    first = load_ar(tmp_path / "a.pt", heads=2, image_positions="first")
+    assert float((logits(first, golden.condition, tokens) - a).abs().max()) > 0.1
+    with pytest.raises(ValueError, match="image_positions must be one of slot, first"):
+        load_ar(tmp_path / "a.pt", heads=2, image_positions="last")
     with pytest.raises(ValueError, match="this model has 232"):
         logits(model, torch.randn(1, 230, 1152), tokens)
 

@@ -56,7 +56,12 @@ METADATA = "mulosd.ar"
 
 
 def load_ar(
-    path: str | Path, *, heads: int | None = None, dtype: torch.dtype = torch.float32, grid: int | None = None
+    path: str | Path,
+    *,
+    heads: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    grid: int | None = None,
+    image_positions: str = "slot",
 ) -> ARModel:
     """An AR model of LlamaGen or Tar, frozen, on the CPU.
 
@@ -65,6 +70,8 @@ def load_ar(
         heads: attention heads, where the sizes are not those of a released model.
         dtype: of the weights.
         grid: which model of a folder, by its token side; None is the largest.
+        image_positions: of a released file of Tar, see `ARDTokConfig`; "first" reproduces values that were taken by
+            stepping the public class outside of its `sample()`.
 
     Raises:
         ValueError: the file is none of these, is damaged or asks for code to be run, heads are needed, or tensors are
@@ -81,6 +88,10 @@ def load_ar(
         values = json.loads(checkpoint.metadata[METADATA])
         return assemble(values.pop("kind"), values, checkpoint.tensors, file, dtype)
     kind, values, tensors = translate(checkpoint, heads)
+    if image_positions != "slot":
+        if kind != "ar-dtok":
+            raise ValueError(f"image_positions={image_positions!r} is for Tar's models, {file} holds another ({kind})")
+        values["image_positions"] = image_positions
     return assemble(kind, values, tensors, file, dtype)
 
 
