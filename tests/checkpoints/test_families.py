@@ -167,6 +167,22 @@ def test_round_trip_keeps_the_logits(folders: dict[str, Path], files: Any, dtype
         assert {p.dtype for p in released.parameters()} == {dtype}
 
 
+def test_fewer_tokens_than_a_grid(folders: dict[str, Path], files: Any) -> None:
+    tokens = torch.randint(64, (1, 16), generator=torch.Generator().manual_seed(3))
+    ids = torch.tensor([3])
+    whole = logits(load_ar(folders["class"]), ids, torch.cat([tokens, torch.zeros(1, 48, dtype=torch.int64)], dim=1))
+    # A converted model knows its grid: 16 tokens are two rows of it. A released file does not.
+    assert torch.allclose(logits(load_ar(folders["class"]), ids, tokens), whole[:, :16], atol=1e-5)
+    released = load_ar(files["c2i_8.pt"], heads=2)
+    assert torch.allclose(logits(released, ids, tokens, grid=8), whole[:, :16], atol=1e-5)
+    assert not torch.allclose(logits(released, ids, tokens), whole[:, :16], atol=1e-2)
+    for wrong in (tokens[:, :15], tokens[0]):
+        with pytest.raises(ValueError, match="fill a square grid"):
+            logits(released, ids, wrong)
+    with pytest.raises(ValueError, match=r"class ids int64 \[B\] = \[1\]"):
+        logits(released, torch.zeros(1, 120, 2048), tokens)
+
+
 def test_weights_are_stored_narrower_where_asked(files: Any, tmp_path: Path) -> None:
     made = convert_llamagen(files["c2i_8.pt"], files["vq.pt"], tmp_path / "half", heads=2, dtype=torch.bfloat16)
     whole = load_ar(files["c2i_8.pt"], heads=2).state_dict()

@@ -11,6 +11,7 @@ from torch import Tensor
 from mulosd.engine.cache import KVCache
 from mulosd.engine.collapse import run_prefix
 from mulosd.engine.lane import Lane
+from mulosd.engine.models.ar_dtok import ARDTok, ARDTokConfig
 from mulosd.engine.models.ar_model import ARModel
 from mulosd.engine.models.linear import Linear
 from mulosd.engine.models.llamagen import LlamaGen, LlamaGenConfig
@@ -108,3 +109,34 @@ def test_models_are_told_apart_by_what_they_need() -> None:
     with pytest.raises(ValueError, match="condition must be one of class, caption"):
         LlamaGenConfig("clip", 40, 64, 2, 2, 48)
     assert isinstance(model(2, 64), ARModel)
+
+
+SIZES = {
+    "B": (12, 12, 768, 2048, 110.9, 112.5),
+    "L": (24, 16, 1024, 2816, 342.9, 345.3),
+    "XL": (36, 20, 1280, 3584, 774.7, 777.9),
+    "XXL": (48, 24, 1536, 4096, 1411, 1415),
+    "XXXL": (48, 40, 2560, 6912, 3893, 3902),
+    "1B": (22, 32, 2048, 5632, 1200, 1206),
+    "3B": (24, 32, 3200, 8704, 3097, 3110),
+    "7B": (32, 32, 4096, 11008, 6615, 6636),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_of_the_released_sizes(name: str) -> None:
+    """Millions of parameters, counted on instances of the reference class."""
+    layers, heads, dim, ffn, by_class, by_caption = SIZES[name]
+    for condition, length, wanted in (("class", 1, by_class), ("caption", 120, by_caption)):
+        with torch.device("meta"):
+            made = LlamaGen(LlamaGenConfig(condition, 16384, dim, layers, heads, ffn, (), length))
+        count = sum(t.numel() for t in made.state_dict().values()) / 1e6
+        assert abs(count - wanted) < (0.06 if wanted < 1000 else 0.6)
+
+
+def test_parameters_of_tars_ar_models() -> None:
+    for grid, wanted in ((16, 654.2), (32, 655.2), (64, 659.2)):
+        with torch.device("meta"):
+            made = ARDTok(ARDTokConfig(16384, 1280, 30, 20, 3584, 728 + grid * grid, 729, (grid,)))
+        assert abs(sum(t.numel() for t in made.state_dict().values()) / 1e6 - wanted) < 0.06
+        assert KVCache.bytes_per_row(made.to(torch.bfloat16), grid) == (729 + grid * grid) * 2 * 30 * 1280 * 2

@@ -265,7 +265,8 @@ def logits(
             unconditional branch.
         tokens: int64 [B, N], image tokens in raster order.
         prefix_mask: [B, T], prefix slots that may be seen (true or not 0); None is all.
-        grid: side of the token grid; None when the tokens fill it (N is its square).
+        grid: side of the token grid; None is the model's own where it is known (converted models, Tar), otherwise the
+            tokens fill the grid: N is its square.
 
     Returns:
         float32 [B, N, V], logits of image token i given the tokens before i.
@@ -274,10 +275,13 @@ def logits(
         ValueError: shapes do not fit the model.
     """
     c = model.config
+    if grid is None and len(c.grids) == 1:
+        grid = c.grids[0]
     side = math.isqrt(tokens.shape[-1]) if grid is None else grid
     if tokens.dim() != 2 or (grid is None and side * side != tokens.shape[1]) or tokens.shape[1] > side * side:
         raise ValueError(
-            f"tokens must be [B, N] and fill a square grid, or grid= must say its side; got {tokens.shape}"
+            f"tokens must be [B, N] and fill a square grid, or fit into one whose side grid= says (now {grid}); "
+            f"got {list(tokens.shape)}"
         )
     if isinstance(c, LlamaGenConfig) and c.condition == "class":
         null = torch.full((len(tokens),), c.n_classes)
