@@ -21,6 +21,7 @@ from mulosd.train.eagle import EagleTask
 from mulosd.train.loop import LoopConfig
 from mulosd.train.sources import FolderSource
 from mulosd.train.stages import attach, averaged, build_task, export, run_stage
+from mulosd.train.token_pool import TokenPool
 from mulosd.train.upsampler import ResamplerTask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -257,3 +258,33 @@ def test_a_folder_of_images_is_a_source(tmp_path: Path) -> None:
     assert not set(held.paths) & set(FolderSource(tmp_path, share=0.3).paths)
     with pytest.raises(ValueError, match="not a folder"):
         FolderSource(tmp_path / "none")
+
+
+def test_a_pool_encodes_each_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = random_family(grids=(4, 8))
+    source = FamilyConfig.load(SMOKE).source()
+    encoded = []
+    encode = family.tokenizer.encode
+    monkeypatch.setattr(family.tokenizer, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    cpu = torch.device("cpu")
+    pool = TokenPool(source, family.tokenizer, 3)
+    drawn = [pool.draw(np.random.default_rng(i), (4, 8), 5, cpu) for i in range(6)]
+    assert {n for d in drawn for n in d.numbers} == {0, 1, 2} and sum(encoded) == 2 * 3
+    for d in drawn:
+        for grid in (4, 8):
+            again = pool.pictures(d, grid, cpu)
+            assert torch.equal(encode(again).flatten(1), d.tokens[grid])
+    assert (
+        len(
+            {
+                d
+                for i in range(4)
+                for d in TokenPool(source, family.tokenizer).draw(np.random.default_rng(i), (4,), 4, cpu).numbers
+            }
+        )
+        == 16
+    )
+    other = TokenPool(source, family.tokenizer, 3).draw(np.random.default_rng(0), (4, 8), 5, cpu)
+    assert other.captions == drawn[0].captions and torch.equal(other.tokens[8], drawn[0].tokens[8])
+    with pytest.raises(ValueError, match="pool"):
+        TokenPool(source, family.tokenizer, -1)

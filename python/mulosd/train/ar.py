@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from ..engine.models.tokenizer import Tokenizer
 from ..engine.models.transformer import Transformer, TransformerConfig
 from .loop import Task
 from .sources import ImageSource
+from .token_pool import TokenPool
 
 
 @dataclass(frozen=True)
@@ -29,30 +29,6 @@ class Phase:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Phase:
         return cls(**values)
-
-
-def tokens_of(tokenizer: ImageTokenizer, pictures: list[np.ndarray[Any, Any]], device: torch.device) -> Tensor:
-    """Tokens [B, grid*grid] of uint8 pictures [S, S, 3]."""
-    image = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    # In float32 even inside bf16 training: rounding would give other tokens than generation and evaluation see.
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        return tokenizer.encode(image.contiguous(memory_format=torch.channels_last)).flatten(1)
-
-
-def captioned_tokens(
-    source: ImageSource,
-    vocabulary: Vocabulary,
-    length: int,
-    tokenizer: Tokenizer,
-    rng: np.random.Generator,
-    grid: int,
-    count: int,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Prompt ids [count, length] and tokens [count, grid*grid] of random captioned pictures."""
-    drawn = [source.captioned(rng, (grid * tokenizer.config.patch,)) for _ in range(count)]
-    ids = torch.tensor([vocabulary.encode(caption, length) for caption, _ in drawn], device=device)
-    return ids, tokens_of(tokenizer, [pictures[0] for _, pictures in drawn], device)
 
 
 class ARTask(Task):
@@ -71,13 +47,15 @@ class ARTask(Task):
         token_noise: float = 0.02,
         entropy_weight: float = 0.0,
         text_only: bool = False,
+        pool: int = 0,
     ) -> None:
         self.text, self.ar = TextEncoder(text), Transformer(model)
         self.module = nn.ModuleDict({"text": self.text, "ar": self.ar})
         if text_only:
             self.ar.requires_grad_(False)
-        self.vocabulary, self.source, self.phases = vocabulary, source, phases
+        self.vocabulary, self.phases = vocabulary, phases
         self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.pool = TokenPool(source, tokenizer, pool)
         self.cond_dropout, self.token_noise = cond_dropout, token_noise
         self.entropy_weight = entropy_weight
         self.figures: dict[int, float] = {}
@@ -98,7 +76,9 @@ class ARTask(Task):
         grid = int(rng.choice(grids, p=share / share.sum()))
         self.tokenizer.to(device)
         length, count = self.text.config.length, phase.batch[grid]
-        ids, tokens = captioned_tokens(self.source, self.vocabulary, length, self.tokenizer, rng, grid, count, device)
+        drawn = self.pool.draw(rng, (grid,), count, device)
+        tokens = drawn.tokens[grid]
+        ids = torch.tensor([self.vocabulary.encode(c, length) for c in drawn.captions], device=device)
         null = torch.from_numpy(rng.random(len(ids)) < self.cond_dropout).to(device)
         ids = torch.where(null[:, None], torch.tensor(self.vocabulary.null(ids.shape[1]), device=device), ids)
         noisy = torch.from_numpy(rng.random(tuple(tokens.shape)) < self.token_noise).to(device)

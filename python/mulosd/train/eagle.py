@@ -10,9 +10,9 @@ from torch import Tensor
 from ..engine.models.eagle import EagleDrafter
 from ..engine.models.text import TextEncoder, Vocabulary
 from ..engine.models.tokenizer import Tokenizer
-from .ar import captioned_tokens
 from .loop import Task
 from .sources import ImageSource
+from .token_pool import TokenPool
 
 
 class EagleTask(Task):
@@ -50,7 +50,8 @@ class EagleTask(Task):
         self.target, self.text, self.tokenizer = drafter.target, text, tokenizer
         for module in (self.target, text, tokenizer):
             module.eval().requires_grad_(False)
-        self.vocabulary, self.source, self.counts = vocabulary, source, batch
+        self.vocabulary, self.counts = vocabulary, batch
+        self.tokens = TokenPool(source, tokenizer)
         self.cond_dropout, self.feature_noise = cond_dropout, feature_noise
         self.regression, self.classification = regression, classification
         self.size = pool
@@ -58,13 +59,16 @@ class EagleTask(Task):
 
     def pictures(self, grid: int, numbers: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Condition features, tokens [B, grid*grid] and the target's features [B, grid*grid - 1, dim] of pictures."""
-        target, text, tokenizer = self.target.to(device), self.text.to(device), self.tokenizer.to(device)
+        target, text = self.target.to(device), self.text.to(device)
+        self.tokenizer.to(device)
         length = text.config.length
         for number in numbers:
             if (grid, number) in self.pool:
                 continue
             rng = np.random.default_rng([grid, number])
-            ids, tokens = captioned_tokens(self.source, self.vocabulary, length, tokenizer, rng, grid, 1, device)
+            drawn = self.tokens.draw(rng, (grid,), 1, device)
+            tokens = drawn.tokens[grid]
+            ids = torch.tensor([self.vocabulary.encode(drawn.captions[0], length)], device=device)
             if rng.random() < self.cond_dropout:
                 ids = torch.tensor([self.vocabulary.null(length)], device=device)
             cond = text(ids)

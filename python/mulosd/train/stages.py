@@ -150,6 +150,7 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
         token_noise=options.get("token_noise", 0.0),
         entropy_weight=options.get("entropy_weight", 0.0),
         text_only=stage == "text",
+        pool=options.get("pool", 0),
     )
     if stage == "text":
         task.module.load_state_dict(averaged(run, "ar"))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
-from .ar import tokens_of
 from .critic import Critic
 from .loop import Task
 from .perceptual import perceptual_distance
 from .sources import ImageSource
+from .token_pool import TokenPool
 
 
 class ResamplerTask(Task):
@@ -40,12 +40,14 @@ class ResamplerTask(Task):
         adversarial: float = 0.0,
         temperature: float = 0.05,
         token_noise: float = 0.02,
+        pool: int = 0,
     ) -> None:
         self.resamplers = {p.name: LatentResampler(p) for p in pairs}
         self.module = nn.ModuleDict(self.resamplers)
         self.tokenizer = tokenizer
         self._frozen = cast("nn.Module", tokenizer).eval().requires_grad_(False)
-        self.pairs, self.source, self.size = pairs, source, batch
+        self.pool = TokenPool(source, tokenizer, pool)
+        self.pairs, self.size = pairs, batch
         self.cross_entropy, self.commitment, self.pixel = cross_entropy, commitment, pixel
         self.perceptual, self.adversarial = perceptual, adversarial
         self.critic = Critic() if adversarial > 0 else None
@@ -54,16 +56,11 @@ class ResamplerTask(Task):
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         grids = tuple(sorted({g for p in self.pairs for g in (p.source, p.target)}))
         self._frozen.to(device)
-        patch, codebook = self.tokenizer.config.patch, self.tokenizer.codebook
-        drawn = [self.source.captioned(rng, tuple(g * patch for g in grids))[1] for _ in range(self.size)]
-        tokens = {
-            g: tokens_of(self.tokenizer, [d[i] for d in drawn], device).view(self.size, g, g)
-            for i, g in enumerate(grids)
-        }
-        pictures = {
-            g: torch.from_numpy(np.stack([d[i] for d in drawn])).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            for i, g in enumerate(grids)
-        }
+        codebook = self.tokenizer.codebook
+        drawn = self.pool.draw(rng, grids, self.size, device)
+        tokens = {g: t.view(self.size, g, g) for g, t in drawn.tokens.items()}
+        in_pixels = self.pixel > 0 or self.perceptual > 0 or self.critic is not None
+        pictures = {g: self.pool.pictures(drawn, g, device) for g in {p.target for p in self.pairs} if in_pixels}
         total = torch.zeros((), device=device)
         figures = {}
         for pair in self.pairs:
@@ -79,7 +76,7 @@ class ResamplerTask(Task):
             with torch.no_grad():
                 self.resamplers[pair.name].counts += torch.bincount(wanted.flatten(), minlength=len(codebook))
                 predicted = self.resamplers[pair.name].pick(z.detach(), codebook)
-            if self.pixel > 0 or self.perceptual > 0 or self.critic is not None:
+            if in_pixels:
                 out, real = self.tokenizer.decode_latents(z + (codebook[predicted] - z).detach()), pictures[pair.target]
                 loss = loss + self.pixel * ((out - real) ** 2).mean()
                 if self.perceptual > 0:
