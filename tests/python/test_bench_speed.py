@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mulosd.bench.architectures import ARCHITECTURES, random_weights
 from mulosd.bench.metered import Metered
 from mulosd.bench.planted import Planted
 from mulosd.bench.static_loops import CompiledLoop, ReferenceLoop, StaticLoop
-from mulosd.bench.synthetic import bench_synthetic, run_alone
+from mulosd.bench.synthetic import bench_synthetic, conditions, run_alone
 from mulosd.bench.throughput import Cell, bench_throughput, closed_loop
 from mulosd.engine.decoding import MuloSD, Serial, ZipAR
 from mulosd.engine.engine import Engine
@@ -125,17 +126,46 @@ def test_work_of_a_forward_by_counting(engine: Engine) -> None:
     assert metered.works[-1] == last, "the last forward feeds the token before the last"
 
 
-@pytest.mark.parametrize(("name", "millions"), [("llamagen-b", 112.5), ("tiny", 5.3)], ids=["llamagen-b", "tiny"])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("llamagen-b", 112.5), ("llamagen-xl", 775), ("ar-dtok-512", 655), ("tiny", 5.4)],
+)
 def test_architectures_have_the_published_sizes(name: str, millions: float) -> None:
     with torch.device("meta"):
         family = random_weights(name, device="meta")
-    c = family.ar.config
-    blocks = sum(p.numel() for p in family.ar.blocks.parameters()) + family.ar.output.weight.numel()
-    embedding = family.ar.tok_embeddings.weight.numel()
-    # Published counts hold a caption projection of 2048 x dim + dim x dim in place of ours, and no learned positions.
-    theirs = blocks + embedding + (2048 + c.dim) * c.dim * (name != "tiny")
-    assert theirs / 1e6 == pytest.approx(millions, rel=0.02 if name != "tiny" else 0.2)
+    assert family.parameters()["ar"] / 1e6 == pytest.approx(millions, rel=0.02)
     assert family.grids == tuple(ARCHITECTURES[name].grid // r for r in (4, 2, 1))
+
+
+@pytest.mark.parametrize("arch", ["llamagen-b", "ar-dtok-512"])
+def test_static_loops_know_every_kind_of_model(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(ARCHITECTURES[arch], layers=2, heads=2, ffn=64, cond_len=5, cond_dim=16, vocab=50)
+    monkeypatch.setitem(ARCHITECTURES, arch, small)
+    engine = Engine(random_weights(arch, 8))
+    params = SAMPLINGS[1]
+    given = conditions(engine, params.guided).clone()
+    request = Request(engine.family, given, 0, params)
+    expected = run_alone(engine, request, Serial().resolve(engine.family)).tokens.flatten()
+    assert len(expected.unique()) > 1
+    assert torch.equal(ReferenceLoop(engine.family.ar, 8, given, params).generate(0), expected)
+
+
+def test_a_collapsed_prefix_is_timed_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arch in ("llamagen-b", "ar-dtok-512"):
+        small = replace(ARCHITECTURES[arch], layers=1, heads=1, ffn=64, cond_len=5, cond_dim=16, vocab=50)
+        monkeypatch.setitem(ARCHITECTURES, arch, small)
+    options: dict[str, Any] = {
+        "grid": 4,
+        "decoders": ["serial"],
+        "images": 1,
+        "bandwidth": 1e9,
+        "collapse_prefix": True,
+    }
+    eager, serial = bench_synthetic("llamagen-b", baselines=["eager"], **options)["rows"]
+    assert eager["forwards"] == {"prefill": 1, "serial": 15} and serial["forwards"] == {"serial": 15}
+    assert serial["floor"]["seconds"] < eager["floor"]["seconds"]
+    with pytest.raises(ValueError, match="collapse_prefix"):
+        bench_synthetic("ar-dtok-512", baselines=[], **options)
 
 
 def test_synthetic_rows_are_marked_and_compared() -> None:

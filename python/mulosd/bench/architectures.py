@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..engine.family import Family
+    from ..engine.models.ar_model import ARModel
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of an AR model and of the images that it makes; the width of a head is 64.
+    """Kind and sizes of an AR model, and of the images that it makes; the width of a head is 64.
 
     Source: the public configurations of LlamaGen (arXiv 2406.06525) and of Tar's AR de-tokenizers (arXiv 2506.18898),
     with the condition of their text-to-image models.
     """
 
+    kind: str
     layers: int
     heads: int
     ffn: int
@@ -24,21 +26,34 @@ class Architecture:
     cond_dim: int
     grid: int
     vocab: int = 16384
-    global_cond: bool = False
 
     @property
     def dim(self) -> int:
         return 64 * self.heads
 
+    def model(self, grids: tuple[int, ...]) -> ARModel:
+        """An untrained model that serves these grids."""
+        from ..engine.models.ar_dtok import ARDTok, ARDTokConfig
+        from ..engine.models.llamagen import LlamaGen, LlamaGenConfig
+        from ..engine.models.transformer import Transformer, TransformerConfig
+
+        sizes = (self.vocab, self.dim, self.layers, self.heads, self.ffn)
+        if self.kind == "llamagen":
+            return LlamaGen(LlamaGenConfig("caption", *sizes, grids, self.cond_len, cond_dim=self.cond_dim))
+        if self.kind == "ar-dtok":
+            positions = self.cond_len + max(grids) ** 2 - 1
+            return ARDTok(ARDTokConfig(*sizes, positions, self.cond_len, grids, self.cond_dim))
+        return Transformer(TransformerConfig(*sizes, self.cond_len, self.cond_dim, grids, global_cond=True))
+
 
 ARCHITECTURES = {
     # The bundled family's.
-    "tiny": Architecture(5, 4, 768, 12, 256, 16, 512, global_cond=True),
-    "llamagen-b": Architecture(12, 12, 2048, 120, 2048, 32),
-    "llamagen-l": Architecture(24, 16, 2816, 120, 2048, 32),
-    "llamagen-xl": Architecture(36, 20, 3584, 120, 2048, 32),
-    "ar-dtok-512": Architecture(30, 20, 3584, 729, 1152, 32),
-    "ar-dtok-1024": Architecture(30, 20, 3584, 729, 1152, 64),
+    "tiny": Architecture("bundled", 5, 4, 768, 12, 256, 16, 512),
+    "llamagen-b": Architecture("llamagen", 12, 12, 2048, 120, 2048, 32),
+    "llamagen-l": Architecture("llamagen", 24, 16, 2816, 120, 2048, 32),
+    "llamagen-xl": Architecture("llamagen", 36, 20, 3584, 120, 2048, 32),
+    "ar-dtok-512": Architecture("ar-dtok", 30, 20, 3584, 729, 1152, 32),
+    "ar-dtok-1024": Architecture("ar-dtok", 30, 20, 3584, 729, 1152, 64),
 }
 RATIOS = (2, 4)
 
@@ -70,7 +85,6 @@ def random_weights(name: str, grid: int | None = None, device: str = "cpu", seed
     from ..engine.family import Family
     from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
     from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
-    from ..engine.models.transformer import Transformer, TransformerConfig
     from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 
     grids = (side // 4, side // 2, side)
@@ -80,11 +94,7 @@ def random_weights(name: str, grid: int | None = None, device: str = "cpu", seed
         vocabulary = Vocabulary({"picture": 3})
         # No layers: what a prompt's encoder costs is no part of the measurement.
         text = TextEncoder(TextEncoderConfig(vocabulary.size, a.cond_len, a.cond_dim, n_layers=0))
-        ar = Transformer(
-            TransformerConfig(
-                a.vocab, a.dim, a.layers, a.heads, a.ffn, a.cond_len, a.cond_dim, grids, global_cond=a.global_cond
-            )
-        )
+        ar = a.model(grids)
         tokenizer = Tokenizer(TokenizerConfig(a.vocab, channels=(32, 64, 128, 128)))
         pairs = [(small, large) for small in grids for large in grids if small < large]
         resamplers = {pair: LatentResampler(ResamplerConfig(*pair, 8, channels=256)) for pair in pairs}

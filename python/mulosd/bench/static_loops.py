@@ -19,8 +19,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
-    from ..engine.models.transformer import Transformer
+    from ..engine.models.ar_model import ARModel
     from ..engine.sampling import SamplingParams
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotary embedding of x [B, Q, H, D] by a table [Q, D/2, 2] of cosines and sines, in float32."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    (a, b), (cos, sin) = pairs.unbind(-1), table[:, None].unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
 
 
 class StaticLoop(nn.Module):
@@ -34,12 +41,12 @@ class StaticLoop(nn.Module):
     """
 
     mask: Tensor
-    table: Tensor
-    positions: Tensor
+    table: Tensor | None
+    positions: Tensor | None
     k: Tensor
     v: Tensor
 
-    def __init__(self, model: Transformer, grid: int, features: Tensor, sampling: SamplingParams) -> None:
+    def __init__(self, model: ARModel, grid: int, features: Tensor, sampling: SamplingParams) -> None:
         super().__init__()
         c, device, dtype = model.config, features.device, model.output.weight.dtype
         self.model, self.size, self.cond_len, self.sampling = model, grid * grid, c.cond_len, sampling
@@ -51,9 +58,10 @@ class StaticLoop(nn.Module):
         self.register_buffer("v", torch.zeros(shape, device=device, dtype=dtype))
         self.register_buffer("mask", torch.ones(length, length, dtype=torch.bool, device=device).tril())
         self.register_buffer("table", model.rotary(grid))
-        everywhere = model.embed_global(features)
-        added = model.position_embedding(grid)[:, None]
-        self.register_buffer("positions", added if everywhere is None else added + everywhere[:, 0])
+        position, everywhere = model.position_embedding(grid), model.embed_global(features)
+        added = [] if position is None else [position[:, None]]
+        added += [] if everywhere is None else [everywhere[:, 0].expand(self.size, -1, -1)]
+        self.register_buffer("positions", sum(added[1:], added[0]) if added else None)
 
     @torch.inference_mode()
     def generate(self, seed: int) -> Tensor:
@@ -73,7 +81,9 @@ class StaticLoop(nn.Module):
 
     def step(self, token: Tensor, slot: Tensor) -> Tensor:
         """Feed a token [1] at its slot [1]; returns the next one [1]."""
-        x = self.model.tok_embeddings(token) + self.positions[slot - self.cond_len]
+        x = self.model.tok_embeddings(token)[:, None]
+        if self.positions is not None:
+            x = x + self.positions[slot - self.cond_len]
         return self.draw(self.logits(x.transpose(0, 1).expand(len(self.features), -1, -1), slot)[:, -1])
 
     def logits(self, x: Tensor, slots: Tensor) -> Tensor:
@@ -88,7 +98,8 @@ class StaticLoop(nn.Module):
             -1, (3, block.n_heads, block.head_dim)
         )
         q, k, v = qkv.unbind(2)
-        q, k = self.rotate(q, slots), self.rotate(k, slots)
+        if self.table is not None:
+            q, k = rotate(q, self.table[slots]), rotate(k, self.table[slots])
         self.k[layer][:, :, slots] = k.transpose(1, 2)
         self.v[layer][:, :, slots] = v.transpose(1, 2)
         seen = self.mask[slots][None, None]
@@ -96,12 +107,6 @@ class StaticLoop(nn.Module):
             o = F.scaled_dot_product_attention(q.transpose(1, 2), self.k[layer], self.v[layer], attn_mask=seen)
         x = x + F.linear(o.transpose(1, 2).flatten(-2), block.wo.weight)
         return x + self.feed_forward(block, self.norm(block.ffn_norm, x))
-
-    def rotate(self, x: Tensor, slots: Tensor) -> Tensor:
-        """Rotary embedding of x [B, Q, H, D], in float32."""
-        pairs, table = x.float().unflatten(-1, (-1, 2)), self.table[slots][:, None]
-        (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
-        return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
 
     def attention(self) -> AbstractContextManager[object]:
         return nullcontext()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .architectures import ARCHITECTURES, RATIOS, random_weights
 from .floors import Work
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..engine.decoding.base import Decoder
     from ..engine.engine import Engine
-    from ..engine.models.transformer import Transformer
 
 BASELINES = ("eager", "compiled")
 PROMPT = "picture"
@@ -42,6 +41,7 @@ class Contestant:
     rejection: float | None = None
     coverage: float | None = None
     seconds: list[float] = field(default_factory=list)
+    peak: int | None = None
 
 
 def default_decoders(grid: int, scale: int | None = None) -> list[str]:
@@ -66,6 +66,7 @@ def bench_synthetic(
     dtype: str = "float32",
     device: str = "cpu",
     images: int = 3,
+    collapse_prefix: bool = False,
     bandwidth: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -83,12 +84,13 @@ def bench_synthetic(
         cfg_scale, top_k: sampling; top_k is cut to the vocabulary.
         dtype, device: of the model.
         images: timed images of each, behind one that warms up.
+        collapse_prefix: of `SchedulerConfig`; the loops keep the whole prefix.
         bandwidth: of memory, bytes a second; None measures that of a copy.
         seed: of the first image.
         progress: called with (what, done, total).
 
     Returns:
-        A report of plain values; `synthetic` is true in it and in every row.
+        A report of plain values; `synthetic` is true in it and in every row. `peak_memory` is in bytes and of a GPU.
 
     Raises:
         ValueError: an unknown name, or a number out of range.
@@ -110,6 +112,7 @@ def bench_synthetic(
     from ..engine.decoding.spec import parse
     from ..engine.engine import Engine
     from ..engine.sampling import SamplingParams
+    from ..engine.scheduler import SchedulerConfig
     from ..eval.machine import commit, device_name, versions
     from .planted import Planted
 
@@ -121,18 +124,22 @@ def bench_synthetic(
             decoder = Planted.of(replace(decoder, radius=radius if decoder.radius is None else decoder.radius), accept)
         chosen.append(decoder)
     family = random_weights(arch, grid, device if device == "cpu" or torch.cuda.is_available() else "cpu", seed)
-    engine = Engine(family, device=device, dtype=dtype)
+    engine = Engine(family, device=device, dtype=dtype, config=SchedulerConfig(collapse_prefix=collapse_prefix))
     vocab = family.ar.config.vocab_size
     sampling = SamplingParams(cfg_scale=cfg_scale, top_k=0 if top_k >= vocab else top_k)
     contestants = baseline_contestants(engine, baselines, sampling)
     contestants += [decoder_contestant(engine, decoder.resolve(family), sampling) for decoder in chosen]
+    on_gpu = torch.device(device).type == "cuda"
     total, done = (images + 1) * len(contestants), 0
     for run in range(images + 1):
         for one in contestants:
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
             begun = time.perf_counter()
             one.make(seed + run).cpu()
             if run:
                 one.seconds.append(time.perf_counter() - begun)
+                one.peak = torch.cuda.max_memory_allocated() if on_gpu else None
             done += 1
             if progress is not None:
                 progress("generating", done, total)
@@ -173,6 +180,7 @@ def describe(contestants: Sequence[Contestant], bandwidth: float) -> list[dict[s
                 "forwards": one.forwards,
                 "rejection": one.rejection,
                 "coverage": one.coverage,
+                "peak_memory": one.peak,
                 "milliseconds_per_forward": 1e3 * seconds["median"] / len(one.works),
                 "floor": {"seconds": floor, "share": floor / seconds["median"]},
                 "speedup": {
@@ -236,7 +244,7 @@ def baseline_contestants(engine: Engine, names: Sequence[str], sampling: Any) ->
     features = conditions(engine, sampling.guided).clone()
     found = []
     for name in names:
-        loop = kinds[name](cast("Transformer", family.ar), grid, features, sampling)
+        loop = kinds[name](family.ar, grid, features, sampling)
         works = [
             forward(
                 c.n_layers, c.dim, c.n_heads, c.head_dim, c.ffn_dim, c.vocab_size,

@@ -107,6 +107,9 @@ def synthetic(
     cfg_scale: Annotated[float, typer.Option(help="Guidance; 1 is off.")] = 4.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 1000,
     images: Annotated[int, typer.Option(help="Timed images of each, behind one that warms up.")] = 3,
+    collapse_prefix: Annotated[
+        bool, typer.Option("--collapse-prefix", help="One slot for the caption of LlamaGen models, instead of 120.")
+    ] = False,
     bandwidth: Annotated[
         float | None, typer.Option(help="GB/s of memory, for the floor.", show_default="that of a copy, measured")
     ] = None,
@@ -140,6 +143,7 @@ def synthetic(
             dtype=dtype.value,
             device=device,
             images=images,
+            collapse_prefix=collapse_prefix,
             bandwidth=None if bandwidth is None else 1e9 * bandwidth,
             seed=seed,
             progress=bar,
