@@ -16,6 +16,7 @@ from torch import Tensor
 from .cache import KVCache
 from .conditioning import Condition
 from .decoding import Decoder, MuloSD, Outcome
+from .dtypes import checked_dtype
 from .events import Failed, Finished, Preview
 from .family import Family
 from .request import Request
@@ -25,15 +26,6 @@ from .stats import GenerationStats, Progress, Recorder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A dtype by name; ValueError lists the names."""
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .lane import Lane
@@ -55,6 +56,8 @@ class Feed:
         tree: the tokens are nodes of a draft tree; `positions` may then repeat.
         features: for a feature drafter, [branches, n, dim], what came before each token.
         keep: return the features behind the wanted tokens too.
+        dtype: type of the layers' activations and weights for these tokens; None is the model's own. Keys and values
+            stay in the cache's.
     """
 
     lane: Lane
@@ -66,6 +69,12 @@ class Feed:
     tree: Tree | None = None
     features: Tensor | None = None
     keep: bool = False
+    dtype: torch.dtype | None = None
+
+    @property
+    def narrowed(self) -> torch.dtype | None:
+        """The type that differs from the cache's, if one was asked for."""
+        return None if self.dtype == self.lane.cache.k[0].dtype else self.dtype
 
     @property
     def count(self) -> int:

@@ -119,6 +119,9 @@ class Group:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write keys and values, then attend: q, k, v [rows * count, H, D] -> [rows * count, H, D]."""
         keys, values = self.cache.rows(self.first_row, self.rows)[layer]
+        narrowed, kept = q.dtype, keys.dtype
+        if narrowed != kept:
+            q, k, v = q.to(kept), k.to(kept), v.to(kept)
         shape = (self.rows, self.count, *q.shape[1:])
         q, k, v = q.view(shape), k.view(shape), v.view(shape)
         rotary = self.cache.rotary
@@ -133,7 +136,7 @@ class Group:
         )
         if self.extra is not None:
             o = weigh(o, lse, values[:, 0], self.extra)
-        return cast(Tensor, o).flatten(0, 1)
+        return cast(Tensor, o).flatten(0, 1).to(narrowed)
 
 
 def grouped(feeds: Sequence[Feed]) -> list[Group]:
@@ -164,9 +167,9 @@ def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:
         static: use steps of fixed shapes, which CUDA graphs replay; None is on a GPU only.
     """
     results: list[Result] = [Result(None, None)] * len(feeds)
-    by_model: dict[int, list[int]] = {}
+    by_model: dict[tuple[int, torch.dtype | None], list[int]] = {}
     for i, feed in enumerate(feeds):
-        by_model.setdefault(id(feed.lane.cache.model), []).append(i)
+        by_model.setdefault((id(feed.lane.cache.model), feed.narrowed), []).append(i)
     for indices in by_model.values():
         part = [feeds[i] for i in indices]
         step = static_step(part, static)
@@ -194,11 +197,13 @@ def static_step(feeds: Sequence[Feed], wanted: bool | None) -> StaticStep | None
 
 
 def forward(model: Model, feeds: Sequence[Feed]) -> list[Result]:
-    """One forward of one model over all tokens of the feeds."""
+    """One forward of one model over all tokens of the feeds, which are computed in the same type."""
     groups = grouped(feeds)
     sizes = [g.rows * g.count for g in groups]
     embedded = [g.embed(model) for g in groups]
     x = (embedded[0] if len(embedded) == 1 else torch.cat(embedded))[None]
+    if feeds[0].narrowed is not None:
+        x = x.to(feeds[0].narrowed)
     for layer, block in enumerate(model.blocks):
         q, k, v = (t[0] for t in block.qkv(x))
         if len(groups) == 1:

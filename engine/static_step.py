@@ -34,15 +34,15 @@ def bucket(count: int) -> int:
 def key_of(feeds: Sequence[Feed]) -> tuple[int, int, bool, bool] | None:
     """(tokens a row, keys, whether slots are masked, whether logits are wanted) of one step for all feeds.
 
-    None: no step of a fixed shape serves them, for they feed a prefix, a draft tree or its drafter, or lie in more than
-    one cache or bucket.
+    None: no step of a fixed shape serves them, for they feed a prefix, a draft tree or its drafter, are computed in a
+    type of their own, or lie in more than one cache or bucket.
     """
     cache = feeds[0].lane.cache
     count = bucket(feeds[0].count)
     if isinstance(cache.model, EagleDrafter):
         return None
     for feed in feeds:
-        if feed.tree is not None or feed.keep:
+        if feed.tree is not None or feed.keep or feed.narrowed is not None:
             return None
         if feed.tokens is None or feed.lane.cache is not cache or bucket(feed.count) != count:
             return None

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..dtypes import checked_dtype
 from ..events import Preview
 from ..family import Family
 from ..feed import Feed, Result
@@ -50,6 +51,8 @@ class MuloSD(Decoder):
         cascade: go through the grids between the drafter's and the target's, each verified and repaired.
         entropy_tau: lowers tau where the target is unsure, to `tau * exp(-entropy_tau * entropy in nats)`.
         entropy_radius: cells that the radius grows by for each nat of entropy at the rejected token; may be negative.
+        verify_dtype: "bfloat16" or "float16" computes the layers of the verify pass in that type, which is faster on
+            CPUs with such units; None is the engine's type. Steps of one token, keys and values stay as they are.
     """
 
     name: ClassVar[str] = "mulo"
@@ -67,6 +70,7 @@ class MuloSD(Decoder):
     cascade: bool = False
     entropy_tau: float = 0.0
     entropy_radius: float = 0.0
+    verify_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.upsampler is not None:
@@ -93,6 +97,8 @@ class MuloSD(Decoder):
             raise ValueError(f"entropy_tau must be 0 (a fixed tau) or more, got {self.entropy_tau}")
         if not math.isfinite(self.entropy_radius):
             raise ValueError(f"entropy_radius must be a finite number of cells a nat, got {self.entropy_radius}")
+        if self.verify_dtype is not None:
+            checked_dtype(self.verify_dtype)
         if self.cascade and self.rows_per_cycle is not None:
             raise ValueError("a cascade works in one shot: leave rows_per_cycle out")
 

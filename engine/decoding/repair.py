@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.expand_islands import expand_islands
+from ..dtypes import checked_dtype
 from ..feed import Feed, Result
 from ..lane import Lane
 from ..request import Request, Steps, logits_of, prefix
@@ -41,6 +42,7 @@ class Repair:
         self.tokens = torch.zeros(grid * grid, dtype=torch.int64, device=device)
         self.rejected = torch.zeros(grid, grid, dtype=torch.bool, device=device)
         self.resampled = torch.zeros_like(self.rejected)
+        self.dtype = None if decoder.verify_dtype is None else checked_dtype(decoder.verify_dtype)
         self.adaptive = decoder.entropy_tau != 0 or decoder.entropy_radius != 0
         self.entropies = torch.zeros(self.rejected.shape, device=device)
         self.islands = 0
@@ -102,7 +104,8 @@ class Repair:
         self.lane.show(range(start, stop))
         logits = self.ahead
         if stop - start > 1:
-            [result] = yield [Feed(self.lane, self.tokens[start : stop - 1], range(start, stop - 1), role="verify")]
+            fed, positions = self.tokens[start : stop - 1], range(start, stop - 1)
+            [result] = yield [Feed(self.lane, fed, positions, role="verify", dtype=self.dtype)]
             logits = Logits.cat([logits, logits_of(result)])
         entropies: Tensor | None = None
         if self.adaptive:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """`nn.Linear` without bias.
 
+    Without gradients an input of another type than the weight's is multiplied in the input's.
+
     At one to four float32 rows, such as the CFG pair of one request, the BLAS of CPU builds reads the weights at a
     quarter to half of the speed that memory allows. With the weights as the left factor, of two columns at least, it
     does not (benchmarks/few_rows.py); one row alone is better off so where several threads share it.
@@ -19,10 +21,22 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
         # A wide input is better served the usual way from three rows on.
         self._few = 4 if out_features >= in_features else 2
+        self._narrowed: Tensor | None = None
+        self._version = -1
+
+    def narrowed(self, dtype: torch.dtype) -> Tensor:
+        """The weight in another type: a copy that is kept until the weight changes."""
+        weight, kept = self.weight, self._narrowed
+        if kept is None or kept.dtype != dtype or kept.device != weight.device or self._version != weight._version:
+            kept = weight.detach().to(dtype)
+            self._narrowed, self._version = kept, weight._version
+        return kept
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
         weight = self.weight
+        if x.dtype != weight.dtype and not torch.is_grad_enabled():
+            return F.linear(x, self.narrowed(x.dtype))
         if (
             rows > self._few
             or (rows == 1 and torch.get_num_threads() == 1)

@@ -118,6 +118,9 @@ def generate(
     entropy_radius: Annotated[
         float | None, typer.Option(help="Cells of radius more for each nat of entropy.", show_default="0")
     ] = None,
+    verify_dtype: Annotated[
+        Dtype | None, typer.Option(help="Type of the verify pass; bfloat16 is fast.", show_default="--dtype")
+    ] = None,
     depth: Annotated[int | None, typer.Option(help="eagle: layers of the draft tree.", show_default="4")] = None,
     tree_top_k: Annotated[
         int | None,
@@ -196,6 +199,7 @@ def generate(
             "cascade": cascade,
             "entropy_tau": entropy_tau,
             "entropy_radius": entropy_radius,
+            "verify_dtype": verify_dtype and verify_dtype.value,
             "depth": depth,
             "tree_top_k": tree_top_k,
             "total": total,

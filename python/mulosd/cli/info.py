@@ -54,7 +54,7 @@ def info(
 
 def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
     """What `--json` prints of one family."""
-    from ..engine.engine import DTYPES
+    from ..engine.dtypes import DTYPES
     from ..engine.memory import plan_memory
 
     plan = plan_memory(f, DTYPES[dtype])

@@ -65,6 +65,7 @@ TAKES = {
         "cascade",
         "entropy_tau",
         "entropy_radius",
+        "verify_dtype",
     ),
     DecoderName.draft_only: ("scale", "upsampler", "draft_window"),
     DecoderName.zipar: ("window",),
