@@ -18,7 +18,10 @@ from .sampling import Logits, SamplingParams, verify
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibrated setting. `rejection` is the share that tau rejects on the calibration drafts, `wanted` the goal."""
+    """A calibrated setting. `rejection` is the share that tau rejects on the calibration drafts, `wanted` the goal.
+
+    `window` and `draft_guesses` are stored with it for `MuloSD` and `DraftOnly`; None leaves them serial.
+    """
 
     scale: int
     upsampler: str
@@ -28,6 +31,8 @@ class Calibration:
     rejection: float
     wanted: float
     prompts: int
+    window: int | None = None
+    draft_guesses: int | None = None
 
     def store(self, folder: Path) -> None:
         """Write the setting to a family's family.json, for its scale and up-sampler."""

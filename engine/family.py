@@ -188,6 +188,11 @@ class Family:
         """The up-sampler that is used where none is asked for: the learned one, if the family has it."""
         return "latent" if self.resamplers else "pixel"
 
+    def calibration(self, scale: int, upsampler: str) -> dict[str, Any]:
+        """Settings that `mulosd calibrate` stored for a ratio and an up-sampler; empty where there are none."""
+        stored: dict[str, Any] = self.metadata.get("calibration", {}).get(f"{scale}-{upsampler}", {})
+        return stored
+
     def neighbours(self, k: int) -> Tensor:
         """Table int32 [V, k] of each code's nearest codes, kept: it takes seconds for a large codebook."""
         if k not in self._neighbours:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from ..request import Request, prefix
 from ..sampling import Purpose
 from ..upsampling import check_upsampler, upsample
 from .base import Decoder, Outcome, Plan
-from .drafting import draft_rows
+from .drafting import Drafting, draft_rows
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,29 @@ class DraftOnly(Decoder):
         upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is "latent" where the family has
             learned up-samplers, else "pixel".
         draft_window: draft with ZipAR and this window; None drafts serially.
+        draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0
+            is serial, None what the family was calibrated with.
     """
 
     name: ClassVar[str] = "draft-only"
     scale: int | None = None
     upsampler: str | None = None
     draft_window: int | None = None
+    draft_guesses: int | None = None
 
     def __post_init__(self) -> None:
         if self.upsampler is not None:
             check_upsampler(self.upsampler)
-        if self.draft_window is not None and self.draft_window < 1:
-            raise ValueError(f"draft_window must be at least 1 token, or None for serial, got {self.draft_window}")
+        Drafting(self.draft_window, self.draft_guesses)
 
     def resolve(self, family: Family) -> DraftOnly:
         scale = family.scales[-1] if self.scale is None and family.scales else self.scale
         family.drafter_grid(scale or 0)
-        return DraftOnly(scale, self.upsampler or family.upsampler, self.draft_window)
+        upsampler = self.upsampler or family.upsampler
+        guesses = self.draft_guesses
+        if guesses is None and self.draft_window is None:
+            guesses = family.calibration(scale or 0, upsampler).get("draft_guesses")
+        return replace(self, scale=scale, upsampler=upsampler, draft_guesses=guesses)
 
     def grids(self, family: Family) -> tuple[int, ...]:
         return (family.drafter_grid(self.resolve(family).scale or 0),)
@@ -53,7 +59,8 @@ class DraftOnly(Decoder):
             draft = torch.zeros(grid * grid, dtype=torch.int64, device=request.features.device)
             first = yield from prefix(lane)
             noise = request.noise(Purpose.DRAFT)
-            yield from draft_rows(request, lane, draft, range(grid), first, noise, self.draft_window)
+            how = Drafting(self.draft_window, self.draft_guesses)
+            yield from draft_rows(request, lane, draft, range(grid), first, noise, how)
         with request.recorder.stage("upsample"):
             method = self.upsampler or family.upsampler
             tokens = upsample(family, draft.view(1, grid, grid), family.grids[-1], method)

@@ -24,8 +24,8 @@ from ...kernels.sampling import processed_logits
 from ..family import Family
 from ..feed import Feed, Result
 from ..lane import Lane
-from ..request import Request, logits_of, prefix
-from ..sampling import Logits, Purpose
+from ..request import Request, Steps, logits_of, prefix
+from ..sampling import Logits, Noise, Purpose
 from .base import Decoder, Outcome, Plan
 
 # Each iteration needs fresh numbers at the same positions: purposes from here on, two an iteration.
@@ -64,35 +64,44 @@ class Jacobi(Decoder):
         grid = request.family.grids[-1] if self.grid is None else self.grid
         with request.recorder.stage("jacobi"):
             lane = request.lane(grid)
+            tokens = torch.zeros(lane.size, dtype=torch.int64, device=request.features.device)
             first = yield from prefix(lane)
-            iterate = Coupled(request, lane) if self.coupled else Independent(request, lane)
-            iterate.first(first)
-            while iterate.done < lane.size:
-                count = min(self.window, lane.size - iterate.done)
-                logits = yield from iterate.forward(count)
-                iterate.settle(logits)
-                request.recorder.report("jacobi", iterate.done, lane.size)
-        return Outcome(iterate.tokens.view(grid, grid))
+            kind = Coupled if self.coupled else Independent
+            iteration = kind(request, lane, tokens, request.noise(Purpose.TARGET), "jacobi")
+            yield from iteration.run(0, lane.size, first, self.window)
+        return Outcome(tokens.view(grid, grid))
 
 
 class Iteration(ABC):
-    """Tokens that stand (`done` of them) and guesses behind them."""
+    """Tokens that stand (those below `done`) and guesses behind them.
 
-    def __init__(self, request: Request, lane: Lane) -> None:
-        self.request, self.lane, self.done = request, lane, 0
-        self.tokens = torch.zeros(lane.size, dtype=torch.int64, device=request.features.device)
+    Args:
+        request: whose image.
+        lane: holds keys and values of what stands.
+        tokens: int64 [N], filled in place.
+        noise: of the first token, and of all in coupled draws.
+        role: what the tokens fed are counted as.
+    """
+
+    def __init__(self, request: Request, lane: Lane, tokens: Tensor, noise: Noise, role: str) -> None:
+        self.request, self.lane, self.tokens, self.noise, self.role = request, lane, tokens, noise, role
+        self.done = 0
         self.guessed = 0  # positions below it hold a token or a guess
 
-    def first(self, logits: Logits) -> None:
-        """Draw position 0 from the logits [1, V] of the prefix: it is exact."""
-        self.tokens[:1] = self.request.draw(logits, self.request.noise(Purpose.TARGET), [0])
-        self.done = self.guessed = 1
+    def run(self, start: int, stop: int, logits: Logits, window: int) -> Steps:
+        """Fill positions start..stop-1, the first of them from `logits` [1, V], which are exact."""
+        self.tokens[start : start + 1] = self.request.draw(logits, self.noise, [start])
+        self.done = self.guessed = start + 1
+        while self.done < stop:
+            found = yield from self.forward(min(window, stop - self.done))
+            self.settle(found)
+            self.request.recorder.report(self.role, self.done, stop)
 
     def forward(self, count: int) -> Generator[list[Feed], list[Result], Logits]:
         """Feed the last standing token and all but the last of `count` guesses; logits [count, V] of the guesses."""
         self.guess(self.done + count)
         fed = range(self.done - 1, self.done + count - 1)
-        [result] = yield [Feed(self.lane, self.tokens[fed.start : fed.stop], fed, role="jacobi")]
+        [result] = yield [Feed(self.lane, self.tokens[fed.start : fed.stop], fed, role=self.role)]
         return logits_of(result)
 
     @abstractmethod
@@ -106,10 +115,6 @@ class Iteration(ABC):
 
 class Coupled(Iteration):
     """One noise for all iterations."""
-
-    def __init__(self, request: Request, lane: Lane) -> None:
-        super().__init__(request, lane)
-        self.noise = request.noise(Purpose.TARGET)
 
     def guess(self, stop: int) -> None:
         """The token above, which resembles the one to come; the last known one in the first row."""
@@ -133,8 +138,8 @@ class Coupled(Iteration):
 class Independent(Iteration):
     """New numbers in every iteration, and the ratio test of speculative sampling."""
 
-    def __init__(self, request: Request, lane: Lane) -> None:
-        super().__init__(request, lane)
+    def __init__(self, request: Request, lane: Lane, tokens: Tensor, noise: Noise, role: str) -> None:
+        super().__init__(request, lane, tokens, noise, role)
         vocab = request.family.ar.config.vocab_size
         self.turn = 0
         self.q = torch.full((lane.size, vocab), 1.0 / vocab, device=self.tokens.device)

@@ -23,7 +23,7 @@ from ..sampling import Logits, Purpose, verify
 from ..upsampling import check_upsampler, downsample, upsample
 from .adaptive import thresholds
 from .base import Decoder, Plan
-from .drafting import draft_rows
+from .drafting import Drafting, draft_rows
 from .repair import REFRESHES, REJECTIONS, Repair
 
 
@@ -42,9 +42,11 @@ class MuloSD(Decoder):
         rejection: "local" resamples rejected tokens and their neighbourhoods, "naive" the rejected tokens alone,
             "raster" everything from the first rejection on.
         rows_per_cycle: target rows drafted and verified at a time, a multiple of the scale; None is one shot.
-        window: islands are resampled in lock-step, each with a ZipAR window of this many tokens; None resamples one
-            token a forward, in raster order.
+        window: islands are resampled in lock-step, each with a ZipAR window of this many tokens; 0 resamples one token
+            a forward, in raster order. None takes the family's setting, or else 0.
         draft_window: draft with ZipAR and this window; None drafts serially.
+        draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0
+            is serial, None the family's setting.
         refresh: which accepted tokens get their keys and values anew behind resampled ones: "none", "rows" (those of
             complete rows) or "full".
         rounds: how often the grid is verified and repaired.
@@ -65,6 +67,7 @@ class MuloSD(Decoder):
     rows_per_cycle: int | None = None
     window: int | None = None
     draft_window: int | None = None
+    draft_guesses: int | None = None
     refresh: str = "none"
     rounds: int = 1
     cascade: bool = False
@@ -85,10 +88,9 @@ class MuloSD(Decoder):
             raise ValueError(f"pool must be at least 1 code (the token itself), got {self.pool}")
         if self.rows_per_cycle is not None and self.rows_per_cycle < 1:
             raise ValueError(f"rows_per_cycle must be at least 1, got {self.rows_per_cycle}")
-        for name in ("window", "draft_window"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 token, or None for serial, got {value}")
+        if self.window is not None and self.window < 0:
+            raise ValueError(f"window must be at least 1 token, or 0 for serial, got {self.window}")
+        Drafting(self.draft_window, self.draft_guesses)
         if self.refresh not in REFRESHES:
             raise ValueError(f"there is no refresh {self.refresh!r}; choose one of {', '.join(REFRESHES)}")
         if self.rounds < 1:
@@ -106,7 +108,7 @@ class MuloSD(Decoder):
         scale = family.scales[-1] if self.scale is None and family.scales else self.scale
         family.drafter_grid(scale or 0)
         upsampler = self.upsampler or family.upsampler
-        found = dict(family.metadata.get("calibration", {}).get(f"{scale}-{upsampler}", {}))
+        found = family.calibration(scale or 0, upsampler)
         values = {k: getattr(self, k) for k in ("tau", "radius", "pool")}
         for key, value in values.items():
             if value is None and key not in found:
@@ -121,6 +123,9 @@ class MuloSD(Decoder):
         rows = self.rows_per_cycle
         if rows is not None and scale is not None and rows % scale:
             raise ValueError(f"rows_per_cycle must be a multiple of the scale {scale}, got {rows}")
+        values["window"] = found.get("window") if self.window is None else self.window
+        if self.draft_guesses is None and self.draft_window is None:
+            values["draft_guesses"] = found.get("draft_guesses")
         return replace(self, scale=scale, upsampler=upsampler, **values)
 
     def grids(self, family: Family) -> tuple[int, ...]:
@@ -204,8 +209,8 @@ class Generation:
             corrected = downsample(request.family, verified[None], self.small, self.upsampler).flatten()
             self.y[: len(corrected)] = corrected
             logits = yield from target.catch_up(self.drafter, corrected, "draft")
-        window = self.decoder.draft_window
-        yield from draft_rows(request, self.drafter, self.y, range(top, bottom), logits, self.noise, window)
+        how = Drafting(self.decoder.draft_window, self.decoder.draft_guesses)
+        yield from draft_rows(request, self.drafter, self.y, range(top, bottom), logits, self.noise, how)
 
     def _refine(self, draft: Tensor, grid: int) -> Generator[list[Feed], list[Result], Tensor]:
         """A grid between the drafter's and the target's: up-sampled, verified and repaired; returns its tokens."""

@@ -43,6 +43,7 @@ class Repair:
         self.rejected = torch.zeros(grid, grid, dtype=torch.bool, device=device)
         self.resampled = torch.zeros_like(self.rejected)
         self.dtype = None if decoder.verify_dtype is None else checked_dtype(decoder.verify_dtype)
+        self.window = decoder.window or None
         self.adaptive = decoder.entropy_tau != 0 or decoder.entropy_radius != 0
         self.entropies = torch.zeros(self.rejected.shape, device=device)
         self.islands = 0
@@ -119,7 +120,7 @@ class Repair:
 
     def _plan(self, top: int, bottom: int, turn: int) -> list[list[int]]:
         """Raster positions to resample, by step."""
-        window = self.decoder.window
+        window = self.window
         rejected = self.rejected[top:bottom]
         radius = 0 if self.decoder.rejection == "naive" else self.decoder.radius or 0
         if self.decoder.rejection == "raster":
@@ -153,7 +154,7 @@ class Repair:
         # Everything before the first position was accepted, so the verify pass has its exact logits.
         first = steps[0][0]
         known = {first: logits[first - start : first - start + 1]}
-        if self.decoder.window is None:
+        if self.window is None:
             return (yield from self._resample_raster([p for step in steps for p in step], known[first]))
         return (
             yield from draw_steps(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mulosd.engine.decoding import Jacobi, Serial
+from mulosd.engine.decoding import DraftOnly, Jacobi, MuloSD, Serial
 from mulosd.engine.engine import Engine
 from mulosd.engine.random_family import random_family
 from mulosd.engine.sampling import SamplingParams
@@ -42,3 +42,39 @@ def test_independent_draws_follow_the_target(sampling: SamplingParams) -> None:
 def test_a_window_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="window"):
         Jacobi(0)
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+@pytest.mark.parametrize("guesses", [1, 3, 16, 100])
+def test_guessed_drafts_are_the_serial_drafts(engine: Engine, rows: int | None, guesses: int) -> None:
+    params = SamplingParams(cfg_scale=1.5, temperature=0.8, top_k=9)
+
+    def made(**settings: int) -> tuple[torch.Tensor, dict[str, int]]:
+        decoder = MuloSD(scale=2, tau=0.05, radius=1, pool=3, rows_per_cycle=rows, **settings)
+        result = engine.generate("red apple", decoder=decoder, sampling=params, seed=6)
+        return result.tokens, result.stats[0].forwards
+
+    (serial, steps), (guessed, fewer) = made(), made(draft_guesses=guesses)
+    assert torch.equal(guessed, serial)
+    assert fewer["draft"] <= steps["draft"] if guesses > 1 else fewer["draft"] == steps["draft"]
+    bare = [DraftOnly(scale=4, draft_guesses=g) for g in (None, guesses)]
+    drafts = [engine.generate("pear", decoder=d, sampling=params, seed=2).tokens for d in bare]
+    assert torch.equal(*drafts)
+
+
+def test_a_familys_settings_fill_what_is_left_open() -> None:
+    family = random_family()
+    stored = {"tau": 0.1, "radius": 1, "pool": 2, "window": 2, "draft_guesses": 8}
+    family.metadata["calibration"] = {"2-latent": stored}
+    found = MuloSD(scale=2, upsampler="latent").resolve(family)
+    assert (found.window, found.draft_guesses, found.tau) == (2, 8, 0.1)
+    assert MuloSD(scale=2, upsampler="latent", window=0, draft_guesses=0).resolve(family).window == 0
+    zipar = MuloSD(scale=2, upsampler="latent", draft_window=2).resolve(family)
+    assert (zipar.draft_window, zipar.draft_guesses) == (2, None)
+    assert DraftOnly(2, "latent").resolve(family).draft_guesses == 8
+    assert DraftOnly(2, "latent", draft_window=3).resolve(family).draft_guesses is None
+    assert DraftOnly(2, "pixel").resolve(family).draft_guesses is None
+    with pytest.raises(ValueError, match="one of them"):
+        DraftOnly(2, draft_window=2, draft_guesses=4)
+    with pytest.raises(ValueError, match="draft_guesses"):
+        MuloSD(draft_guesses=-1)

@@ -184,7 +184,7 @@ def test_many_scattered_rejections_fall_back_to_a_run_from_the_first(engine: Eng
 
 def test_settings_that_cannot_be_are_refused() -> None:
     for options, message in (
-        ({"window": 0}, "window"),
+        ({"window": -1}, "window"),
         ({"draft_window": 0}, "draft_window"),
         ({"refresh": "all"}, "none, rows, full"),
         ({"rounds": 0}, "rounds"),

@@ -24,6 +24,7 @@ from mulosd.data.scenes import COUNTS, RELATIONS, Renderer, Scene, scenes
 from mulosd.data.sprites import Sprites
 from mulosd.engine.decoding.mulo import MuloSD
 from mulosd.engine.engine import Engine
+from mulosd.engine.family import Family
 from mulosd.engine.models.text import Vocabulary
 from mulosd.engine.random_family import random_family
 from mulosd.engine.sampling import SamplingParams
@@ -46,6 +47,7 @@ class FakeFamily:
     device = torch.device("cpu")
     sampling = SamplingParams()
     upsampler = "latent"
+    calibration = Family.calibration
 
     def __init__(self) -> None:
         names = Sprites.load(FOLDER / "sprites.png").names
@@ -272,7 +274,7 @@ def test_impossible_settings_are_refused_before_any_work(engine: FakeEngine) -> 
 def test_rows_share_the_settings_of_mulo(engine: FakeEngine) -> None:
     base = MuloSD(scale=2, tau=0.5, radius=3, pool=4, upsampler="pixel")
     draft, *mulos = plan_rows(engine.family, ["draft-only", "mulo"], None, base)
-    assert draft.settings() == {"scale": 2, "upsampler": "pixel", "draft_window": None}
+    assert draft.settings() == {"scale": 2, "upsampler": "pixel", "draft_window": None, "draft_guesses": None}
     assert [m.settings()["tau"] for m in mulos] == pytest.approx([0.5, 0.794, 1.26, 2.0], rel=1e-3)
     assert {m.settings()["radius"] for m in mulos} == {3}
 

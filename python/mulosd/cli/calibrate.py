@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from .options import DeviceOption, Dtype, DtypeOption, ScaleOption, SeedOption, 
 EXAMPLES = examples(
     "mulosd calibrate --family ./families/mine",
     "mulosd calibrate --family ./families/mine --rejection 0.01 --scale 2 --pool 16 --prompts 64",
+    "mulosd calibrate --family ./families/mine --pool 1 --radius 0 --window 2 --draft-guesses 16",
 )
 
 
@@ -22,6 +24,12 @@ def calibrate(
     scale: ScaleOption = None,
     pool: Annotated[int, typer.Option(help="Codebook neighbours whose probability is pooled.")] = 10,
     radius: Annotated[int, typer.Option(help="Radius to store along with tau.")] = 1,
+    window: Annotated[
+        int | None, typer.Option(help="Window of resampling to store along with tau.", show_default="serial")
+    ] = None,
+    draft_guesses: Annotated[
+        int | None, typer.Option(help="Jacobi guesses of drafting to store along with tau.", show_default="serial")
+    ] = None,
     upsampler: Annotated[
         Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent if trained, else pixel")
     ] = None,
@@ -51,6 +59,9 @@ def calibrate(
         raise ValueError(f"--prompts must be at least 1, got {prompts}")
     if radius < 0:
         raise ValueError(f"--radius must be 0 or more tokens, got {radius}")
+    for option, value in (("--window", window), ("--draft-guesses", draft_guesses)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1 token, got {value}; leave it out for serial")
 
     from .. import Engine
     from ..engine.calibrate import calibrate as run
@@ -74,6 +85,7 @@ def calibrate(
         seed=seed,
         features=given,
     )
+    found = replace(found, window=window, draft_guesses=draft_guesses)
     folder = engine.family.path
     if folder is None:
         raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")

@@ -100,6 +100,10 @@ def generate(
     draft_window: Annotated[
         int | None, typer.Option(help="Draft with ZipAR and this window.", show_default="serially")
     ] = None,
+    draft_guesses: Annotated[
+        int | None,
+        typer.Option(help="Guess so many draft tokens a forward (Jacobi): the same draft, sooner.", show_default="off"),
+    ] = None,
     refresh: Annotated[
         Refresh | None,
         typer.Option(
@@ -194,6 +198,7 @@ def generate(
             "rows_per_cycle": rows_per_cycle,
             "window": window,
             "draft_window": draft_window,
+            "draft_guesses": draft_guesses,
             "refresh": refresh and refresh.value,
             "rounds": rounds,
             "cascade": cascade,

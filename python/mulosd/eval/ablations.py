@@ -59,7 +59,16 @@ def upsamplers(family: Family, base: MuloSD) -> Variants:
 
 def windows(family: Family, base: MuloSD) -> Variants:
     some = {f"parallel, window {w}": {"window": w} for w in (1, 2, 4, 8, 16) if w < family.grids[-1]}
-    return {"serial": {"window": None}, **some}
+    return {"serial": {"window": 0}, **some}
+
+
+def draftings(family: Family, base: MuloSD) -> Variants:
+    ways: dict[str, dict[str, Any]] = {"serial": {"draft_window": None, "draft_guesses": 0}}
+    for guesses in (8, 16, 32):
+        ways[f"Jacobi, {guesses} guesses"] = {"draft_window": None, "draft_guesses": guesses}
+    for window in (2, 4):
+        ways[f"ZipAR, window {window}"] = {"draft_window": window, "draft_guesses": None}
+    return ways
 
 
 def row_counts(family: Family, base: MuloSD) -> Variants:
@@ -87,6 +96,7 @@ ABLATIONS: dict[str, Callable[[Family, MuloSD], Variants]] = {
     "spread": spreads,
     "upsampler": upsamplers,
     "resampling": windows,
+    "drafting": draftings,
     "rows": row_counts,
     "cascade": cascades,
 }
@@ -176,7 +186,7 @@ def bench_ablations(
 
     rows: dict[Decoder, dict[str, str]] = {
         Serial().resolve(engine.family): {},
-        DraftOnly(start.scale, start.upsampler, start.draft_window).resolve(engine.family): {},
+        DraftOnly(start.scale, start.upsampler, start.draft_window, start.draft_guesses).resolve(engine.family): {},
         with_tau(start): {},
     }
     for name, variants in plan.items():

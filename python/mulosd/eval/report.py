@@ -14,6 +14,8 @@ SHORT = {
     "tau": "τ{:.1g}",
     "window": "w{}",
     "draft_window": "d{}",
+    "draft_guesses": "g{}",
+    "verify_dtype": "{}",
     "lantern_k": "k{}",
     "delta": "δ{:.1g}",
 }
