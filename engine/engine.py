@@ -45,6 +45,8 @@ class GenerationResult:
         tokens: int64 [B, H, W].
         stats, prompts, seeds: one entry an image.
         warnings: what the family could not understand.
+        resampled: bool [B, H, W], the tokens that the target drew anew after verifying a draft; None for decoders that
+            do not verify candidates on a grid.
     """
 
     images: list[Image]
@@ -53,6 +55,7 @@ class GenerationResult:
     prompts: list[str]
     seeds: list[int]
     warnings: list[str] = field(default_factory=list)
+    resampled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Update:
         tokens: int64 [h, W] on the CPU.
         row: number of the first row of tokens.
         stats: of a final image.
+        resampled: of a final image, see `GenerationResult`; bool [H, W] on the CPU.
         error: why a request failed.
     """
 
@@ -87,6 +91,7 @@ class Update:
     row: int = 0
     stats: GenerationStats | None = None
     error: Exception | None = None
+    resampled: Tensor | None = None
 
 
 class Engine:
@@ -211,6 +216,7 @@ class Engine:
         finally:
             scheduler.clear()
         made = [done[i] for i in range(len(jobs))]
+        redrawn = [u.resampled for u in made if u.resampled is not None]
         return GenerationResult(
             [u.image for u in made if u.image is not None],
             torch.stack([u.tokens for u in made if u.tokens is not None]),
@@ -218,6 +224,7 @@ class Engine:
             [p for p, _ in jobs],
             [s for _, s in jobs],
             warnings,
+            torch.stack(redrawn) if redrawn else None,
         )
 
     def add_request(
@@ -354,7 +361,8 @@ class Engine:
             outcome.depth,
             outcome.accepted,
         )
-        return Update(number, "final", image, outcome.tokens.cpu(), stats=stats)
+        redrawn = None if outcome.resampled is None else outcome.resampled.cpu()
+        return Update(number, "final", image, outcome.tokens.cpu(), stats=stats, resampled=redrawn)
 
     def to_images(self, tokens: Tensor) -> list[Image]:
         """Decode tokens [B, H, W] to RGB pictures."""
