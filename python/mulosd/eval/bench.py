@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..engine.decoding.base import Decoder
 from ..engine.decoding.mulo import MuloSD
@@ -18,7 +17,7 @@ from .accuracy import summarise
 from .journal import Journal
 from .judge import Judge
 from .kid import MIN_SET
-from .samples import Job, Progress, Sample, likelihoods, mean_by_key, mean_or_none, origin, run_jobs
+from .samples import Job, Progress, Sample, difference, likelihoods, mean_by_key, mean_or_none, origin, run_jobs
 from .statistics import bootstrap_ratio, spread
 from .sweeps import DECODERS, plan_rows
 
@@ -167,21 +166,3 @@ def compare(rows: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> None:
             for name in ("serial", "draft-only")
             if name in by_name and by_name[name][0] is not sample
         }
-
-
-def difference(sample: Sample, base: Sample) -> dict[str, Any]:
-    """Object accuracy and NLL of a sample minus those of another, with intervals over prompts."""
-
-    def over_prompts(differences: NDArray[np.float64], weights: NDArray[np.float64]) -> dict[str, Any]:
-        return {
-            "value": float(differences.sum() / weights.sum()),
-            "ci95": list(bootstrap_ratio(differences, weights)),
-        }
-
-    result: dict[str, Any] = {"accuracy": None, "nll": over_prompts(sample.nll - base.nll, np.ones(len(sample.nll)))}
-    if sample.scores is not None and base.scores is not None:
-        asked = np.asarray([float(s.asked) for s in sample.scores])
-        if asked.sum() > 0:
-            found = [float(a.found - b.found) for a, b in zip(sample.scores, base.scores, strict=True)]
-            result["accuracy"] = over_prompts(np.asarray(found), asked)
-    return result

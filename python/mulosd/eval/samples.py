@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..engine.decoding.base import Decoder
 from ..engine.stats import GenerationStats
@@ -17,6 +17,7 @@ from .accuracy import Score
 from .journal import Journal
 from .machine import commit, device_name, versions
 from .reader import as_array
+from .statistics import bootstrap_ratio
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -143,3 +144,27 @@ def mean_by_key(dictionaries: Sequence[dict[str, Any]]) -> dict[str, float]:
 def mean_or_none(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
+
+
+def by_prompt(values: ArrayLike, group: int) -> NDArray[np.float64]:
+    """Sums [prompts] of values [prompts * group], neighbours being pictures of one prompt."""
+    return np.asarray(values, np.float64).reshape(-1, group).sum(axis=1)
+
+
+def difference(sample: Sample, base: Sample, group: int = 1) -> dict[str, Any]:
+    """Object accuracy and NLL of a sample minus those of another, with intervals over prompts.
+
+    Args:
+        sample, base: of the same prompts and seeds, with likelihoods and scores.
+        group: neighbours that are pictures of one prompt, the unit of the intervals.
+    """
+
+    def over_prompts(differences: ArrayLike, weights: ArrayLike) -> dict[str, Any]:
+        a, b = by_prompt(differences, group), by_prompt(weights, group)
+        return {"value": float(a.sum() / b.sum()), "ci95": list(bootstrap_ratio(a, b))}
+
+    result: dict[str, Any] = {"accuracy": None, "nll": over_prompts(sample.nll - base.nll, np.ones(len(sample.nll)))}
+    if sample.scores is not None and base.scores is not None and any(s.asked for s in sample.scores):
+        found = [float(a.found - b.found) for a, b in zip(sample.scores, base.scores, strict=True)]
+        result["accuracy"] = over_prompts(found, [float(s.asked) for s in sample.scores])
+    return result
