@@ -115,14 +115,14 @@ class Engine:
         self.config = config or SchedulerConfig()
         self.caches: dict[tuple[int, bool], KVCache] = {}
         self._flights: dict[int, Flight] = {}
-        kept = checked_dtype(dtype)
+        self.dtype = checked_dtype(dtype)
         try:
             kind = torch.device(device).type
         except RuntimeError as error:
             raise ValueError(f"there is no device {device!r}; use 'cpu', 'cuda' or 'cuda:0'") from error
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
-        self.family = family.to(device, kept)
+        self.family = family.to(device, self.dtype)
         self.scheduler = Scheduler(self.family, self.config, self.caches)
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mulosd.eval.seams import BORDERS, INSIDES, edge_sums, seam_energy
+from mulosd.eval.seams import BESIDES, BORDERS, edge_sums, seam_energy
 
 GRID, PX = 8, 4
 
@@ -39,7 +39,7 @@ def test_ramps_give_the_ratio_of_their_steps() -> None:
     assert found is not None
     assert found["value"] == pytest.approx(20)
     assert found["relative"] == pytest.approx(20)
-    assert (found["borders"], found["inside"]) == (12, 12)
+    assert (found["borders"], found["beside"]) == (12, 28)
 
 
 def test_no_seam_is_one_and_a_planted_one_is_seen() -> None:
@@ -57,26 +57,29 @@ def test_no_seam_is_one_and_a_planted_one_is_seen() -> None:
     assert seamed["ci95"][0] > none["ci95"][1]
 
 
-def test_detail_inside_the_region_does_not_look_like_a_seam() -> None:
-    # More detail within the region than around it: its borders then are smoother than its inside, with no seam there.
-    masks = np.stack([square(s % 4, s % 5, 3) for s in range(24)])
+def test_detail_that_differs_cancels_in_the_relative_measure() -> None:
+    # More detail within the region than around it, and no seam.
+    masks = np.stack([square(1 + s % 4, 1 + s % 3, 3) for s in range(24)])
     images = [to_bytes(texture(s, np.where(pixels(m), 12.0, 4.0))) for s, m in enumerate(masks)]
     found = seam_energy(images, masks)
     assert found is not None
-    # Differences of independent noise have the root of the summed squares of both deviations.
-    assert found["value"] == pytest.approx(np.hypot(12, 4) / np.hypot(12, 12), abs=0.05)
-    beside = (np.hypot(12, 12) + np.hypot(4, 4)) / 2
-    assert found["relative"] == pytest.approx(np.hypot(12, 4) / beside, abs=0.05), "1.12, near 1"
+    # Differences of independent noise have the root of the summed squares of both deviations. Of the 28 boundaries
+    # beside the borders, 12 lie within the region.
+    inside, outside, across = np.hypot(12, 12), np.hypot(4, 4), np.hypot(12, 4)
+    assert found["value"] == pytest.approx(across / ((12 * inside + 16 * outside) / 28), abs=0.05), "1.2"
+    assert found["relative"] == pytest.approx(across / ((inside + outside) / 2), abs=0.05), "1.12"
 
 
 def test_boundaries_are_counted_by_kind() -> None:
     image = to_bytes(texture(0))
     corner = edge_sums(image, square(0, 0, 2))
-    assert (corner[BORDERS], corner[INSIDES]) == (4, 4), "the edge of the picture is no border"
+    assert (corner[BORDERS], corner[BESIDES]) == (4, 8), "the edge of the picture is no border"
     whole = edge_sums(image, square(0, 0, GRID))
-    assert (whole[BORDERS], whole[INSIDES]) == (0, 2 * GRID * (GRID - 1))
+    assert (whole[BORDERS], whole[BESIDES]) == (0, 2 * GRID * (GRID - 1))
     assert seam_energy([image], square(0, 0, GRID)[None]) is None
-    assert seam_energy([image], square(3, 3, 1)[None]) is None, "one token has no inside"
+    assert seam_energy([image], square(0, 0, 0)[None]) is None
+    alone = edge_sums(image, square(3, 3, 1))
+    assert (alone[BORDERS], alone[BESIDES]) == (4, 8), "of the twelve in three by three tokens"
     flipped = edge_sums(image.transpose(1, 0, 2), square(1, 3, 2).T)
     assert flipped == pytest.approx(edge_sums(image, square(1, 3, 2)))
 

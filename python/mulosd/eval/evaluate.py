@@ -152,6 +152,7 @@ def evaluate(
         "decoders": [spell(column.decoder) for column in chosen],
         "num_images": num_images,
         "batch": batch_size,
+        "dtype": str(engine.dtype).removeprefix("torch."),
     }
     journal = open_folder(folder, {**about, **plan}, overwrite)
 
@@ -287,7 +288,7 @@ def remarks(measured: Sequence[Measured], batch: int) -> list[str]:
         )
     for one in measured:
         if one.sample.resampled and one.row["seam"] is None:
-            notes.append(f"the seam energy of {one.column.label} is null: no region has both a border and an inside")
+            notes.append(f"the seam energy of {one.column.label} is null: nothing was resampled, or everything")
     if batch > 1:
         notes.append(f"seconds are those of batches of {batch}, divided by their pictures")
     return notes

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .statistics import bootstrap
 
 # Columns of `edge_sums`.
-BORDER, BORDER_NEAR, BORDERS, INSIDE, INSIDE_NEAR, INSIDES = range(6)
+BORDER, BORDER_NEAR, BORDERS, BESIDE, BESIDE_NEAR, BESIDES = range(6)
 
 
 def boundary_jumps(image: NDArray[np.uint8], grid: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -38,11 +38,20 @@ def boundary_jumps(image: NDArray[np.uint8], grid: int) -> tuple[NDArray[np.floa
     return rows[:, at], (rows[:, at - 1] + rows[:, at + 1]) / 2
 
 
+def grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The marked tokens and all that touch them, corners included."""
+    height, width = mask.shape
+    padded = np.pad(mask, 1)
+    shifts = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return np.logical_or.reduce(shifts)
+
+
 def edge_sums(image: NDArray[np.uint8], resampled: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Sums over the token boundaries of a picture, [6].
 
-    A boundary between a resampled and a kept token is a border, one between two resampled tokens lies inside. For each
-    kind: the sum of the jumps, the sum of the jumps beside them inside the tokens, and their number.
+    A boundary between a resampled and a kept token is a border. The other boundaries within the resampled regions and
+    a token around them are what it is compared with: pictures differ too much from place to place to compare with all.
+    For each kind: the sum of the jumps, that of the jumps next to them within the tokens, and their number.
 
     Args:
         image: uint8 [S, S, 3].
@@ -52,28 +61,30 @@ def edge_sums(image: NDArray[np.uint8], resampled: NDArray[np.bool_]) -> NDArray
         ValueError: see `boundary_jumps`.
     """
     sums = np.zeros(6)
-    for picture, mask in ((image, resampled), (image.transpose(1, 0, 2), resampled.T)):
-        jumps, near = boundary_jumps(picture, len(mask))
+    around = grown(resampled)
+    for picture, mask, area in ((image, resampled, around), (image.transpose(1, 0, 2), resampled.T, around.T)):
+        jumps, within = boundary_jumps(picture, len(mask))
         first, second = mask[:, :-1], mask[:, 1:]
-        for start, kind in ((BORDER, first != second), (INSIDE, first & second)):
-            sums[start : start + 3] += jumps[kind].sum(), near[kind].sum(), kind.sum()
+        near_region = area[:, :-1] & area[:, 1:]
+        for start, kind in ((BORDER, first != second), (BESIDE, (first == second) & near_region)):
+            sums[start : start + 3] += jumps[kind].sum(), within[kind].sum(), kind.sum()
     return sums
 
 
 def energy(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean jump at borders over mean jump inside, from sums [..., 6]."""
-    return (sums[..., BORDER] / sums[..., BORDERS]) / (sums[..., INSIDE] / sums[..., INSIDES])
+    """Mean jump at borders over mean jump beside them, from sums [..., 6]."""
+    return (sums[..., BORDER] / sums[..., BORDERS]) / (sums[..., BESIDE] / sums[..., BESIDES])
 
 
 def sharpness(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same, each jump first compared with those beside it, so that detail that differs cancels."""
-    return (sums[..., BORDER] / sums[..., BORDER_NEAR]) / (sums[..., INSIDE] / sums[..., INSIDE_NEAR])
+    """The same, each jump first compared with those within its two tokens, so that detail that differs cancels."""
+    return (sums[..., BORDER] / sums[..., BORDER_NEAR]) / (sums[..., BESIDE] / sums[..., BESIDE_NEAR])
 
 
 def seam_energy(
     images: Sequence[NDArray[np.uint8]], resampled: NDArray[np.bool_], group: int = 1
 ) -> dict[str, Any] | None:
-    """Seam energy of pictures: 1 where the borders of resampled regions are no rougher than their inside.
+    """Seam energy of pictures: 1 where the borders of resampled regions are no rougher than the boundaries beside them.
 
     Args:
         images: uint8 [S, S, 3] each.
@@ -81,8 +92,9 @@ def seam_energy(
         group: neighbours that are pictures of one prompt, the unit of the intervals.
 
     Returns:
-        {"value", "ci95", "relative", "relative_ci95", "borders", "inside"}: `value` is `energy`, `relative` is
-        `sharpness`, the last two count boundaries. None where no picture has both kinds, or nothing jumps inside.
+        {"value", "ci95", "relative", "relative_ci95", "borders", "beside"}: `value` is `energy`, `relative` is
+        `sharpness`, the last two count boundaries. None where no picture has both kinds, or nothing jumps beside
+        the borders.
 
     Raises:
         ValueError: see `boundary_jumps`.
@@ -90,7 +102,7 @@ def seam_energy(
     sums = np.stack([edge_sums(image, mask) for image, mask in zip(images, resampled, strict=True)])
     by_prompt = sums.reshape(-1, group, 6).sum(axis=1)
     total = by_prompt.sum(axis=0)
-    if not total[BORDERS] or not total[INSIDE] or not total[BORDER_NEAR] or not total[INSIDE_NEAR]:
+    if not total[BORDERS] or not total[BESIDE] or not total[BORDER_NEAR] or not total[BESIDE_NEAR]:
         return None
     return {
         "value": float(energy(total)),
@@ -98,5 +110,5 @@ def seam_energy(
         "relative": float(sharpness(total)),
         "relative_ci95": list(bootstrap(by_prompt, sharpness)),
         "borders": int(total[BORDERS]),
-        "inside": int(total[INSIDES]),
+        "beside": int(total[BESIDES]),
     }
