@@ -239,6 +239,7 @@ MISTAKES = [
     (["--report", "prompts.txt"], "is a file"),
     (["--report", "full"], "no evaluation"),
     (["--protocol", "geneval"], "line 1 lacks"),
+    (["--protocol", "geneval", "--num-images", "2"], "--num-images has no meaning"),
 ]
 
 

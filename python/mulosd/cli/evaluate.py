@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .bench import parse_decoders, tell
-from .console import count_bar, examples, stdout
+from .console import count_bar, examples, stdout, warn
 from .options import DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption, make_sampling
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ EXAMPLES = examples(
     "mulosd evaluate --family families/tar --decoder serial,mulo --protocol coco-fid "
     "--prompts annotations/captions_val2014.json --reference val2014/ --limit 30000 --report out/coco",
 )
+# Without --protocol; with it they have no meaning.
+NUM_IMAGES, REAL, SHOW = 2, 256, 16
 PLACES = "GenEval, DPG-Bench, FID on MS-COCO or HPSv2"
 
 
@@ -71,13 +73,23 @@ def evaluate(
         typer.Option(help=f"Write pictures as the scorer of {PLACES} reads them.", show_default=False),
     ] = None,
     num_images: Annotated[
-        int, typer.Option("--num-images", "-n", help="Pictures of each prompt; diversity within prompts needs two.")
-    ] = 2,
-    real: Annotated[int, typer.Option(help="How many real pictures to compare with.")] = 256,
+        int | None,
+        typer.Option(
+            "--num-images",
+            "-n",
+            help="Pictures of each prompt; diversity within prompts needs two.",
+            show_default=f"{NUM_IMAGES}, or the protocol's",
+        ),
+    ] = None,
+    real: Annotated[
+        int | None, typer.Option(help="How many real pictures to compare with.", show_default=str(REAL))
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="With --protocol: only so many prompts.", show_default="all; coco-fid 30000")
     ] = None,
-    show: Annotated[int, typer.Option(help="Prompts whose pictures the report shows side by side.")] = 16,
+    show: Annotated[
+        int | None, typer.Option(help="Prompts whose pictures the report shows side by side.", show_default=str(SHOW))
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(help="Pictures drawn together: faster, but seconds are then those of a batch.")
     ] = 1,
@@ -99,13 +111,21 @@ def evaluate(
     Writes a report to open in a browser. An interrupted call goes on where it stopped.
     """
     names = [name for text in decoder or ["serial,draft-only,mulo"] for name in parse_decoders(text, "--decoder")]
-    for option, value in (("--num-images", num_images), ("--batch-size", batch_size), ("--limit", limit)):
+    for option, value in (
+        ("--num-images", num_images),
+        ("--batch-size", batch_size),
+        ("--limit", limit),
+        ("--real", real),
+    ):
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
-    if show < 0:
+    if show is not None and show < 0:
         raise ValueError(f"--show must be 0 or more, got {show}")
     if protocol is None and limit is not None:
         raise ValueError("--limit belongs to --protocol; give a smaller --prompts N instead")
+    for option, value in (("--num-images", num_images), ("--real", real), ("--show", show)):
+        if protocol is not None and value is not None:
+            raise ValueError(f"{option} has no meaning with --protocol {protocol.value}; leave it out")
     command = shlex.join(["mulosd", *sys.argv[1:]])
 
     from .. import Engine
@@ -140,11 +160,11 @@ def evaluate(
     with count_bar() as bar:
         evaluation = run(
             engine, choose(engine, prompts, seed), names, report,
-            reference=None if reference == "builtin" else Path(reference), real=real, num_images=num_images,
-            sampling=sampling, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,
+            reference=None if reference == "builtin" else Path(reference), real=real or REAL,
+            num_images=num_images or NUM_IMAGES, sampling=sampling, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,
             progress=lambda what, done, total: bar(what if what == "quality" else "generating", done, total),
         )  # fmt: skip
-    page = render(evaluation, show)
+    page = render(evaluation, SHOW if show is None else show)
     with atomic(report / "report.html") as file:
         file.write(page.encode())
     stdout.print(evaluation_table(evaluation.report))
@@ -161,4 +181,7 @@ def choose(engine: Engine, text: str, seed: int) -> list[str]:
     count = int(text)
     if count < 1:
         raise ValueError(f"--prompts must be at least 1, got {count}")
-    return default_prompts(engine, count, seed)
+    found = default_prompts(engine, count, seed)
+    if len(found) < count:
+        warn(f"family {engine.family.name!r} has {len(found)} classes: --prompts {count} takes each once")
+    return found
