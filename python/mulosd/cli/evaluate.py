@@ -111,12 +111,8 @@ def evaluate(
     Writes a report to open in a browser. An interrupted call goes on where it stopped.
     """
     names = [name for text in decoder or ["serial,draft-only,mulo"] for name in parse_decoders(text, "--decoder")]
-    for option, value in (
-        ("--num-images", num_images),
-        ("--batch-size", batch_size),
-        ("--limit", limit),
-        ("--real", real),
-    ):
+    counts = {"--num-images": num_images, "--batch-size": batch_size, "--limit": limit, "--real": real}
+    for option, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
     if show is not None and show < 0:
@@ -161,7 +157,8 @@ def evaluate(
         evaluation = run(
             engine, choose(engine, prompts, seed), names, report,
             reference=None if reference == "builtin" else Path(reference), real=real or REAL,
-            num_images=num_images or NUM_IMAGES, sampling=sampling, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,
+            num_images=num_images or NUM_IMAGES,
+            sampling=sampling, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,
             progress=lambda what, done, total: bar(what if what == "quality" else "generating", done, total),
         )  # fmt: skip
     page = render(evaluation, SHOW if show is None else show)
