@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.family import scene_config
+from ..engine.conditioning import ClassConditioner
 from .accuracy import PromptParser, Score, score
 from .reader import Reader, read_background
 
@@ -52,6 +53,30 @@ class SceneGrader:
         seen, backgrounds = self.reader.read(images), read_background(images, self.scenes.backgrounds)
         asked = [self.parser.parse(prompt) for prompt in prompts]
         return [score(a, r, b) for a, r, b in zip(asked, seen, backgrounds, strict=True)]
+
+
+class ClassGrader:
+    """Classes of a class-conditional family, each an object that is asked for once.
+
+    Args:
+        family: of classes.
+        classify: class ids of pictures, uint8 [B, S, S, 3], by a network that the family never saw.
+
+    Raises:
+        ValueError: the family does not draw classes.
+    """
+
+    what = "classes"
+
+    def __init__(self, family: Family, classify: Callable[[NDArray[np.uint8]], Sequence[int]]) -> None:
+        if not isinstance(family.conditioner, ClassConditioner):
+            raise ValueError(f"family {family.name!r} does not draw classes")
+        self.conditioner, self.classify = family.conditioner, classify
+
+    def grade(self, prompts: Sequence[str], images: NDArray[np.uint8]) -> list[Score]:
+        asked = [self.conditioner.id(prompt) for prompt in prompts]
+        pairs = zip(asked, self.classify(images), strict=True)
+        return [Score(1, int(a == b), 0, relations=True, background=True) for a, b in pairs]
 
 
 # By the key of family.json that says what a family was trained on.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z95 = 1.959963984540054
+BLOCK = 1 << 22  # picks of the bootstrap that are held at a time
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
@@ -74,8 +75,13 @@ def bootstrap(
         ValueError: no resample gives a finite value.
     """
     rng = np.random.default_rng(seed)
-    picks = rng.integers(len(values), size=(resamples, len(values)))
-    sums = np.stack([column[picks].sum(axis=1) for column in values.T], axis=1)
+    # In blocks: tens of thousands of prompts would not fit otherwise.
+    block = max(1, BLOCK // len(values))
+    parts = []
+    for start in range(0, resamples, block):
+        picks = rng.integers(len(values), size=(min(block, resamples - start), len(values)))
+        parts.append(np.stack([column[picks].sum(axis=1) for column in values.T], axis=1))
+    sums = np.concatenate(parts)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = statistic(sums)
     found = found[np.isfinite(found)]
