@@ -107,7 +107,7 @@ def cell(point: Point | None, digits: int, sign: str = "", verdict: str = "") ->
     if point is None:
         return Cell("–")
     value, low, high = (f"{x:{sign}.{digits}f}" for x in point)
-    return Cell(value, f"{low} to {high}", verdict)
+    return Cell(value, "" if low == high else f"{low} to {high}", verdict)
 
 
 def summary(row: dict[str, Any], shown: list[Measure]) -> list[Cell]:
@@ -131,7 +131,7 @@ def reference_rows(reference: dict[str, Any] | None, shown: list[Measure]) -> li
     """Rows of pictures that no decoder made."""
     if reference is None:
         return []
-    named = {"real pictures": reference["perfect"], "their reconstruction": reference["reconstruction"]}
+    named = {"real pictures": reference["perfect"], "reconstructed": reference["reconstruction"]}
     rows = []
     for name, found in named.items():
         if found is not None:
