@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mulosd.engine.conditioning import ClassConditioner
 from mulosd.engine.decoding import Serial
+from mulosd.engine.family import Family
 from mulosd.engine.random_family import random_family
 from mulosd.eval.accuracy import Score, summarise
-from mulosd.eval.graders import ClassGrader, grader_of
+from mulosd.eval.graders import GRADERS, ClassGrader, SceneGrader, grader_of
 from mulosd.eval.samples import Sample, difference
 from mulosd.eval.statistics import BLOCK, bootstrap, bootstrap_ratio
 
@@ -22,19 +22,37 @@ def right(found: int) -> Score:
     return Score(1, found, 0, relations=True, background=True)
 
 
+class Stripes:
+    """Reads the class off the first pixel."""
+
+    def __init__(self) -> None:
+        self.conditioner = ClassConditioner(3, ["cat, tabby", "dog", "owl"])
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        return images[:, 0, 0, 0].astype(np.int64)
+
+    def ids(self, classes: Sequence[str | int]) -> np.ndarray:
+        return np.asarray([self.conditioner.id(str(c)) for c in classes])
+
+
 def test_a_class_is_an_object_that_is_asked_for_once() -> None:
-    family: Any = SimpleNamespace(name="photo", conditioner=ClassConditioner(3, ["cat, tabby", "dog", "owl"]))
-    seen = torch.tensor([0, 2, 2])
-    scores = ClassGrader(family, lambda images: seen[: len(images)].tolist()).grade(
-        ["tabby", "1", "owl"], np.zeros((3, 4, 4, 3), np.uint8)
-    )
+    images = np.zeros((3, 4, 4, 3), np.uint8) + np.array([0, 2, 2], np.uint8)[:, None, None, None]
+    scores = ClassGrader(Stripes()).grade(["tabby", "1", "owl"], images)
     assert [s.found for s in scores] == [1, 0, 1]
     assert [s.scene for s in scores] == [True, False, True]
     assert summarise(scores)["value"] == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="does not draw classes"):
-        ClassGrader(random_family(), lambda _: [])
+
+
+def test_the_grader_is_that_of_the_file_beside_the_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GRADERS, "classifier.safetensors", lambda family: ClassGrader(Stripes()))
     with pytest.raises(ValueError, match="not trained on scenes"):
         grader_of(random_family())
+    family = Family.load(random_family().save(tmp_path / "family"))
+    with pytest.raises(ValueError, match="not trained on scenes"):
+        grader_of(family)
+    (tmp_path / "family" / "classifier.safetensors").touch()
+    assert grader_of(family).what == "classes"
+    assert isinstance(grader_of(Family.load("emoji")), SceneGrader)
 
 
 def test_pictures_of_a_prompt_are_one_observation() -> None:

@@ -183,6 +183,7 @@ def evaluate(
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **plan,
         "images": len(asked),
+        "counted": None if judge.grader is None else judge.grader.what,
         "reference": describe_reference(judge, len(asked)),
         "notes": notes,
         "rows": [one.row for one in measured],

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.family import scene_config
-from ..engine.conditioning import ClassConditioner
 from .accuracy import PromptParser, Score, score
 from .reader import Reader, read_background
 
 if TYPE_CHECKING:
     from ..engine.family import Family
+
+
+READER = "reader.safetensors"
 
 
 class Grader(Protocol):
@@ -46,7 +48,7 @@ class SceneGrader:
         self.scenes = scene_config(family)
         if family.path is None:
             raise ValueError(f"family {family.name!r} was not loaded from a folder")
-        self.reader = Reader.load(family.path / "reader.safetensors", tuple(self.scenes.objects))
+        self.reader = Reader.load(family.path / READER, tuple(self.scenes.objects))
         self.parser = PromptParser(family.vocabulary, self.scenes)
 
     def grade(self, prompts: Sequence[str], images: NDArray[np.uint8]) -> list[Score]:
@@ -55,34 +57,41 @@ class SceneGrader:
         return [score(a, r, b) for a, r, b in zip(asked, seen, backgrounds, strict=True)]
 
 
+class Classifier(Protocol):
+    """Names the class of pictures."""
+
+    def read(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Class ids [B] of pictures, uint8 [B, S, S, 3]."""
+
+    def ids(self, classes: Sequence[str | int]) -> NDArray[np.int64]:
+        """Class ids [B] of prompts; ValueError for one that is no class."""
+
+
 class ClassGrader:
-    """Classes of a class-conditional family, each an object that is asked for once.
+    """Classes, each an object that is asked for once.
 
     Args:
-        family: of classes.
-        classify: class ids of pictures, uint8 [B, S, S, 3], by a network that the family never saw.
-
-    Raises:
-        ValueError: the family does not draw classes.
+        classifier: a network that the judged family never saw.
     """
 
     what = "classes"
 
-    def __init__(self, family: Family, classify: Callable[[NDArray[np.uint8]], Sequence[int]]) -> None:
-        if not isinstance(family.conditioner, ClassConditioner):
-            raise ValueError(f"family {family.name!r} does not draw classes")
-        self.conditioner, self.classify = family.conditioner, classify
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
 
     def grade(self, prompts: Sequence[str], images: NDArray[np.uint8]) -> list[Score]:
-        asked = [self.conditioner.id(prompt) for prompt in prompts]
-        pairs = zip(asked, self.classify(images), strict=True)
-        return [Score(1, int(a == b), 0, relations=True, background=True) for a, b in pairs]
+        right = self.classifier.ids(list(prompts)) == self.classifier.read(images)
+        return [Score(1, int(r), 0, relations=True, background=True) for r in right]
 
 
-# By the key of family.json that says what a family was trained on.
-GRADERS: dict[str, Callable[[Family], Grader]] = {"scenes": SceneGrader}
+# By the file beside family.json that the grader reads.
+GRADERS: dict[str, Callable[[Family], Grader]] = {READER: SceneGrader}
 
 
 def grader_of(family: Family) -> Grader:
     """The grader of a family; ValueError when it has none."""
-    return next((made for key, made in GRADERS.items() if key in family.metadata), SceneGrader)(family)
+    for file, made in GRADERS.items():
+        if family.path is not None and (family.path / file).is_file():
+            return made(family)
+    # It says what is missing.
+    return SceneGrader(family)

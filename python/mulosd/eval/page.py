@@ -85,6 +85,7 @@ def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("Pictures", f"{len(report['prompts'])} prompts x {report['num_images']}, seeds from {report['seed']}, "
                      f"in batches of {report['batch']}"),
         ("Compared with", "nothing" if reference is None else reference["name"]),
+        ("Right are", report["counted"] or "not known: there is no grader"),
         ("Sampling", sampling),
         ("Device", f"{report['device']}, {report['dtype']}"),
         ("Versions", versions),
