@@ -37,6 +37,8 @@ class GenerationResult:
         tokens: int64 [B, H, W].
         stats, prompts, seeds: one entry an image.
         warnings: what the family could not understand.
+        resampled: bool [B, H, W], the tokens that the target drew anew after verifying a draft; None for decoders that
+            do not verify candidates on a grid.
     """
 
     images: list[Image]
@@ -45,6 +47,7 @@ class GenerationResult:
     prompts: list[str]
     seeds: list[int]
     warnings: list[str] = field(default_factory=list)
+    resampled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Update:
         tokens: int64 [h, W] on the CPU.
         row: number of the first row of tokens.
         stats: of a final image.
+        resampled: of a final image, see `GenerationResult`; bool [H, W] on the CPU.
         error: why a request failed.
     """
 
@@ -79,6 +83,7 @@ class Update:
     row: int = 0
     stats: GenerationStats | None = None
     error: Exception | None = None
+    resampled: Tensor | None = None
 
 
 class Engine:
@@ -102,14 +107,14 @@ class Engine:
         self.config = config or SchedulerConfig()
         self.caches: dict[tuple[int, bool], KVCache] = {}
         self._flights: dict[int, Flight] = {}
-        kept = checked_dtype(dtype)
+        self.dtype = checked_dtype(dtype)
         try:
             kind = torch.device(device).type
         except RuntimeError as error:
             raise ValueError(f"there is no device {device!r}; use 'cpu', 'cuda' or 'cuda:0'") from error
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
-        self.family = family.to(device, kept)
+        self.family = family.to(device, self.dtype)
         self.scheduler = Scheduler(self.family, self.config, self.caches)
 
     @classmethod
@@ -203,6 +208,7 @@ class Engine:
         finally:
             scheduler.clear()
         made = [done[i] for i in range(len(jobs))]
+        redrawn = [u.resampled for u in made if u.resampled is not None]
         return GenerationResult(
             [u.image for u in made if u.image is not None],
             torch.stack([u.tokens for u in made if u.tokens is not None]),
@@ -210,6 +216,7 @@ class Engine:
             [p for p, _ in jobs],
             [s for _, s in jobs],
             warnings,
+            torch.stack(redrawn) if redrawn else None,
         )
 
     def add_request(
@@ -346,7 +353,8 @@ class Engine:
             outcome.depth,
             outcome.accepted,
         )
-        return Update(number, "final", image, outcome.tokens.cpu(), stats=stats)
+        redrawn = None if outcome.resampled is None else outcome.resampled.cpu()
+        return Update(number, "final", image, outcome.tokens.cpu(), stats=stats, resampled=redrawn)
 
     def to_images(self, tokens: Tensor) -> list[Image]:
         """Decode tokens [B, H, W] to RGB pictures."""

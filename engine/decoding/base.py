@@ -17,7 +17,8 @@ from ..request import Request
 @dataclass(frozen=True)
 class Outcome:
     """Tokens int64 [H, W] of the target grid; shares rejected and resampled, islands and depth if it verified; tokens
-    that a verification of a draft tree brought."""
+    that a verification of a draft tree brought; which tokens were resampled, bool [H, W], if candidates were verified.
+    """
 
     tokens: Tensor
     rejection: float | None = None
@@ -25,6 +26,7 @@ class Outcome:
     islands: int | None = None
     depth: int | None = None
     accepted: float | None = None
+    resampled: Tensor | None = None
 
 
 Plan = Generator[list[Feed], list[Result], Outcome]

@@ -71,6 +71,7 @@ class Repair:
             float(self.resampled.float().mean()),
             self.islands,
             self.depth,
+            resampled=self.resampled,
         )
 
     def run(self, top: int, bottom: int) -> Steps:

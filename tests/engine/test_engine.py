@@ -149,3 +149,22 @@ def test_decoders_are_read_from_text() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             parse(text)
+
+
+def test_what_was_resampled_is_told(engine: Engine) -> None:
+    prompts, seeds = ["red apple", "blue pear"], [3, 4]
+    draft = engine.generate(prompts, decoder=DraftOnly(2), seed=seeds)
+    result = engine.generate(prompts, decoder=MuloSD(2, tau=0.05, radius=0, pool=2), seed=seeds)
+    assert draft.resampled is None
+    assert result.resampled is not None
+    assert result.resampled.shape == result.tokens.shape
+    assert 0 < result.resampled.float().mean() < 1
+    assert result.resampled.float().mean(dim=(1, 2)).tolist() == pytest.approx([s.coverage for s in result.stats])
+    assert torch.equal(result.tokens[~result.resampled], draft.tokens[~result.resampled]), "the others are the draft's"
+    for tau, share in ((0.0, 0.0), (2.0, 1.0)):
+        limit = engine.generate("pear", decoder=MuloSD(2, tau=tau, radius=0, pool=2))
+        assert limit.resampled is not None
+        assert limit.resampled.float().mean() == share
+    *_, final = engine.stream(prompts[1], decoder=MuloSD(2, tau=0.05, radius=0, pool=2), seed=seeds[1])
+    assert final.resampled is not None
+    assert torch.equal(final.resampled, result.resampled[1])

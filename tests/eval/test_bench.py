@@ -95,7 +95,9 @@ class FakeEngine:
             for s in seed
         ]  # fmt: skip
         quality = {"serial": 1, "mulo": 2, "draft-only": 3}[decoder.name]
-        return SimpleNamespace(images=images, stats=stats, tokens=torch.full((len(prompts), 32, 32), quality))
+        return SimpleNamespace(
+            images=images, stats=stats, tokens=torch.full((len(prompts), 32, 32), quality), resampled=None
+        )
 
     def check_prompts(self, prompts: list[str]) -> list[str]:
         return [f"unknown words in {p!r}" for p in prompts if self.family.vocabulary.parse(p)[1]]

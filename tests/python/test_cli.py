@@ -21,6 +21,7 @@ COMMANDS = [
     ["calibrate"],
     ["diagnose"],
     ["bench", "decode"],
+    ["evaluate"],
     *(
         ["train", stage]
         for stage in ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "all", "export", "sprites")
@@ -38,7 +39,7 @@ def test_help_has_examples(run: Run, command: list[str]) -> None:
 
 def test_root_help_lists_the_commands(run: Run) -> None:
     text = run("--help").stdout
-    for command in ("generate", "info", "calibrate", "bench", "train", "diagnose"):
+    for command in ("generate", "info", "calibrate", "bench", "evaluate", "train", "diagnose"):
         assert re.search(rf"\b{command}\b", text)
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import bench, calibrate, convert, diagnose, generate, info, train
+from . import bench, calibrate, convert, diagnose, evaluate, generate, info, train
 from .console import stderr
 
 
@@ -67,6 +67,7 @@ def root(
 
 
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("info", epilog=info.EXAMPLES)(info.info)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command("diagnose", epilog=diagnose.EXAMPLES)(diagnose.diagnose)

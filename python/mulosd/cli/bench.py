@@ -229,13 +229,13 @@ def tell(notes: list[str]) -> None:
         stdout.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
-def parse_decoders(text: str) -> list[str]:
+def parse_decoders(text: str, option: str = "--decoders") -> list[str]:
     """Decoders of a comma-separated list; ValueError names the possible ones."""
     from ..engine.decoding.spec import DECODERS, parse
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ValueError(f"--decoders {text!r}: give one or more of {', '.join(DECODERS)}, separated by commas")
+        raise ValueError(f"{option} {text!r}: give one or more of {', '.join(DECODERS)}, separated by commas")
     for name in names:
         parse(name)
     return names

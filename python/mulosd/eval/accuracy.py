@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..data.scenes import COUNTS, RELATIONS, SceneConfig
 from ..engine.models.text import Vocabulary
 from .reader import Reading
@@ -128,8 +130,12 @@ def score(asked: Asked, seen: Sequence[Reading], background: str) -> Score:
     )
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, Any]:
+def summarise(scores: Sequence[Score], group: int = 1) -> dict[str, Any]:
     """Object accuracy pooled over prompts, with scene accuracy as an extra.
+
+    Args:
+        scores: one a picture.
+        group: neighbours that are pictures of one prompt, the unit of the intervals.
 
     Returns:
         {"value", "ci95", "objects", "prompts", "extra_per_image", "scene": {"value", "ci95"}}. Shares are in 0..1;
@@ -140,14 +146,15 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
     """
     if not scores:
         raise ValueError("there are no pictures to score")
-    asked, found = [s.asked for s in scores], [s.found for s in scores]
-    right = sum(s.scene for s in scores)
-    any_asked = sum(asked) > 0
+    figures = np.asarray([(s.asked, s.found, s.scene, 1) for s in scores], np.float64)
+    asked, found, right, pictures = figures.reshape(-1, group, 4).sum(axis=1).T
+    any_asked = asked.sum() > 0
+    scene = wilson(float(right.sum()), len(scores)) if group == 1 else share_interval(right, pictures)
     return {
-        "value": sum(found) / sum(asked) if any_asked else None,
+        "value": float(found.sum() / asked.sum()) if any_asked else None,
         "ci95": list(share_interval(found, asked)) if any_asked else None,
-        "objects": sum(asked),
-        "prompts": len(scores),
+        "objects": int(asked.sum()),
+        "prompts": len(scores) // group,
         "extra_per_image": sum(s.extra for s in scores) / len(scores),
-        "scene": {"value": right / len(scores), "ci95": list(wilson(right, len(scores)))},
+        "scene": {"value": float(right.sum() / len(scores)), "ci95": list(scene)},
     }

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..engine.decoding.base import Decoder
 from ..engine.decoding.mulo import MuloSD
 from ..engine.decoding.spec import spell
-from ..engine.stats import GenerationStats
-from .accuracy import Score, summarise
+from .accuracy import summarise
 from .journal import Journal
 from .judge import Judge
 from .kid import MIN_SET
-from .machine import commit, device_name, versions
-from .reader import as_array
+from .samples import Job, Progress, Sample, difference, likelihoods, mean_by_key, mean_or_none, origin, run_jobs
 from .statistics import bootstrap_ratio, spread
 from .sweeps import DECODERS, plan_rows
 
@@ -31,32 +26,6 @@ if TYPE_CHECKING:
     from ..engine.sampling import SamplingParams
 
 MIN_RUNS = 5
-NLL_BATCH = 8
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Prompts, by number, that are generated together; only one that is `first` counts as their quality sample."""
-
-    prompts: list[int]
-    timed: bool = False
-    first: bool = True
-
-
-@dataclass
-class Sample:
-    """What one row of the benchmark produced; lists run over prompts, timings over timed runs."""
-
-    decoder: Decoder
-    seconds: list[float] = field(default_factory=list)
-    timed: list[GenerationStats] = field(default_factory=list)
-    stats: list[GenerationStats] = field(default_factory=list)
-    images: list[NDArray[np.uint8]] = field(default_factory=list)
-    tokens: list[torch.Tensor] = field(default_factory=list)
-    nll: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    scores: list[Score] | None = None
 
 
 def bench_decode(
@@ -130,14 +99,7 @@ def measure(
     samples = [Sample(decoder) for decoder in decoders]
     params = engine.family.sampling if sampling is None else sampling
     timed = min(len(prompts), timing_images or len(prompts))
-    about = {
-        "device": device_name(torch.device(engine.family.device)),
-        "versions": versions(),
-        "commit": commit(),
-        "family": engine.family.name,
-        "sampling": params.to_dict(),
-        "seed": seed,
-    }
+    about = origin(engine, params, seed)
     turns = max(timed, MIN_RUNS)
     jobs = [Job([i], timed=True, first=run == i) for run, i in enumerate(islice(cycle(range(timed)), turns))]
     for start in range(timed, len(prompts), batch_for_quality):
@@ -167,74 +129,10 @@ def measure(
     }
 
 
-def run_jobs(
-    engine: Engine,
-    prompts: Sequence[str],
-    jobs: Sequence[Job],
-    samples: Sequence[Sample],
-    params: SamplingParams,
-    seed: int,
-    journal: Journal,
-    progress: Progress | None,
-) -> None:
-    """Generate what the journal does not hold yet, decoders taking turns at each job; fills the samples."""
-    total = len(samples) * sum(len(job.prompts) for job in jobs)
-    if len(journal.records) < len(jobs) * len(samples):
-        for sample in samples:
-            engine.generate([prompts[0]], decoder=sample.decoder, sampling=params, seed=[seed])
-    done = 0
-    for number, job in enumerate(jobs):
-        for turn, sample in enumerate(samples):
-            record = journal.records.get((number, turn))
-            if record is None:
-                begun = time.perf_counter()
-                result = engine.generate(
-                    [prompts[i] for i in job.prompts],
-                    decoder=sample.decoder,
-                    sampling=params,
-                    seed=[seed + i for i in job.prompts],
-                    batch_size=len(job.prompts),
-                )
-                seconds = time.perf_counter() - begun
-                stats, tokens, images = result.stats, result.tokens, result.images
-                kept = {"seconds": seconds, "stats": [s.to_dict() for s in stats], "tokens": tokens.tolist()}
-                journal.add((number, turn), kept)
-            else:
-                seconds, stats = record["seconds"], [GenerationStats(**s) for s in record["stats"]]
-                tokens = torch.tensor(record["tokens"])
-                images = engine.to_images(tokens) if job.first else []
-            if job.timed:
-                sample.seconds.append(seconds)
-                sample.timed += stats
-            if job.first:
-                sample.stats += stats
-                # Arrays are smaller than pictures.
-                sample.images += list(as_array(images))
-                sample.tokens.append(tokens)
-            done += len(job.prompts)
-            if progress is not None:
-                progress(sample.decoder.name, done, total)
-
-
-def mean_by_key(dictionaries: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean of each key, absent ones counting as zero."""
-    keys = dict.fromkeys(key for d in dictionaries for key in d)
-    return {key: float(np.mean([d.get(key, 0) for d in dictionaries])) for key in keys}
-
-
-def mean_or_none(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
-
-
 def describe(engine: Engine, prompts: Sequence[str], sample: Sample, judge: Judge) -> dict[str, Any]:
     """One row of the report; fills the sample's likelihoods and scores."""
-    tokens, images = torch.cat(sample.tokens), np.stack(sample.images)
-    parts = [
-        engine.nll(prompts[start : start + NLL_BATCH], tokens[start : start + NLL_BATCH])
-        for start in range(0, len(prompts), NLL_BATCH)
-    ]
-    sample.nll = torch.cat(parts).double().numpy()
+    images = np.stack(sample.images)
+    sample.nll = likelihoods(engine, prompts, torch.cat(sample.tokens))
     sample.scores = judge.scores(prompts, images)
     return {
         "decoder": sample.decoder.name,
@@ -268,21 +166,3 @@ def compare(rows: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> None:
             for name in ("serial", "draft-only")
             if name in by_name and by_name[name][0] is not sample
         }
-
-
-def difference(sample: Sample, base: Sample) -> dict[str, Any]:
-    """Object accuracy and NLL of a sample minus those of another, with intervals over prompts."""
-
-    def over_prompts(differences: NDArray[np.float64], weights: NDArray[np.float64]) -> dict[str, Any]:
-        return {
-            "value": float(differences.sum() / weights.sum()),
-            "ci95": list(bootstrap_ratio(differences, weights)),
-        }
-
-    result: dict[str, Any] = {"accuracy": None, "nll": over_prompts(sample.nll - base.nll, np.ones(len(sample.nll)))}
-    if sample.scores is not None and base.scores is not None:
-        asked = np.asarray([float(s.asked) for s in sample.scores])
-        if asked.sum() > 0:
-            found = [float(a.found - b.found) for a, b in zip(sample.scores, base.scores, strict=True)]
-            result["accuracy"] = over_prompts(np.asarray(found), asked)
-    return result

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from .measures import MEASURES, Measure, Point
 from .report import forwards
-from .statistics import Z95
 from .sweeps import KNOBS
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -17,47 +16,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 
 
-class Point(NamedTuple):
-    """A value with the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def accuracy(row: dict[str, Any]) -> Point | None:
-    found = row["accuracy"]
-    if found is None or found["value"] is None:
-        return None
-    return Point(100 * found["value"], *(100 * end for end in found["ci95"]))
-
-
-def kid(row: dict[str, Any]) -> Point | None:
-    found = row["kid"]
-    if found is None:
-        return None
-    half = Z95 * found["std"]
-    return Point(found["value"], found["value"] - half, found["value"] + half)
-
-
-def nll(row: dict[str, Any]) -> Point | None:
-    return Point(row["nll"], *row.get("nll_ci95", (row["nll"], row["nll"])))
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure of quality: how a row states it (None where it is missing), and whether more of it is better."""
-
-    title: str
-    of: Callable[[dict[str, Any]], Point | None]
-    higher: bool
-
-
-MEASURES = (
-    Measure("objects right, %", accuracy, higher=True),
-    Measure("KID-Lite0 x 1000", kid, higher=False),
-    Measure("NLL, nats a token", nll, higher=False),
-)
+# What `bench decode` measures.
+DRAWN = [measure for measure in MEASURES if measure.key in ("accuracy", "kid", "nll")]
 
 
 def frontier(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
@@ -114,7 +74,7 @@ def plot_frontier(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    measures = [m for m in MEASURES if any(m.of(row) for row in report["rows"])]
+    measures = [m for m in DRAWN if any(m.of(row) for row in report["rows"])]
     figure, axes = pyplot.subplots(
         2, len(measures), figsize=(4.6 * len(measures) + 0.4, 8), squeeze=False, sharey="col", layout="constrained"
     )
@@ -124,7 +84,7 @@ def plot_frontier(report: dict[str, Any], path: Path) -> None:
             axis = axes[line, column]
             panel(axis, groups, measure, by_time=line == 0)
             axis.set_xlabel(heading)
-            axis.set_ylabel(f"{measure.title} ({'higher' if measure.higher else 'lower'} is better)")
+            axis.set_ylabel(f"{measure.title} ({measure.better} is better)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
@@ -163,7 +123,7 @@ def panel(axis: Any, groups: dict[str, list[dict[str, Any]]], measure: Measure, 
         labels.append((colour, [row for row, _, _ in known], x, y))
         costs += x
         values += y
-    best = frontier(costs, values if measure.higher else [-v for v in values])
+    best = frontier(costs, values if measure.better == "higher" else [-v for v in values])
     axis.plot(
         [costs[i] for i in best], [values[i] for i in best],
         color="0.8", linewidth=5, marker="o", markersize=14, zorder=0,

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from .statistics import Estimate, random_half
+
 SCALE = 1000.0
 INPUT_PX = 224
 MIN_SET = 4  # pictures: half of a set must still hold a pair
@@ -33,22 +35,22 @@ def unbiased_mmd2(xx: NDArray[np.float64], yy: NDArray[np.float64], xy: NDArray[
     return float(within_x + within_y - 2 * xy.mean())
 
 
-def kid(
-    real: NDArray[np.floating[Any]], made: NDArray[np.floating[Any]], *, resamples: int = 100, seed: int = 0
-) -> dict[str, float]:
-    """KID x 1000 between two sets of features, and its standard error.
-
-    The value takes all features. The error is the standard deviation over random halves of both sets: by the
-    delete-half jackknife (Shao and Wu 1989) that estimates the error of the value itself, not that of a half.
+def kid_estimate(
+    real: NDArray[np.floating[Any]],
+    made: NDArray[np.floating[Any]],
+    *,
+    group: int = 1,
+    resamples: int = 100,
+    seed: int = 0,
+) -> Estimate:
+    """KID x 1000 between two sets of features, and that of random halves of both.
 
     Args:
         real: features [n, d].
         made: features [m, d].
+        group: neighbours in `made` that are pictures of one prompt: they stay together in a half.
         resamples: random halves.
         seed: of the halves.
-
-    Returns:
-        {"value", "std"}.
 
     Raises:
         ValueError: fewer than 4 features in a set, or different widths.
@@ -60,10 +62,17 @@ def kid(
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(resamples):
-        i = rng.permutation(len(x))[: len(x) // 2]
-        j = rng.permutation(len(y))[: len(y) // 2]
-        values.append(unbiased_mmd2(xx[np.ix_(i, i)], yy[np.ix_(j, j)], xy[np.ix_(i, j)]))
-    return {"value": SCALE * unbiased_mmd2(xx, yy, xy), "std": SCALE * float(np.std(values, ddof=1))}
+        i, j = random_half(rng, len(x)), random_half(rng, len(y), group)
+        values.append(SCALE * unbiased_mmd2(xx[np.ix_(i, i)], yy[np.ix_(j, j)], xy[np.ix_(i, j)]))
+    return Estimate(SCALE * unbiased_mmd2(xx, yy, xy), np.asarray(values))
+
+
+def kid(
+    real: NDArray[np.floating[Any]], made: NDArray[np.floating[Any]], *, resamples: int = 100, seed: int = 0
+) -> dict[str, float]:
+    """{"value", "std"} of `kid_estimate`."""
+    found = kid_estimate(real, made, resamples=resamples, seed=seed)
+    return {"value": found.value, "std": found.std}
 
 
 class Lite0Features:

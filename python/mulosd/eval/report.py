@@ -1,4 +1,4 @@
-"""A benchmark report as a table on screen."""
+"""Reports as tables on screen."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+
+from .measures import known
 
 # Settings that the name of a row spells out where it has them, in this order and form.
 SHORT = {
@@ -79,5 +81,31 @@ def bench_table(report: dict[str, Any], named: Sequence[tuple[str, dict[str, Any
             f"{row['nll']:.2f}",
             objects,
             "-" if kid is None else f"{kid['value']:.0f}±{kid['std']:.0f}",
+        )
+    return table
+
+
+def evaluation_table(report: dict[str, Any]) -> Table:
+    """The rows of an evaluation as a table."""
+    shown = [measure for measure in known(report["rows"]) if measure.key != "relative_seam"]
+    table = Table(
+        title=f"{report['family']}: {len(report['prompts'])} prompts x {report['num_images']}",
+        caption=f"{report['device']}. ×: speed-up; fwd: forwards; res: resampled, %; intervals are in the report",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+    )
+    table.add_column("decoder", overflow="fold")
+    for heading in ("s/image", "×", "fwd", "res", *(measure.short for measure in shown)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report["rows"]:
+        points = [(measure.of(row), measure.digits) for measure in shown]
+        table.add_row(
+            row["label"],
+            f"{row['seconds_per_image']['mean']:.3g}",
+            f"{row['speedup']['value']:.2f}",
+            f"{forwards(row):.0f}",
+            percent(row["coverage"]),
+            *("-" if point is None else f"{point.value:.{digits}f}" for point, digits in points),
         )
     return table

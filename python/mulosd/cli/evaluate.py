@@ -1,0 +1,184 @@
+"""`mulosd evaluate`: pictures of several decoders, measured and laid side by side."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .bench import parse_decoders, tell
+from .console import count_bar, examples, stdout, warn
+from .options import DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption, make_sampling
+
+if TYPE_CHECKING:
+    from .. import Engine, SamplingParams
+
+EXAMPLES = examples(
+    "mulosd evaluate --decoder serial --decoder mulo --prompts 64 --report out/emoji",
+    "mulosd evaluate --decoder serial,draft-only,mulo:tau=0.01:window=2 --prompts mine.txt "
+    "--num-images 4 --report out/mine",
+    "mulosd evaluate --family families/mine --prompts mine.txt --reference photos/ --report out/mine",
+    "mulosd evaluate --family families/tar --decoder serial,mulo --protocol geneval "
+    "--prompts geneval/prompts/evaluation_metadata.jsonl --report out/geneval",
+    "mulosd evaluate --family families/tar --decoder serial,mulo --protocol coco-fid "
+    "--prompts annotations/captions_val2014.json --reference val2014/ --limit 30000 --report out/coco",
+)
+# Without --protocol; with it they have no meaning.
+NUM_IMAGES, REAL, SHOW = 2, 256, 16
+PLACES = "GenEval, DPG-Bench, FID on MS-COCO or HPSv2"
+
+
+class ProtocolName(str, Enum):
+    geneval = "geneval"
+    dpg = "dpg"
+    coco_fid = "coco-fid"
+    hpsv2 = "hpsv2"
+
+
+def evaluate(
+    report: Annotated[
+        Path, typer.Option(help="Folder for pictures, report.json and report.html; the same call goes on in it.")
+    ],
+    family: FamilyOption = "emoji",
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name with settings, such as mulo:tau=0.01:window=2; several times or comma-separated. What is left "
+            "open comes from the family. Differences are to the first.",
+            show_default="serial, draft-only, mulo",
+        ),
+    ] = None,
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="So many of the family's own (held-out scenes, classes), or a file with one a line. With --protocol "
+            "the official prompts.",
+            metavar="N|FILE",
+        ),
+    ] = "16",
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Real pictures to compare with: builtin (held-out ones of the family's data) or a folder. For "
+            "coco-fid a folder, or stats:NAME of clean-fid.",
+            metavar="builtin|DIR",
+        ),
+    ] = "builtin",
+    protocol: Annotated[
+        ProtocolName | None,
+        typer.Option(help=f"Write pictures as the scorer of {PLACES} reads them.", show_default=False),
+    ] = None,
+    num_images: Annotated[
+        int | None,
+        typer.Option(
+            "--num-images",
+            "-n",
+            help="Pictures of each prompt; diversity within prompts needs two.",
+            show_default=f"{NUM_IMAGES}, or the protocol's",
+        ),
+    ] = None,
+    real: Annotated[
+        int | None, typer.Option(help="How many real pictures to compare with.", show_default=str(REAL))
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="With --protocol: only so many prompts.", show_default="all; coco-fid 30000")
+    ] = None,
+    show: Annotated[
+        int | None, typer.Option(help="Prompts whose pictures the report shows side by side.", show_default=str(SHOW))
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Pictures drawn together: faster, but seconds are then those of a batch.")
+    ] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Drop what an earlier evaluation left in the folder.")
+    ] = False,
+    cfg_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; 1 is off.", show_default="family")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling.", show_default="family")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Likeliest tokens drawn from.", show_default="family")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Mass of those drawn from.", show_default="family")] = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Judge decoders by the same pictures' quality: distance to real ones, accuracy, likelihood, diversity, seams.
+
+    Writes a report to open in a browser. An interrupted call goes on where it stopped.
+    """
+    names = [name for text in decoder or ["serial,draft-only,mulo"] for name in parse_decoders(text, "--decoder")]
+    counts = {"--num-images": num_images, "--batch-size": batch_size, "--limit": limit, "--real": real}
+    for option, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    if show is not None and show < 0:
+        raise ValueError(f"--show must be 0 or more, got {show}")
+    if protocol is None and limit is not None:
+        raise ValueError("--limit belongs to --protocol; give a smaller --prompts N instead")
+    for option, value in (("--num-images", num_images), ("--real", real), ("--show", show)):
+        if protocol is not None and value is not None:
+            raise ValueError(f"{option} has no meaning with --protocol {protocol.value}; leave it out")
+    command = shlex.join(["mulosd", *sys.argv[1:]])
+
+    from .. import Engine
+
+    def load() -> tuple[Engine, SamplingParams]:
+        engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
+        given = {"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        return engine, make_sampling(engine, given)
+
+    if protocol is not None:
+        from ..eval.protocols import make_protocol, run_protocol
+        from ..eval.protocols.report import protocol_table
+
+        official = make_protocol(protocol.value, Path(prompts), reference, limit)
+        engine, sampling = load()
+        with count_bar() as bar:
+            found = run_protocol(
+                engine, official, names, report, sampling=sampling, seed=seed, batch_size=batch_size,
+                overwrite=overwrite, command=command, progress=bar,
+            )  # fmt: skip
+        stdout.print(protocol_table(found))
+        tell(found["notes"])
+        return
+
+    from ..atomic import atomic
+    from ..eval.evaluate import evaluate as run
+    from ..eval.page import check_page, render
+    from ..eval.report import evaluation_table
+
+    check_page()
+    engine, sampling = load()
+    with count_bar() as bar:
+        evaluation = run(
+            engine, choose(engine, prompts, seed), names, report,
+            reference=None if reference == "builtin" else Path(reference), real=real or REAL,
+            num_images=num_images or NUM_IMAGES,
+            sampling=sampling, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,
+            progress=lambda what, done, total: bar(what if what == "quality" else "generating", done, total),
+        )  # fmt: skip
+    page = render(evaluation, SHOW if show is None else show)
+    with atomic(report / "report.html") as file:
+        file.write(page.encode())
+    stdout.print(evaluation_table(evaluation.report))
+    tell(evaluation.report["notes"])
+    stdout.print(f"{report / 'report.html'}", markup=False, soft_wrap=True, highlight=False)
+
+
+def choose(engine: Engine, text: str, seed: int) -> list[str]:
+    """The prompts of a file, or so many of the family's own."""
+    from ..eval.prompts import default_prompts, read_prompts
+
+    if not text.strip().lstrip("+-").isdecimal():
+        return read_prompts(Path(text))
+    count = int(text)
+    if count < 1:
+        raise ValueError(f"--prompts must be at least 1, got {count}")
+    found = default_prompts(engine, count, seed)
+    if len(found) < count:
+        warn(f"family {engine.family.name!r} has {len(found)} classes: --prompts {count} takes each once")
+    return found

@@ -1,0 +1,97 @@
+"""Who says whether a picture shows what its prompt asks for: a network that the judged models never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.family import scene_config
+from .accuracy import PromptParser, Score, score
+from .reader import Reader, read_background
+
+if TYPE_CHECKING:
+    from ..engine.family import Family
+
+
+READER = "reader.safetensors"
+
+
+class Grader(Protocol):
+    """Scores pictures against prompts.
+
+    Attributes:
+        what: what it counts, such as "objects". A class is an object that is asked for once.
+    """
+
+    what: str
+
+    def grade(self, prompts: Sequence[str], images: NDArray[np.uint8]) -> list[Score]:
+        """One score a picture, uint8 [B, S, S, 3]."""
+
+
+class SceneGrader:
+    """Objects, relations and backgrounds of scenes.
+
+    Args:
+        family: of scenes, loaded from a folder with a reader.
+
+    Raises:
+        ValueError: there is no reader, or the family is not made of scenes.
+    """
+
+    what = "objects"
+
+    def __init__(self, family: Family) -> None:
+        self.scenes = scene_config(family)
+        if family.path is None:
+            raise ValueError(f"family {family.name!r} was not loaded from a folder")
+        self.reader = Reader.load(family.path / READER, tuple(self.scenes.objects))
+        self.parser = PromptParser(family.vocabulary, self.scenes)
+
+    def grade(self, prompts: Sequence[str], images: NDArray[np.uint8]) -> list[Score]:
+        seen, backgrounds = self.reader.read(images), read_background(images, self.scenes.backgrounds)
+        asked = [self.parser.parse(prompt) for prompt in prompts]
+        return [score(a, r, b) for a, r, b in zip(asked, seen, backgrounds, strict=True)]
+
+
+class Classifier(Protocol):
+    """Names the class of pictures."""
+
+    def read(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Class ids [B] of pictures, uint8 [B, S, S, 3]."""
+
+    def ids(self, classes: Sequence[str | int]) -> NDArray[np.int64]:
+        """Class ids [B] of prompts; ValueError for one that is no class."""
+
+
+class ClassGrader:
+    """Classes, each an object that is asked for once.
+
+    Args:
+        classifier: a network that the judged family never saw.
+    """
+
+    what = "classes"
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+
+    def grade(self, prompts: Sequence[str], images: NDArray[np.uint8]) -> list[Score]:
+        right = self.classifier.ids(list(prompts)) == self.classifier.read(images)
+        return [Score(1, int(r), 0, relations=True, background=True) for r in right]
+
+
+# By the file beside family.json that the grader reads.
+GRADERS: dict[str, Callable[[Family], Grader]] = {READER: SceneGrader}
+
+
+def grader_of(family: Family) -> Grader:
+    """The grader of a family; ValueError when it has none."""
+    for file, made in GRADERS.items():
+        if family.path is not None and (family.path / file).is_file():
+            return made(family)
+    # It says what is missing.
+    return SceneGrader(family)

@@ -1,0 +1,216 @@
+"""The report of an evaluation as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .charts import chart, check_charts, colour
+from .measures import COSTS, MEASURES, Measure, Point, known
+from .report import forwards
+
+if TYPE_CHECKING:
+    from .evaluate import Evaluation, Measured
+
+SIDE = 384  # px: larger pictures are reduced
+SMALLEST = 192  # px: smaller ones are shown enlarged up to this
+REAL = 8  # real pictures shown
+QUALITY = 88
+
+
+def check_page() -> None:
+    """ImportError names what the report needs and is not installed."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError:
+        raise ImportError("the report needs jinja2: pip install 'mulosd[bench]'") from None
+    check_charts()
+
+
+def render(evaluation: Evaluation, show: int) -> str:
+    """The page of an evaluation.
+
+    Args:
+        evaluation: with its pictures.
+        show: prompts whose pictures are shown side by side.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is missing.
+    """
+    check_page()
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (files(__package__) / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    report = evaluation.report
+    rows = report["rows"]
+    shown = known(rows)
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        facts=facts(report),
+        decoders=[(n, row["label"], row["spec"], colour(n - 1)) for n, row in enumerate(rows, start=1)],
+        measures=shown,
+        summary=[summary(row, shown) for row in rows],
+        references=reference_rows(report["reference"], shown),
+        differences=[(row["label"], differences(row["difference"], shown)) for row in rows if row["difference"]],
+        charts=[(m.title, chart(m, rows, lines(m, report["reference"]))) for m in shown],
+        real=real_pictures(evaluation),
+        gallery=[gallery_row(evaluation, i) for i in range(min(show, len(report["prompts"])))],
+        side=min(SIDE, max(SMALLEST, evaluation.measured[0].sample.images[0].shape[0])),
+        grid=any(one.sample.resampled for one in evaluation.measured),
+        meanings=[*COSTS, *((m.title, m.meaning) for m in shown)],
+        absent=[m.title for m in MEASURES if m not in shown],
+    )
+
+
+def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a reader has to know of where the figures come from."""
+    reference = report["reference"]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    sampling = ", ".join(f"{name} {value}" for name, value in report["sampling"].items())
+    found = [
+        ("Family", report["family"]),
+        ("Pictures", f"{len(report['prompts'])} prompts x {report['num_images']}, seeds from {report['seed']}, "
+                     f"in batches of {report['batch']}"),
+        ("Compared with", "nothing" if reference is None else reference["name"]),
+        ("Right are", report["counted"] or "not known: there is no grader"),
+        ("Sampling", sampling),
+        ("Device", f"{report['device']}, {report['dtype']}"),
+        ("Versions", versions),
+        ("Commit", report["commit"] or "an installed package"),
+        ("Date", report["date"]),
+    ]  # fmt: skip
+    return [*found, ("Command", report["command"])] if report["command"] else found
+
+
+class Cell(NamedTuple):
+    """A cell of a table: "better" or "worse" where a difference is more than chance."""
+
+    value: str
+    interval: str = ""
+    verdict: str = ""
+
+
+def cell(point: Point | None, digits: int, sign: str = "", verdict: str = "") -> Cell:
+    """A value with its interval; `sign` is "+" for differences."""
+    if point is None:
+        return Cell("–")
+    value, low, high = (f"{x:{sign}.{digits}f}" for x in point)
+    return Cell(value, "" if low == high else f"{low} to {high}", verdict)
+
+
+def summary(row: dict[str, Any], shown: list[Measure]) -> list[Cell]:
+    """The cells of a decoder in the first table."""
+    seconds, coverage = row["seconds_per_image"], row["coverage"]
+    return [
+        cell(Point(seconds["mean"], *seconds["ci95"]), 3),
+        cell(Point(row["speedup"]["value"], *row["speedup"]["ci95"]), 2),
+        cell(Point(forwards(row), *row["forwards_ci95"]), 0),
+        Cell("–" if coverage is None else f"{100 * coverage:.1f} %"),
+        *(cell(m.of(row), m.digits) for m in shown),
+    ]
+
+
+def reference_values(m: Measure, found: dict[str, Any]) -> Point | None:
+    row = {"accuracy": None, "kid": None, "frechet": None, "diversity": None, "seam": None, **found}
+    return None if m.key == "nll" else m.of(row)
+
+
+def reference_rows(reference: dict[str, Any] | None, shown: list[Measure]) -> list[tuple[str, list[Cell]]]:
+    """Rows of pictures that no decoder made."""
+    if reference is None:
+        return []
+    named = {"real pictures": reference["perfect"], "reconstructed": reference["reconstruction"]}
+    rows = []
+    for name, found in named.items():
+        if found is not None:
+            if name == "real pictures" and reference["diversity"] is not None:
+                found = {**found, "diversity": {"overall": reference["diversity"], "within": None}}
+            rows.append((name, [cell(reference_values(m, found), m.digits) for m in shown]))
+    return rows
+
+
+def lines(measure: Measure, reference: dict[str, Any] | None) -> dict[str, float]:
+    """Values of real pictures to draw into a chart."""
+    if measure.better == "near 1":
+        return {"no seam": 1.0}
+    if reference is None:
+        return {}
+    if measure.key == "overall":
+        found = reference["diversity"]
+        return {} if found is None else {"real": found["value"]}
+    rebuilt = reference["reconstruction"]
+    point = None if rebuilt is None else reference_values(measure, rebuilt)
+    return {} if point is None else {"reconstruction": point.value}
+
+
+def differences(found: dict[str, Any], shown: list[Measure]) -> list[Cell]:
+    """The cells of a decoder in the second table."""
+    cells = []
+    for m in shown:
+        entry = found.get(m.key)
+        if entry is None:
+            cells.append(Cell("–"))
+            continue
+        value, (low, high) = entry["value"], entry["ci95"]
+        sign = 0 if low <= 0 <= high else (1 if value > 0 else -1)
+        verdict = "" if not sign else ("better" if (sign > 0) == (m.better == "higher") else "worse")
+        cells.append(cell(Point(*(m.factor * x for x in (value, low, high))), m.digits, "+", verdict))
+    return cells
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """A picture, reduced to at most `SIDE` px, as a WebP data URI."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def real_pictures(evaluation: Evaluation) -> list[str]:
+    return [] if evaluation.reference is None else [data_uri(p) for p in evaluation.reference.real[:REAL]]
+
+
+def outline(mask: NDArray[np.bool_]) -> str:
+    """The borders of the marked tokens as an SVG path, in units of a token."""
+    padded = np.pad(mask, 1)
+    upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
+    level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    return "".join([*(f"M{c} {r}v1" for r, c in upright), *(f"M{c} {r}h1" for r, c in level)])
+
+
+def gallery_row(evaluation: Evaluation, prompt: int) -> dict[str, Any]:
+    """A prompt with the picture of every decoder, all of one seed."""
+    report = evaluation.report
+    number = prompt * report["num_images"]
+    return {
+        "prompt": textwrap.shorten(report["prompts"][prompt], 300, placeholder="…"),
+        "seed": report["seed"] + number,
+        "pictures": [picture(one, number) for one in evaluation.measured],
+    }
+
+
+def picture(one: Measured, number: int) -> dict[str, Any]:
+    sample = one.sample
+    masks = np.concatenate([part.numpy() for part in sample.resampled]) if sample.resampled else None
+    mask = None if masks is None else masks[number]
+    return {
+        "label": one.column.label,
+        "image": data_uri(sample.images[number]),
+        "outline": "" if mask is None else outline(mask),
+        "grid": 0 if mask is None else len(mask),
+        "share": None if mask is None else float(mask.mean()),
+    }

@@ -1,0 +1,105 @@
+"""Real pictures to compare with: held-out ones of what a family was trained on, or a folder of one's own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..data.family import scene_config, sprites
+from ..data.scenes import Renderer, scenes
+
+if TYPE_CHECKING:
+    from ..engine.family import Family
+
+# The real pictures must not be those of the prompts, which are drawn with the plain seed.
+REAL_SEED = 1_000_003
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real pictures in two disjoint halves.
+
+    Attributes:
+        name: what they are, in words.
+        real: uint8 [N, S, S, 3], what pictures are compared with.
+        other: uint8 [M, S, S, 3], more of the same: they stand in for a decoder that makes no mistake.
+        prompts: of `other`, one each; None where they have none.
+    """
+
+    name: str
+    real: NDArray[np.uint8]
+    other: NDArray[np.uint8]
+    prompts: list[str] | None = None
+
+
+def held_out_scenes(family: Family, count: int, seed: int) -> Reference:
+    """Renders of held-out scenes, `count` in each half; ValueError for a family that is not made of scenes."""
+    config = scene_config(family)
+    renderer = Renderer(config, sprites(family))
+    drawn = list(islice(scenes(config, seed + REAL_SEED, config.held_out > 0), 2 * count))
+    pictures = np.stack([renderer.render(scene, family.image_sizes[-1]) for scene in drawn])
+    captions = [scene.caption for scene in drawn[count:]]
+    return Reference(f"{count} held-out scenes of {family.name}", pictures[:count], pictures[count:], captions)
+
+
+# By the key of family.json that says what a family was trained on.
+BUILTIN: dict[str, Callable[[Family, int, int], Reference]] = {"scenes": held_out_scenes}
+
+
+def builtin_reference(family: Family, count: int, seed: int = 0) -> Reference:
+    """Held-out pictures of what a family was trained on.
+
+    Args:
+        family: a loaded family.
+        count: pictures in each half.
+        seed: of the draw.
+
+    Raises:
+        ValueError: there are none.
+    """
+    make = next((made for key, made in BUILTIN.items() if key in family.metadata), held_out_scenes)
+    return make(family, count, seed)
+
+
+def folder_reference(folder: Path, count: int, size: int, seed: int = 0) -> Reference:
+    """Pictures of a folder and its subfolders: the middle square of each, resized.
+
+    Args:
+        folder: with PNG, JPEG, WebP, BMP or TIFF files.
+        count: pictures of the first half; as many more as there are, up to `count`, make the second.
+        size: side in px.
+        seed: of the choice.
+
+    Raises:
+        ValueError: no such folder, fewer than `count` pictures, or a file that is no picture.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--reference {folder}: there is no such folder; give one with pictures, or 'builtin'")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if len(files) < count:
+        raise ValueError(
+            f"--reference {folder} holds {len(files)} pictures ({', '.join(sorted(SUFFIXES))}), {count} are needed: "
+            f"add some, or ask for fewer with --real"
+        )
+    random.Random(seed).shuffle(files)
+    pictures = np.stack([read_picture(file, size) for file in files[: 2 * count]])
+    return Reference(f"{count} of {len(files)} pictures of {folder}", pictures[:count], pictures[count:])
+
+
+def read_picture(file: Path, size: int) -> NDArray[np.uint8]:
+    """The middle square of a picture as uint8 [size, size, 3]; ValueError when it cannot be read."""
+    try:
+        with Image.open(file) as image:
+            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"{file} is no picture that can be read ({error}); remove it") from error
+    return np.asarray(square, np.uint8)
