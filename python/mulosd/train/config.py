@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..data.photos import Photos
 from ..data.scenes import COUNTS, RELATIONS, Renderer, SceneConfig
 from ..data.sprites import Sprites
 from ..engine.models.text import SPECIALS, Vocabulary
 from .loop import LoopConfig
+from .photos import Augmentation, PhotoSource
 from .sources import FolderSource, ImageSource, SceneSource
 
+KINDS = ("scenes", "folder", "photos")
 IGNORED = ("a", "an", "the", "and", "on", "of", "to", "with", "background", "is")
 RELATION_SYNONYMS = {"left of": ("left",), "right of": ("right",), "above": ("over",), "below": ("under", "beneath")}
 
@@ -26,8 +29,9 @@ class FamilyConfig:
         self.name: str = values["family"]
         self.seed: int = int(values.get("seed", 0))
         self.data: dict[str, Any] = values["data"]
-        if self.data.get("kind") not in ("scenes", "folder"):
-            raise ValueError(f"{path}: data.kind must be 'scenes' or 'folder', got {self.data.get('kind')!r}")
+        if self.data.get("kind") not in KINDS:
+            raise ValueError(f"{path}: data.kind must be one of {', '.join(KINDS)}, got {self.data.get('kind')!r}")
+        self._photos: Photos | None = None
 
     @classmethod
     def load(cls, path: Path) -> FamilyConfig:
@@ -94,8 +98,17 @@ class FamilyConfig:
             add(word)
         return Vocabulary(phrases, frozenset(IGNORED))
 
+    def photos(self) -> Photos:
+        """The archive of data.kind 'photos', read once."""
+        if self._photos is None:
+            self._photos = Photos.load(self.resolve(self.data["path"]), self.data.get("names"))
+        return self._photos
+
     def source(self, held_out: bool = False) -> ImageSource:
         """Images and captions of one split."""
         if self.data["kind"] == "folder":
             return FolderSource(self.resolve(self.data["path"]), held_out)
+        if self.data["kind"] == "photos":
+            augmentation = Augmentation.from_dict(self.data.get("augment", {}))
+            return PhotoSource(self.photos(), held_out, self.data.get("held_out", 0.1), augmentation)
         return SceneSource(Renderer(self.scenes(), Sprites.load(self.resolve(self.data["sprites"]))), held_out)

@@ -23,6 +23,7 @@ from .captions import CaptionsTask
 from .config import FamilyConfig
 from .eagle import EagleTask
 from .loop import LoopConfig, Task, train
+from .sources import ImageSource
 from .tokenizer import TokenizerTask
 from .upsampler import ResamplerTask
 
@@ -30,12 +31,13 @@ STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "eagle")
 
 
 def averaged(run: Path, stage: str) -> dict[str, Tensor]:
-    """Averaged weights of a finished (or running) stage; ValueError says which command makes them."""
+    """Averaged weights of a finished (or running) stage, the best if it validates; ValueError when there are none."""
     path = run / f"{stage}.pt"
     if not path.exists():
         raise ValueError(f"{path} does not exist; run `mulosd train {stage}` with the same --run first")
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["ema"]
-    return state
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = (state.get("best") or state)["ema"]
+    return weights
 
 
 def trained_tokenizer(config: FamilyConfig, run: Path) -> Tokenizer:
@@ -119,12 +121,17 @@ def eagle_task(config: FamilyConfig, run: Path) -> EagleTask:
     return EagleTask(drafter_of(config, target), text, config.vocabulary(), tokenizer, config.source(), **options)
 
 
+def held_out_source(config: FamilyConfig, stage: str) -> ImageSource | None:
+    """The held-out pictures of a stage whose loop validates."""
+    return config.source(held_out=True) if config.loop(stage).validate_every else None
+
+
 def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
     """The task of a stage, its inputs taken from the run."""
     section: dict[str, Any] = {k: v for k, v in config.section(stage).items() if k not in ("loop", "model")}
     if stage == "tokenizer":
         model = TokenizerConfig.from_dict(config.section(stage)["model"])
-        return TokenizerTask(model, config.source(), **section)
+        return TokenizerTask(model, config.source(), held_out=held_out_source(config, stage), **section)
     if stage == "reader":
         from .reader import ReaderTask
 
