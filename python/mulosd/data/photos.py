@@ -48,14 +48,13 @@ class Photos:
         """
         if not path.is_file():
             raise ValueError(f"there is no archive of photos {path}")
-        try:
-            with np.load(path, allow_pickle=False) as opened:
-                missing = [key for key in KEYS if key not in opened.files]
-                if missing:
-                    raise ValueError(f"{path} is no archive of photos: it lacks the arrays {missing}")
-                data, offsets, label, stored = (opened[key] for key in KEYS)
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{path} is no archive of photos: {error}") from error
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is no archive of photos: it is no .npz file")
+        with np.load(path, allow_pickle=False) as opened:
+            missing = [key for key in KEYS if key not in opened.files]
+            if missing:
+                raise ValueError(f"{path} is no archive of photos: it lacks the arrays {missing}")
+            data, offsets, label, stored = (opened[key] for key in KEYS)
         given = dict(names or {})
         unknown = sorted(set(given) - set(stored.tolist()))
         if unknown:
@@ -73,6 +72,10 @@ class Photos:
     def encoded(self, i: int) -> bytes:
         """The file of a picture."""
         return self.data[self.offsets[i] : self.offsets[i + 1]].tobytes()
+
+    def digest(self) -> bytes:
+        """A hash of all pictures, 32 bytes."""
+        return hashlib.sha256(self.data.tobytes()).digest()
 
     def image(self, i: int) -> Image.Image:
         """A picture as RGB."""

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ..atomic import atomic
 from ..engine.conditioning import ClassConditioner
 from .kid import Lite0Features
 from .statistics import wilson
@@ -113,8 +114,8 @@ class ClassReader:
     def save(self, path: Path) -> None:
         """Write the head in float16, with names and figures in the metadata."""
         described = json.dumps({"names": self.names, "figures": self.figures})
-        save_file({"weight": self.weight.half(), "bias": self.bias.half()}, path, metadata={"classes": described})
-        path.chmod(0o644)  # safetensors writes for the owner alone
+        with atomic(path) as file:
+            file.write(save({"weight": self.weight.half(), "bias": self.bias.half()}, {"classes": described}))
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features [n, d] -> float32 [n, classes]."""
