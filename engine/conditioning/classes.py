@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -38,13 +39,20 @@ class ClassConditioner(Conditioner):
         text = prompt.strip().lower()
         if text.isdecimal() and int(text) < self.n_classes:
             return int(text)
-        if text in self._ids:
-            return self._ids[text]
+        bare = re.sub(r"^(?:an?|the)\s+", "", text)
+        for written in (text, bare):
+            if written in self._ids:
+                return self._ids[written]
         asked = f"this family draws classes, and {prompt!r} is none: give a number from 0 to {self.n_classes - 1}"
         if not self.names:
             raise ValueError(f"{asked}; `mulosd convert --class-names FILE` gives the classes names")
-        near = get_close_matches(text, self._ids, n=3)
+        near = get_close_matches(bare, self._ids, n=3)
         raise ValueError(f"{asked}, or a name" + (f", such as {', '.join(near)}" if near else ""))
+
+    def name(self, prompt: str) -> str:
+        """What to call the class of a prompt: its first name, or its number where the family has no names."""
+        found = self.id(prompt)
+        return self.names[found].split(",")[0] if self.names else str(found)
 
     def check(self, prompt: str) -> str | None:
         self.id(prompt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mulosd.eval.neighbours import directions, memorisation, nearest_neighbour, pixels
+from mulosd.eval.neighbours import directions, memorisation, nearest_neighbour, nearest_view, pixels
 
 
 def test_the_nearest_row_is_that_of_all_pairs() -> None:
@@ -17,6 +17,11 @@ def test_the_nearest_row_is_that_of_all_pairs() -> None:
     np.testing.assert_allclose(found.distance, pairs.min(axis=1), rtol=1e-12)
     far = b + 1e4  # equal rows far from the origin are at distance zero, not at its rounding error
     assert nearest_neighbour(far, far).distance.max() == 0
+    views = np.stack([a, a[::-1]])
+    best = np.minimum(pairs.min(axis=1), pairs[::-1].min(axis=1))
+    np.testing.assert_allclose(nearest_view(views, b).distance, best, rtol=1e-12)
+    rows = nearest_view(views, b).row
+    np.testing.assert_allclose(np.minimum(pairs[np.arange(700), rows], pairs[::-1][np.arange(700), rows]), best)
     with pytest.raises(ValueError, match=r"\(3, 4\)"):
         nearest_neighbour(a, np.zeros((3, 4)))
     with pytest.raises(ValueError, match="m >= 1"):

@@ -21,9 +21,23 @@ COMMANDS = [
     ["calibrate"],
     ["diagnose"],
     ["bench", "decode"],
+    ["bench", "photos"],
+    ["bench", "sheet"],
     *(
         ["train", stage]
-        for stage in ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "all", "export", "sprites")
+        for stage in (
+            "tokenizer",
+            "captions",
+            "ar",
+            "text",
+            "upsampler",
+            "reader",
+            "classifier",
+            "preview",
+            "all",
+            "export",
+            "sprites",
+        )
     ),
 ]
 

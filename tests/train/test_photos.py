@@ -18,10 +18,12 @@ from mulosd.data.photos import Photos
 from mulosd.engine.conditioning import ClassConditioner
 from mulosd.engine.family import Family
 from mulosd.eval.classes import ClassReader
+from mulosd.eval.photos import PhotoJudge
 from mulosd.train import classifier
 from mulosd.train.ar import ARTask, dropped_condition
 from mulosd.train.config import FamilyConfig
 from mulosd.train.photos import Augmentation, PhotoSource
+from mulosd.train.preview import preview
 from mulosd.train.stages import build_task, export, run_stage
 
 COLOURS = {"Big_Red": (200, 30, 30), "green": (30, 180, 40), "flower_green": (20, 200, 60), "blue": (40, 50, 210)}
@@ -187,11 +189,40 @@ def test_a_family_of_classes_is_trained_exported_and_generates(config: Path, tmp
     with pytest.raises(ValueError, match=r"'gren' is none.*such as green"):
         engine.generate("gren")
 
+    shown = preview(config, run, tmp_path / "preview.png", count=3)
+    assert 5 < shown < 40 and Image.open(tmp_path / "preview.png").width == 6 * (32 + 6) + 6
+    judged(engine, config)
+
     further = changed(config, init=str(folder))
     task = build_task("ar", config_of(further, run), tmp_path / "further")
     torch.testing.assert_close(task.module["ar"].output.weight, family.ar.output.weight)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="other words or classes"):
         build_task("ar", config_of(changed(further, data__names={"blue": "navy"}), run), tmp_path / "further")
+
+
+def judged(engine: Engine, config: Path) -> None:
+    """Training pictures given out for generated ones are found out, held-out ones are not."""
+
+    def features(images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        return images.reshape(len(images), 8, 4, 8, 4, 3).mean(axis=(2, 4)).reshape(len(images), -1).astype(np.float32)
+
+    training = FamilyConfig.load(config)
+    photos = training.photos()
+    everything = features(np.stack([photos.picture(i, 32) for i in range(len(photos))]))
+    share = training.held_out_share
+    train, held = photos.split(False, share), photos.split(True, share)
+    reader = ClassReader.fit(everything[train], photos.classes[train], photos.names)
+    judge = PhotoJudge(photos, everything, share, reader, features, 32)
+    chosen = judge.drawn(8)
+    assert len(set(chosen)) == 8 and set(chosen) <= set(held)
+    copies = judge.report(photos.classes[train[:8]], judge.pictures(train[:8])[:, :, ::-1])
+    for found in copies["memorisation"].values():  # mirror images of training pictures
+        assert found["nearer"] == 1 and {j for _, j in found["nearest"]} == set(train[:8].tolist())
+    honest = judge.report(photos.classes[chosen], judge.pictures(chosen))
+    assert honest["memorisation"]["pixels"]["nearer"] <= 1 / 8 and honest["accuracy"]["value"] == 1
+    assert judge.reconstruction(engine, chosen)["psnr"] < 40
+    with pytest.raises(ValueError, match="are held out"):
+        judge.drawn(len(held) + 1)
 
 
 def config_of(path: Path, run: Path) -> FamilyConfig:

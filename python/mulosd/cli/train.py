@@ -144,6 +144,28 @@ def upsampler(
 
 
 @app.command(
+    "preview",
+    epilog=examples("mulosd train preview --config configs/photo.yaml --run runs/photo --output preview.png"),
+)
+def preview(
+    config: ConfigOption,
+    run: RunOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")],
+    count: Annotated[int, typer.Option(help="Held-out pictures to show.")] = 8,
+    size: Annotated[int | None, typer.Option(help="Their side in px.", show_default="the tokenizer's largest")] = None,
+) -> None:
+    """Show held-out pictures beside what the tokenizer of a run makes of them."""
+    check_file("--output", output)
+    if count < 1 or (size is not None and size < 1):
+        raise ValueError(f"--count and --size must be at least 1, got {count} and {size}")
+
+    from ..train.preview import preview as write
+
+    quality = write(config, run, output, count=count, size=size)
+    stdout.print(f"{output}: {count} pictures, {quality:.1f} dB", soft_wrap=True, highlight=False)
+
+
+@app.command(
     "export", epilog=examples("mulosd train export --config configs/emoji.yaml --run runs/emoji --output families/mine")
 )
 def export(

@@ -43,10 +43,18 @@ def nearest_neighbour(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]
     return Neighbours(distance, index)
 
 
+def nearest_view(views: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> Neighbours:
+    """`nearest_neighbour` of pictures with several views, [n, d] or [views, n, d]: that of the nearest view."""
+    found = [nearest_neighbour(view, b) for view in (views if views.ndim == 3 else views[None])]
+    best = np.stack([f.distance for f in found]).argmin(axis=0)
+    pick = np.arange(len(best))
+    return Neighbours(np.stack([f.distance for f in found])[best, pick], np.stack([f.row for f in found])[best, pick])
+
+
 def directions(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Features [n, d] at unit length: distances then tell what is seen, not how strongly."""
+    """Features [..., d] at unit length: distances then tell what is seen, not how strongly."""
     x = np.asarray(features, np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def pixels(images: NDArray[np.uint8], side: int = PIXEL_SIDE) -> NDArray[np.float64]:
@@ -66,9 +74,10 @@ def memorisation(
     """How near made pictures are to training pictures, beside pictures that training never saw.
 
     Args:
-        made: rows of generated pictures [n, d], of `directions` or `pixels`.
-        held_out: rows of held-out real pictures [m, d].
-        training: rows of training pictures [t, d]; with their mirror images where training saw those.
+        made: rows of generated pictures, of `directions` or `pixels`: [n, d], or [views, n, d] where a picture counts
+            as near if any view of it is, such as its mirror image.
+        held_out: rows of held-out real pictures [m, d], or [views, m, d].
+        training: rows of training pictures [t, d].
         quantile: share of held-out pictures that count as suspiciously near.
 
     Returns:
@@ -76,7 +85,7 @@ def memorisation(
         of those of held-out pictures; {"nearer"}: share of made pictures below it, about `quantile` or less where
         nothing is memorised; {"nearest"}: numbers (made, training) of the nearest pairs, nearest first, at most 16.
     """
-    a, b = nearest_neighbour(made, training), nearest_neighbour(held_out, training)
+    a, b = nearest_view(made, training), nearest_view(held_out, training)
     threshold = float(np.quantile(b.distance, quantile))
     order = np.argsort(a.distance, kind="stable")[:16]
     return {
