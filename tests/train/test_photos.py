@@ -25,6 +25,7 @@ from mulosd.train.config import FamilyConfig
 from mulosd.train.photos import Augmentation, PhotoSource
 from mulosd.train.preview import preview
 from mulosd.train.stages import build_task, export, run_stage
+from mulosd.train.tokenizer import TokenizerTask
 
 COLOURS = {"Big_Red": (200, 30, 30), "green": (30, 180, 40), "flower_green": (20, 200, 60), "blue": (40, 50, 210)}
 
@@ -291,6 +292,30 @@ def test_validation_keeps_the_best_and_stops(
         run_stage("ar", changed(plain, ar__loop={"patience": 1}), tmp_path)
     with pytest.raises(ValueError, match="no held-out pictures"):
         run_stage("upsampler", changed(config, upsampler__loop={"validate_every": 2}), tmp_path)
+
+
+def test_an_interrupted_tokenizer_goes_on_with_its_critic_and_its_best(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = changed(config, tokenizer__loop={"steps": 8, "save_every": 5, "threads": 1})
+    straight = run_stage("tokenizer", path, tmp_path / "straight")
+    update = TokenizerTask.after_step
+
+    def stop(task: TokenizerTask, step: int) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+        update(task, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerTask, "after_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("tokenizer", path, tmp_path / "broken")
+    resumed = run_stage("tokenizer", path, tmp_path / "broken")
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+    one, two = (torch.load(tmp_path / r / "tokenizer.pt", weights_only=True) for r in ("straight", "broken"))
+    assert one["best"]["loss"] == two["best"]["loss"] and one["step"] == two["step"] == 8
+    critic = [k for k in one["task"] if k.startswith("critic.")]
+    assert len(critic) > 20 and all(torch.equal(one["task"][k], two["task"][k]) for k in critic)
 
 
 def test_the_classifier_is_measured_on_what_it_never_saw(
