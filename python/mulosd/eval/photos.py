@@ -68,10 +68,11 @@ class PhotoJudge:
         """
         real = self.features[self.held_out]
         half = np.random.default_rng(0).permutation(len(real))
-        made = self.views(images)
         held = self.pictures(self.held_out)
+        made = np.stack([self.network(images), self.network(mirrored(images))])
+        known = np.stack([real, self.network(mirrored(held))])
         rows = {
-            "features": (directions(made), directions(self.views(held)), directions(self.features[self.training])),
+            "features": (directions(made), directions(known), directions(self.features[self.training])),
             "pixels": (both(images), both(held), pixels(self.pictures(self.training))),
         }
         found = {name: memorisation(*sets) for name, sets in rows.items()}
@@ -104,11 +105,11 @@ class PhotoJudge:
             "psnr": float((-10 * np.log10(np.maximum(error, 1e-10))).mean()),
         }
 
-    def views(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features of pictures and of their mirror images [2, B, d]."""
-        return np.stack([self.network(images), self.network(np.ascontiguousarray(images[:, :, ::-1]))])
+
+def mirrored(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(images[:, :, ::-1])
 
 
 def both(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """`pixels` of pictures and of their mirror images [2, B, d]."""
-    return np.stack([pixels(images), pixels(images[:, :, ::-1])])
+    return np.stack([pixels(images), pixels(mirrored(images))])
