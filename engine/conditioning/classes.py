@@ -30,9 +30,12 @@ class ClassConditioner(Conditioner):
         if self.names and len(self.names) != n_classes:
             raise ValueError(f"{n_classes} classes need as many names, got {len(self.names)}")
         self._ids: dict[str, int] = {}
-        for i, name in enumerate(self.names):
-            for synonym in [name, *name.split(",")]:
-                self._ids.setdefault(synonym.strip().lower(), i)
+        # Whole names first, then first names: a synonym of one class does not take the name of another.
+        written = [[name, *name.split(",")] for name in self.names]
+        for rank in range(max(map(len, written), default=0)):
+            for i, synonyms in enumerate(written):
+                if rank < len(synonyms):
+                    self._ids.setdefault(synonyms[rank].strip().lower(), i)
 
     def id(self, prompt: str) -> int:
         """Class id of a prompt; ValueError says what there is."""

@@ -30,6 +30,7 @@ def test_prompts_are_classes() -> None:
     for near in ("sunflowr", "a sunflour"):
         with pytest.raises(ValueError, match="such as sunflower"):
             conditioner.id(near)
+    assert ClassConditioner(2, ["bass, fish", "fish"]).id("fish") == 1  # a name comes before a synonym of another
     assert ClassConditioner(1, ["the end"]).id("the end") == 0  # an article that belongs to the name
     with pytest.raises(ValueError, match="number from 0 to 2"):
         conditioner.id("3")

@@ -133,6 +133,8 @@ def test_the_split_goes_by_picture_and_classes_by_name(archive: Path) -> None:
         PhotoSource(photos, True, 0.0)
     with pytest.raises(ValueError, match="'purple'"):
         Photos.load(archive, {"purple": "violet"})
+    with pytest.raises(ValueError, match="several classes are called green"):
+        Photos.load(archive, {"flower_green": "green, greens"})
     np.savez(broken := archive.with_name("broken.npz"), data=photos.data)
     with pytest.raises(ValueError, match="offs"):
         Photos.load(broken)

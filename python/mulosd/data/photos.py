@@ -62,6 +62,13 @@ class Photos:
         shown = [given.get(c, c.replace("_", " ").lower()) for c in stored.tolist()]
         kept = sorted(set(shown))
         table = np.asarray([kept.index(name) for name in shown], np.int64)
+        first = [name.split(",")[0].strip() for name in kept]
+        twice = sorted({name for name in first if first.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"data.names: several classes are called {', '.join(twice)}; give those the very same names "
+                f"to make one class of them, or others to tell them apart"
+            )
         if offsets.shape != (len(label) + 1,) or offsets[-1] > len(data):
             raise ValueError(f"{path} is no archive of photos: {len(label)} labels, {len(offsets)} offsets")
         return cls(data, offsets.astype(np.int64), table[label], tuple(kept))

@@ -8,7 +8,7 @@ from typing import Any
 from ..data.photos import Photos
 from ..data.scenes import COUNTS, RELATIONS, Renderer, SceneConfig
 from ..data.sprites import Sprites
-from ..engine.conditioning import ClassConditioner, Conditioner, PhraseConditioner
+from ..engine.conditioning import ClassConditioner, PhraseConditioner
 from ..engine.models.text import SPECIALS, TextEncoder, TextEncoderConfig, Vocabulary
 from .loop import LoopConfig
 from .photos import Augmentation, PhotoSource
@@ -88,7 +88,7 @@ class FamilyConfig:
             f"{self.path}: ar.classes needs data.kind 'photos' or 'folder'; scenes have captions (ar.text)"
         )
 
-    def conditioner(self) -> Conditioner:
+    def conditioner(self) -> ClassConditioner | PhraseConditioner:
         """What turns captions into conditions, untrained: of the section `ar`, `text` or `classes`.
 
         Raises:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.conditioning import Conditioner, PhraseConditioner
+from ..engine.conditioning import ClassConditioner, Conditioner, PhraseConditioner
 from ..engine.family import Family, add_eagle, new_folder
 from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
@@ -56,15 +56,15 @@ def initial_family(config: FamilyConfig) -> Family | None:
     return Family.load(config.resolve(config.values["init"])) if "init" in config.values else None
 
 
-def ar_config(config: FamilyConfig, conditioner: Conditioner) -> TransformerConfig:
+def ar_config(config: FamilyConfig, conditioner: ClassConditioner | PhraseConditioner) -> TransformerConfig:
     """Sizes of the AR model, with what follows from the other sections filled in."""
     section = config.section("ar")
-    if isinstance(conditioner, PhraseConditioner):
+    if isinstance(conditioner, ClassConditioner):
+        dim = (section["classes"] or {}).get("dim", section["model"]["dim"])
+        condition = {"cond_len": 1, "cond_dim": dim, "n_classes": conditioner.n_classes}
+    else:
         sizes = conditioner.text.config
         condition = {"cond_len": sizes.length, "cond_dim": sizes.dim}
-    else:
-        dim = (section["classes"] or {}).get("dim", section["model"]["dim"])
-        condition = {"cond_len": 1, "cond_dim": dim, "n_classes": len(config.class_names())}
     return TransformerConfig.from_dict(
         {
             **section["model"],
