@@ -12,11 +12,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from mulosd import DraftOnly, Engine, Jacobi, MuloSD, Serial, ZipAR
+from mulosd.cli import app
 from mulosd.data.photos import Photos
 from mulosd.engine.conditioning import ClassConditioner
 from mulosd.engine.family import Family
+from mulosd.eval import kid
 from mulosd.eval.classes import ClassReader
 from mulosd.eval.photos import PhotoJudge
 from mulosd.train import classifier
@@ -162,9 +165,25 @@ def test_sizes_are_aligned_and_only_training_pictures_change(archive: Path) -> N
         Augmentation(area=0.0)
 
 
-def test_a_family_of_classes_is_trained_exported_and_generates(config: Path, tmp_path: Path) -> None:
+class Averages:
+    """Stands in for Lite0: block averages of pictures of 32 px, or of pictures reduced to that."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def __call__(self, images: np.ndarray, batch: int = 16) -> np.ndarray:  # type: ignore[type-arg]
+        side = images.shape[1] // 8
+        blocks = images.reshape(len(images), 8, side, 8, side, 3).mean(axis=(2, 4))
+        return blocks.reshape(len(images), -1).astype(np.float32)
+
+
+def test_a_family_of_classes_is_trained_exported_and_generates(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "Lite0Features", Averages)
+    monkeypatch.setattr(kid, "Lite0Features", Averages)
     run = tmp_path / "run"
-    for stage in ("tokenizer", "ar", "upsampler"):
+    for stage in ("tokenizer", "ar", "upsampler", "classifier"):
         run_stage(stage, config, run)
     log = [json.loads(line) for line in (run / "ar.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log if "held_out_nll8" in row] == [2, 4]
@@ -195,6 +214,14 @@ def test_a_family_of_classes_is_trained_exported_and_generates(config: Path, tmp
     shown = preview(config, run, tmp_path / "preview.png", count=3)
     assert 5 < shown < 40 and Image.open(tmp_path / "preview.png").width == 6 * (32 + 6) + 6
     judged(engine, config)
+    where = ("--family", str(folder), "--config", str(config), "--run", str(run), "--images", "6")
+    done = CliRunner().invoke(app, ["bench", "photos", *where, "--json", str(tmp_path / "photos.json")])
+    assert done.exit_code == 0 and "KID-Lite0" in done.stdout and "class accuracy" in done.stdout
+    report = json.loads((tmp_path / "photos.json").read_text())
+    assert report["pictures"] == report["accuracy"]["pictures"] == 6 and report["accuracy_real"]["value"] > 0.9
+    assert set(report["memorisation"]) == {"features", "pixels"}
+    refused = CliRunner().invoke(app, ["bench", "photos", *where[:-1], "60"])
+    assert refused.exit_code == 2 and "as many as are held out" in refused.stderr
 
     further = changed(config, init=str(folder))
     task = build_task("ar", config_of(further, run), tmp_path / "further")
@@ -205,10 +232,7 @@ def test_a_family_of_classes_is_trained_exported_and_generates(config: Path, tmp
 
 def judged(engine: Engine, config: Path) -> None:
     """Training pictures given out for generated ones are found out, held-out ones are not."""
-
-    def features(images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        return images.reshape(len(images), 8, 4, 8, 4, 3).mean(axis=(2, 4)).reshape(len(images), -1).astype(np.float32)
-
+    features = Averages()
     training = FamilyConfig.load(config)
     photos = training.photos()
     everything = features(np.stack([photos.picture(i, 32) for i in range(len(photos))]))
