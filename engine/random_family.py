@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from .conditioning import PhraseConditioner
+from .conditioning import ClassConditioner, Conditioner, PhraseConditioner
 from .family import Family
 from .models.eagle import EagleConfig, EagleDrafter
 from .models.text import TextEncoder, TextEncoderConfig, Vocabulary
@@ -19,6 +21,7 @@ def random_family(
     seed: int = 0,
     sharpness: float = 6.0,
     drafter: bool = False,
+    classes: Sequence[str] = (),
 ) -> Family:
     """A family of random weights with two layers of 32 dimensions and 2 px a token.
 
@@ -28,12 +31,21 @@ def random_family(
         seed: of the weights.
         sharpness: factor on the output head, so that distributions are far from uniform.
         drafter: give it a feature drafter for every grid, of random weights too.
+        classes: names of classes to condition it on, instead of phrases.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vocabulary = Vocabulary({"apple": 3, "pear": 4, "red": 5, "blue": 6}, frozenset({"a", "on", "and"}))
-        text = TextEncoder(TextEncoderConfig(vocabulary.size, 4, dim=16, n_heads=2, ffn_dim=32))
-        ar = Transformer(TransformerConfig(vocab_size, 32, 2, 2, 48, 4, 16, grids, head_dim=16, global_cond=True))
+        conditioner: Conditioner
+        if classes:
+            conditioner, cond_len = ClassConditioner(len(classes), classes), 1
+        else:
+            vocabulary = Vocabulary({"apple": 3, "pear": 4, "red": 5, "blue": 6}, frozenset({"a", "on", "and"}))
+            text = TextEncoder(TextEncoderConfig(vocabulary.size, 4, dim=16, n_heads=2, ffn_dim=32))
+            conditioner, cond_len = PhraseConditioner(vocabulary, text), 4
+        sizes = TransformerConfig(
+            vocab_size, 32, 2, 2, 48, cond_len, 16, grids, head_dim=16, global_cond=True, n_classes=len(classes)
+        )
+        ar = Transformer(sizes)
         for parameter in ar.parameters():
             if parameter.dim() == 2:
                 parameter.data.normal_(std=0.15)
@@ -42,5 +54,4 @@ def random_family(
         resamplers = {(a, b): LatentResampler(ResamplerConfig(a, b, 4, channels=8, blocks=2)) for a, b in pairs}
         tokenizer = Tokenizer(TokenizerConfig(vocab_size, 4, channels=(8,), decoder_blocks=1))
         eagle = EagleDrafter(EagleConfig(grids, 16, 2, 32), ar) if drafter else None
-        conditioner = PhraseConditioner(vocabulary, text)
         return Family({"name": "random"}, tokenizer, conditioner, [ar], resamplers, eagle=eagle)

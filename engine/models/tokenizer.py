@@ -1,4 +1,4 @@
-"""The VQ tokenizer: image <-> grid of codebook indices, 8 px a token.
+"""The VQ tokenizer: image <-> grid of codebook indices.
 
 The encoder sees little beyond its own patch, so that one object gives the same tokens wherever it stands on the
 token grid; the decoder looks wider, which costs nothing in determinism.
@@ -16,22 +16,32 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Sizes of a VQ tokenizer. `codebook_size` codes of `code_dim`, l2-normalised; `channels` per resolution level."""
+    """Sizes of a VQ tokenizer with `codebook_size` codes of `code_dim`, l2-normalised.
+
+    Every level of `channels` halves the side. `fold` px a side are folded into channels before the first level and
+    unfolded behind the last one: convolutions at full resolution cost most and carry least. `width` is that of the
+    token grid (0: as the last level), where `encoder_blocks` and `decoder_blocks` run.
+    """
 
     codebook_size: int = 512
     code_dim: int = 8
     channels: tuple[int, ...] = (32, 64, 128)
     decoder_blocks: int = 3
+    encoder_blocks: int = 0
+    fold: int = 1
+    width: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
+        if self.fold < 1 or self.width < 0 or self.encoder_blocks < 0 or self.decoder_blocks < 0:
+            raise ValueError(f"a tokenizer folds at least 1 px and has no negative sizes, got {self}")
         if self.codebook_size < 2 or self.code_dim < 1 or not self.channels:
             raise ValueError(f"a tokenizer needs at least 2 codes, 1 code dimension and 1 level, got {self}")
 
     @property
     def patch(self) -> int:
         """Pixels a token side."""
-        return int(2 ** len(self.channels))
+        return int(self.fold * 2 ** len(self.channels))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenizerConfig:
@@ -61,18 +71,23 @@ class Tokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        widths = list(config.channels)
+        widths, fold = list(config.channels), config.fold
+        last, pixel = config.width or widths[-1], 3 * fold**2
+        layers: list[nn.Module] = [nn.PixelUnshuffle(fold)] if fold > 1 else []
         # Padding by repetition: a background at the border gives the same token as one in the middle.
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1, padding_mode="replicate")]
-        for width, wider in zip(widths, [*widths[1:], widths[-1]], strict=True):
+        layers += [nn.Conv2d(pixel, widths[0], 3, padding=1, padding_mode="replicate")]
+        for width, wider in zip(widths, [*widths[1:], last], strict=True):
             layers += [Residual(width, "replicate"), nn.Conv2d(width, wider, 2, stride=2)]
-        layers += [nn.SiLU(), nn.Conv2d(widths[-1], config.code_dim, 1)]
+        layers += [Residual(last, "replicate") for _ in range(config.encoder_blocks)]
+        layers += [nn.SiLU(), nn.Conv2d(last, config.code_dim, 1)]
         self.encoder = nn.Sequential(*layers)
-        layers = [nn.Conv2d(config.code_dim, widths[-1], 3, padding=1)]
-        layers += [Residual(widths[-1]) for _ in range(config.decoder_blocks)]
-        for width, narrower in zip([widths[-1], *widths[:0:-1]], widths[::-1], strict=True):
+        layers = [nn.Conv2d(config.code_dim, last, 3, padding=1)]
+        layers += [Residual(last) for _ in range(config.decoder_blocks)]
+        for width, narrower in zip([last, *widths[:0:-1]], widths[::-1], strict=True):
             layers += [nn.Conv2d(width, 4 * narrower, 1), nn.PixelShuffle(2), Residual(narrower)]
-        layers += [nn.SiLU(), nn.Conv2d(widths[0], 3, 3, padding=1)]
+        layers += [nn.SiLU(), nn.Conv2d(widths[0], pixel, 3, padding=1)]
+        if fold > 1:
+            layers.append(nn.PixelShuffle(fold))
         self.decoder = nn.Sequential(*layers)
         self.register_buffer("codebook", F.normalize(torch.randn(config.codebook_size, config.code_dim), dim=-1))
 

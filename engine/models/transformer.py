@@ -25,7 +25,8 @@ class TransformerConfig:
     """Sizes of one AR transformer.
 
     `grids` lists the side lengths (in tokens) that it serves. With `global_cond` a projection of the whole condition
-    is added to every image token, beside the prefix that attention reads.
+    is added to every image token, beside the prefix that attention reads. With `n_classes` above 0 the condition is a
+    class id instead of features: one prefix slot, a trained row of a table whose last row is "no class".
     """
 
     vocab_size: int
@@ -40,6 +41,7 @@ class TransformerConfig:
     rope_base: float = 100.0
     norm_eps: float = 1e-5
     global_cond: bool = False
+    n_classes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "ffn_dim", "cond_len", "cond_dim", "head_dim"):
@@ -49,6 +51,8 @@ class TransformerConfig:
             raise ValueError(f"grids must list positive side lengths, got {self.grids}")
         if self.head_dim % 4:
             raise ValueError(f"head_dim must be a multiple of 4 for 2-D rotary embedding, got {self.head_dim}")
+        if self.n_classes < 0 or (self.n_classes and self.cond_len != 1):
+            raise ValueError(f"a class is one prefix slot, got cond_len {self.cond_len} and {self.n_classes} classes")
         object.__setattr__(self, "grids", tuple(self.grids))
 
     @classmethod
@@ -67,6 +71,7 @@ class Transformer(ARModel):
         self.config: TransformerConfig = config
         c = config
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
+        self.class_embedding = nn.Embedding(c.n_classes + 1, c.cond_dim) if c.n_classes else None
         self.cond_proj = nn.Linear(c.cond_dim, c.dim, bias=False)
         self.global_proj = nn.Linear(c.cond_len * c.cond_dim, c.dim, bias=False) if c.global_cond else None
         self.grid_embedding = nn.Embedding(len(c.grids), c.dim)
@@ -81,6 +86,9 @@ class Transformer(ARModel):
                 nn.init.normal_(module.weight, std=0.02)
         if self.global_proj is not None:
             nn.init.zeros_(self.global_proj.weight)
+        if self.class_embedding is not None:
+            # At the scale of normalised text features, which the projections were made for.
+            nn.init.normal_(self.class_embedding.weight)
         # Not buffers: they stay in float32 when the weights are moved to another type.
         self._rotary: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -99,17 +107,21 @@ class Transformer(ARModel):
             self._rotary[key] = rotary_table(grid, c.cond_len, c.head_dim, c.rope_base).to(key[1])
         return self._rotary[key]
 
+    def cond_features(self, cond: Tensor) -> Tensor:
+        """Features [B, cond_len, cond_dim] of a condition: itself, or the rows of class ids int64 [B, 1, 1]."""
+        return cond if self.class_embedding is None else self.class_embedding(cond[..., 0])
+
     def embed_prefix(self, cond: Tensor, grid: int) -> Tensor:
-        """Embed condition features [B, cond_len, cond_dim] for the prefix slots -> [B, cond_len, dim]."""
+        """Embed a condition, features [B, cond_len, cond_dim] or class ids [B, 1, 1] -> [B, cond_len, dim]."""
         g = self.grid_embedding.weight[self.grid_index(grid)]
-        return self.cond_proj(cond) + self.prefix_position + g
+        return self.cond_proj(self.cond_features(cond)) + self.prefix_position + g
 
     def embed_global(self, cond: Tensor) -> Tensor | None:
-        """What every image token gets of condition features [B, cond_len, cond_dim] -> [B, 1, dim], or None."""
+        """What every image token gets of a condition, features or class ids -> [B, 1, dim], or None."""
         if self.global_proj is None:
             return None
         # An optimiser with unit steps moves the sum of so many inputs far; the mean over slots tames it.
-        everywhere: Tensor = self.global_proj(cond.flatten(1))[:, None] / self.config.cond_len
+        everywhere: Tensor = self.global_proj(self.cond_features(cond).flatten(1))[:, None] / self.config.cond_len
         return everywhere
 
     def position_embedding(self, grid: int, prefix: int | None = None) -> Tensor:

@@ -231,7 +231,7 @@ def test_prompts_of_classes() -> None:
     conditioner = ClassConditioner(3, ["tench, Tinca tinca", "goldfish", "macaw"])
     assert conditioner.condition(["2", "Tinca Tinca", "goldfish"]).features.flatten().tolist() == [2, 0, 1]
     with pytest.raises(ValueError, match=r"number from 0 to 2, or a name, such as macaw"):
-        conditioner.check("a macaw")
+        conditioner.check("a maccaw")
     with pytest.raises(ValueError, match="--class-names"):
         ClassConditioner(3).check("macaw")
 

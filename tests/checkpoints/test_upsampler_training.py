@@ -19,7 +19,7 @@ from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
 from mulosd.train.critic import Critic
 from mulosd.train.family_upsampler import train_upsampler
-from mulosd.train.perceptual import perceptual_distance
+from mulosd.train.perceptual import EncoderMaps, perceptual_distance
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def test_the_perceptual_distance(family: Path) -> None:
     tokenizer = Family.load(family).tokenizer
     image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     other = image.clone().requires_grad_()
-    assert float(perceptual_distance(tokenizer, image, image)) < 1e-6
-    distance = perceptual_distance(tokenizer, other * 0.5, image)
+    assert float(perceptual_distance(EncoderMaps(tokenizer), image, image)) < 1e-6
+    distance = perceptual_distance(EncoderMaps(tokenizer), other * 0.5, image)
     distance.backward()
     assert float(distance) > 1e-4 and other.grad is not None and float(other.grad.abs().sum()) > 0
 

@@ -22,9 +22,23 @@ COMMANDS = [
     ["diagnose"],
     ["bench", "decode"],
     ["evaluate"],
+    ["bench", "photos"],
+    ["bench", "sheet"],
     *(
         ["train", stage]
-        for stage in ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "all", "export", "sprites")
+        for stage in (
+            "tokenizer",
+            "captions",
+            "ar",
+            "text",
+            "upsampler",
+            "reader",
+            "classifier",
+            "preview",
+            "all",
+            "export",
+            "sprites",
+        )
     ),
 ]
 

@@ -117,7 +117,7 @@ def test_features_of_the_pool_are_the_frozen_models_own() -> None:
 
     def task(dropout: float) -> EagleTask:
         assert family.eagle is not None
-        parts = (family.eagle, family.text, family.vocabulary, family.tokenizer, Flat())
+        parts = (family.eagle, family.conditioner, family.tokenizer, Flat())
         return EagleTask(*parts, batch={4: 3}, pool=5, cond_dropout=dropout, feature_noise=0.0)
 
     one, two, cpu = task(0.0), task(0.0), torch.device("cpu")
@@ -207,7 +207,7 @@ def test_the_ar_stage_goes_on_from_the_caption_stage(tmp_path: Path) -> None:
     learnt = run_stage("captions", SMOKE, tmp_path, steps=2)
     task = build_task("ar", FamilyConfig.load(SMOKE), tmp_path)
     assert isinstance(task, ARTask)
-    for name, value in task.text.state_dict().items():
+    for name, value in task.conditioner.weights["text"].state_dict().items():
         assert torch.equal(value, learnt[f"text.{name}"])
 
 

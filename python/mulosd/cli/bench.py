@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..atomic import write_json
-from . import bench_kernels, bench_speed
+from . import bench_kernels, bench_photos, bench_speed
 from .console import count_bar, examples, stdout
 from .files import check_file
 from .options import DeviceOption, FamilyOption, ScaleOption, SeedOption
@@ -57,6 +57,8 @@ def bench() -> None:
 
 
 app.command("kernels", epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)
+app.command("photos", epilog=bench_photos.PHOTOS_EXAMPLES)(bench_photos.photos)
+app.command("sheet", epilog=bench_photos.SHEET_EXAMPLES)(bench_photos.sheet)
 app.command("throughput", epilog=bench_speed.THROUGHPUT_EXAMPLES)(bench_speed.throughput)
 app.command("synthetic", epilog=bench_speed.SYNTHETIC_EXAMPLES)(bench_speed.synthetic)
 
@@ -218,10 +220,10 @@ def check_options(prompts: int, files: dict[str, Path | None]) -> None:
 
 
 def choose_prompts(engine: Engine, n: int, file: Path | None, seed: int) -> list[str]:
-    """The prompts of a file, or so many held-out ones of the family."""
-    from ..eval.prompts import held_out_prompts, read_prompts
+    """The prompts of a file, or so many held-out ones or classes of the family."""
+    from ..eval.prompts import default_prompts, read_prompts
 
-    return held_out_prompts(engine, n, seed) if file is None else read_prompts(file)
+    return default_prompts(engine, n, seed) if file is None else read_prompts(file)
 
 
 def tell(notes: list[str]) -> None:

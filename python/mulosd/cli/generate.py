@@ -39,6 +39,7 @@ EXAMPLES = examples(
     'mulosd generate "a rocket" --scale 2 --tau 0.02 --radius 1 --cfg-scale 3 --output rocket.png',
     'mulosd generate "a frog" --window 2 --draft-window 2 --output frog.png',
     'mulosd generate "a frog" --family families/mine --decoder eagle --depth 3 --lantern-k 64 --output frog.png',
+    "mulosd generate sunflower --family families/photo --num-images 4 --output sunflowers/",
     'mulosd generate "a photo of a macaw" --family families/tar --scale 2 --features macaw.npy --output macaw.png',
 )
 

@@ -33,7 +33,7 @@ def info(
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
 ) -> None:
-    """List the families, or tell one's scales, sizes, objects, backgrounds and calibrated settings.
+    """List the families, or tell one's scales, sizes, objects, backgrounds or classes, and calibrated settings.
 
     For one family also what it takes: parameters, bytes of keys and values a request, and the largest batch that fits
     into the memory (an estimate). No weights are read.
@@ -54,6 +54,7 @@ def info(
 
 def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
     """What `--json` prints of one family."""
+    from ..engine.conditioning import ClassConditioner
     from ..engine.dtypes import DTYPES
     from ..engine.memory import plan_memory
 
@@ -68,6 +69,7 @@ def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
         "objects": list(f.objects),
         "backgrounds": list(f.backgrounds),
         "words": sorted(f.vocabulary.phrases),
+        "classes": f.conditioner.names if isinstance(f.conditioner, ClassConditioner) else [],
         "calibration": f.metadata.get("calibration", {}),
         "conditions": f.conditioner.kind,
         "parameters": f.parameters(),
@@ -88,14 +90,14 @@ def show_all(families: list[dict[str, Any]]) -> None:
         stdout.print("No family is bundled with this installation; `mulosd train` makes one.")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("family", "pictures", "scales", "objects", "parameters", "folder"):
+    for column in ("family", "pictures", "scales", "draws", "parameters", "folder"):
         table.add_column(column, overflow="fold")
     for f in families:
         table.add_row(
             f["name"],
             f"{max(f['image_sizes'])} px",
             ", ".join(map(str, f["scales"])),
-            str(len(f["objects"])),
+            f"{len(f['classes'])} classes" if f["classes"] else f"{len(f['objects'])} objects",
             f"{sum(f['parameters'].values()):,}",
             escape(f["path"]),
         )
@@ -119,6 +121,7 @@ def show(f: dict[str, Any]) -> None:
         "objects": ", ".join(f["objects"]),
         "backgrounds": ", ".join(f["backgrounds"]),
         "words": ", ".join(f["words"]),
+        "classes": "; ".join(f["classes"]),
         "conditions": f["conditions"],
         "parameters": ", ".join(f"{name} {count:,}" for name, count in f["parameters"].items()),
         "weights": f"{show_bytes(memory['weights'])} in {memory['dtype']} (tokenizer and up-samplers in float32)",

@@ -26,12 +26,13 @@ STAGES = {
     "text": "Train the text encoder alone, against a frozen AR transformer.",
     "upsampler": "Train the latent up- and down-samplers. Needs the tokenizer.",
     "eagle": "Train the feature drafter of the decoder eagle against the frozen AR transformer of the run or a family.",
+    "classifier": "Train the independent reader of classes that class accuracy is measured with (photos only).",
     "reader": "Train the independent reader that object accuracy is measured with, on real renders only.",
 }
 # `text` is left out: `ar` trains the text encoder along.
-ALL = ("tokenizer", "captions", "ar", "upsampler", "reader", "eagle")
+ALL = ("tokenizer", "captions", "ar", "upsampler", "reader", "classifier", "eagle")
 # Left out where the training file has no section for them.
-OPTIONAL = ("captions", "reader", "eagle")
+OPTIONAL = ("captions", "reader", "classifier", "eagle")
 
 ConfigOption = Annotated[Path, typer.Option(help="The training file (YAML); configs/emoji.yaml is an example.")]
 RunOption = Annotated[Path, typer.Option(help="Folder for checkpoints and logs; a run that it holds is resumed.")]
@@ -140,6 +141,28 @@ def upsampler(
         soft_wrap=True,
         highlight=False,
     )
+
+
+@app.command(
+    "preview",
+    epilog=examples("mulosd train preview --config configs/photo.yaml --run runs/photo --output preview.png"),
+)
+def preview(
+    config: ConfigOption,
+    run: RunOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")],
+    count: Annotated[int, typer.Option(help="Held-out pictures to show.")] = 8,
+    size: Annotated[int | None, typer.Option(help="Their side in px.", show_default="the tokenizer's largest")] = None,
+) -> None:
+    """Show held-out pictures beside what the tokenizer of a run makes of them."""
+    check_file("--output", output)
+    if count < 1 or (size is not None and size < 1):
+        raise ValueError(f"--count and --size must be at least 1, got {count} and {size}")
+
+    from ..train.preview import preview as write
+
+    quality = write(config, run, output, count=count, size=size)
+    stdout.print(f"{output}: {count} pictures, {quality:.1f} dB", soft_wrap=True, highlight=False)
 
 
 @app.command(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..data.family import scene_config
 from .accuracy import PromptParser, Score, score
+from .classes import FILE, ClassReader
 from .reader import Reader, read_background
 
 if TYPE_CHECKING:
@@ -84,8 +85,15 @@ class ClassGrader:
         return [Score(1, int(r), 0, relations=True, background=True) for r in right]
 
 
+def class_grader(family: Family) -> Grader:
+    """The grader of a family of classes, which has been loaded from a folder."""
+    if family.path is None:
+        raise ValueError(f"family {family.name!r} was not loaded from a folder")
+    return ClassGrader(ClassReader.load(family.path / FILE))
+
+
 # By the file beside family.json that the grader reads.
-GRADERS: dict[str, Callable[[Family], Grader]] = {READER: SceneGrader}
+GRADERS: dict[str, Callable[[Family], Grader]] = {READER: SceneGrader, FILE: class_grader}
 
 
 def grader_of(family: Family) -> Grader:

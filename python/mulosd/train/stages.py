@@ -11,38 +11,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.conditioning import PhraseConditioner
+from ..engine.conditioning import ClassConditioner, Conditioner, PhraseConditioner
 from ..engine.family import Family, add_eagle, new_folder
 from ..engine.models.eagle import EagleConfig, EagleDrafter
-from ..engine.models.text import TextEncoder, TextEncoderConfig
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
 from ..engine.models.transformer import Transformer, TransformerConfig
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
+from ..eval.classes import FILE as CLASSIFIER
 from .ar import ARTask, Phase
 from .captions import CaptionsTask
+from .classifier import train_classifier
 from .config import FamilyConfig
 from .eagle import EagleTask
 from .loop import LoopConfig, Task, train
+from .sources import ImageSource
 from .tokenizer import TokenizerTask
 from .upsampler import ResamplerTask
 
-STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "eagle")
+STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "classifier", "eagle")
 
 
 def averaged(run: Path, stage: str) -> dict[str, Tensor]:
-    """Averaged weights of a finished (or running) stage; ValueError says which command makes them."""
+    """Averaged weights of a finished (or running) stage, the best if it validates; ValueError when there are none."""
     path = run / f"{stage}.pt"
     if not path.exists():
         raise ValueError(f"{path} does not exist; run `mulosd train {stage}` with the same --run first")
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["ema"]
-    return state
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = (state.get("best") or state)["ema"]
+    return weights
 
 
 def trained_tokenizer(config: FamilyConfig, run: Path) -> Tokenizer:
     """The tokenizer of a run, with its averaged weights, or that of the family to start from when the run has none."""
     start = initial_family(config)
     if start is not None and not (run / "tokenizer.pt").exists():
-        return trained_here(start)[2]
+        return trained_here(start)[1]
     tokenizer = Tokenizer(TokenizerConfig.from_dict(config.section("tokenizer")["model"]))
     tokenizer.load_state_dict(averaged(run, "tokenizer"))
     return tokenizer.eval()
@@ -53,20 +56,23 @@ def initial_family(config: FamilyConfig) -> Family | None:
     return Family.load(config.resolve(config.values["init"])) if "init" in config.values else None
 
 
-def model_configs(config: FamilyConfig) -> tuple[TransformerConfig, TextEncoderConfig]:
-    """Sizes of the AR model and of its text encoder, with what follows from the other sections filled in."""
+def ar_config(config: FamilyConfig, conditioner: ClassConditioner | PhraseConditioner) -> TransformerConfig:
+    """Sizes of the AR model, with what follows from the other sections filled in."""
     section = config.section("ar")
-    text = TextEncoderConfig.from_dict({**section["text"], "vocab_size": config.vocabulary().size})
-    model = TransformerConfig.from_dict(
+    if isinstance(conditioner, ClassConditioner):
+        dim = (section["classes"] or {}).get("dim", section["model"]["dim"])
+        condition = {"cond_len": 1, "cond_dim": dim, "n_classes": conditioner.n_classes}
+    else:
+        sizes = conditioner.text.config
+        condition = {"cond_len": sizes.length, "cond_dim": sizes.dim}
+    return TransformerConfig.from_dict(
         {
             **section["model"],
             "vocab_size": config.section("tokenizer")["model"]["codebook_size"],
-            "cond_len": text.length,
-            "cond_dim": text.dim,
             "grids": section["grids"],
+            **condition,
         }
     )
-    return model, text
 
 
 def resampler_configs(config: FamilyConfig) -> list[ResamplerConfig]:
@@ -77,14 +83,14 @@ def resampler_configs(config: FamilyConfig) -> list[ResamplerConfig]:
     return [ResamplerConfig(a, b, **sizes, **section["model"]) for a, b in section["pairs"]]
 
 
-def trained_ar(config: FamilyConfig, run: Path) -> tuple[TextEncoder, Transformer]:
-    """The text encoder and the AR model of a run, with their averaged weights."""
-    ar, text = model_configs(config)
-    encoder, transformer = TextEncoder(text), Transformer(ar)
+def trained_ar(config: FamilyConfig, run: Path) -> tuple[Conditioner, Transformer]:
+    """The conditioner and the AR model of a run, with their averaged weights."""
+    conditioner = config.conditioner()
+    transformer = Transformer(ar_config(config, conditioner))
     for stage in ("ar", "text"):
         if stage == "ar" or (run / f"{stage}.pt").exists():
-            load_averaged(nn.ModuleDict({"text": encoder, "ar": transformer}), run, stage)
-    return encoder, transformer
+            load_averaged(nn.ModuleDict({**conditioner.weights, "ar": transformer}), run, stage)
+    return conditioner, transformer
 
 
 def drafter_of(config: FamilyConfig, target: Transformer) -> EagleDrafter:
@@ -93,64 +99,81 @@ def drafter_of(config: FamilyConfig, target: Transformer) -> EagleDrafter:
     return EagleDrafter(EagleConfig(tuple(section["batch"]), target.config.head_dim, **section["model"]), target)
 
 
-def trained_here(family: Family) -> tuple[TextEncoder, Transformer, Tokenizer]:
-    """The models of a family that `mulosd train` made; ValueError for one that was converted."""
+def trained_here(family: Family) -> tuple[Transformer, Tokenizer]:
+    """The AR model and the tokenizer of a family that `mulosd train` made; ValueError for one that was converted."""
     if not isinstance(family.ar, Transformer) or not isinstance(family.tokenizer, Tokenizer):
         raise ValueError(f"family {family.name!r} was not trained by mulosd: its models cannot be trained further here")
-    return family.text, family.ar, family.tokenizer
+    return family.ar, family.tokenizer
+
+
+def same_conditions(a: Conditioner, b: Conditioner) -> bool:
+    """Whether two conditioners know the same words, or the same classes."""
+    if isinstance(a, PhraseConditioner) and isinstance(b, PhraseConditioner):
+        return a.vocabulary.to_dict() == b.vocabulary.to_dict()
+    return a.kind == b.kind and a.to_dict() == b.to_dict()
 
 
 def eagle_task(config: FamilyConfig, run: Path) -> EagleTask:
     """The task of the feature drafter: its target is the run's AR model, or else that of the family in `eagle.family`.
 
     Raises:
-        ValueError: neither is there, or the family has other words than the training file.
+        ValueError: neither is there, or the family has other words or classes than the training file.
     """
     section = config.section("eagle")
     options = {k: v for k, v in section.items() if k not in ("loop", "model", "family")}
     if (run / "ar.pt").exists() or "family" not in section:
-        text, target = trained_ar(config, run)
+        conditioner, target = trained_ar(config, run)
         tokenizer = trained_tokenizer(config, run)
     else:
         family = Family.load(config.resolve(section["family"]))
-        if family.vocabulary.to_dict() != config.vocabulary().to_dict():
-            raise ValueError(f"eagle.family: {family.name!r} has other words than this training file")
-        text, target, tokenizer = trained_here(family)
-    return EagleTask(drafter_of(config, target), text, config.vocabulary(), tokenizer, config.source(), **options)
+        if not same_conditions(family.conditioner, config.conditioner()):
+            raise ValueError(f"eagle.family: {family.name!r} has other words or classes than this training file")
+        target, tokenizer = trained_here(family)
+        conditioner = family.conditioner
+    return EagleTask(drafter_of(config, target), conditioner, tokenizer, config.source(), **options)
+
+
+def held_out_source(config: FamilyConfig, stage: str) -> ImageSource | None:
+    """The held-out pictures of a stage whose loop validates."""
+    return config.source(held_out=True) if config.loop(stage).validate_every else None
 
 
 def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
     """The task of a stage, its inputs taken from the run."""
+    if stage == "text":
+        config.phrases(stage)
     section: dict[str, Any] = {k: v for k, v in config.section(stage).items() if k not in ("loop", "model")}
     if stage == "tokenizer":
         model = TokenizerConfig.from_dict(config.section(stage)["model"])
-        return TokenizerTask(model, config.source(), **section)
+        return TokenizerTask(model, config.source(), held_out=held_out_source(config, stage), **section)
     if stage == "reader":
         from .reader import ReaderTask
 
         return ReaderTask.from_config(config)
     if stage == "captions":
-        return CaptionsTask(model_configs(config)[1], config.vocabulary(), config.scenes(), **section)
+        phrases = config.phrases(stage)
+        return CaptionsTask(phrases.text.config, phrases.vocabulary, config.scenes(), **section)
     if stage == "eagle":
         return eagle_task(config, run)
     tokenizer = trained_tokenizer(config, run)
     if stage == "upsampler":
         options = {k: v for k, v in section.items() if k != "pairs"}
         return ResamplerTask(resampler_configs(config), tokenizer, config.source(), **options)
-    ar, text = model_configs(config)
+    conditioner = config.conditioner()
     options = config.section("ar")
     task = ARTask(
-        ar,
-        text,
-        config.vocabulary(),
+        ar_config(config, conditioner),
+        conditioner,
         tokenizer,
         config.source(),
         [Phase.from_dict(p) for p in options["phases"]],
         cond_dropout=options.get("cond_dropout", 0.1),
         token_noise=options.get("token_noise", 0.0),
         entropy_weight=options.get("entropy_weight", 0.0),
-        text_only=stage == "text",
+        cond_only=stage == "text",
         pool=options.get("pool", 0),
+        held_out=held_out_source(config, stage),
+        validation=options.get("validation", 64),
     )
     if stage == "text":
         task.module.load_state_dict(averaged(run, "ar"))
@@ -160,28 +183,32 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
             start_from(start, task, text=not (run / "captions.pt").exists())
         if (run / "captions.pt").exists():
             own = {k.removeprefix("text."): v for k, v in averaged(run, "captions").items() if k.startswith("text.")}
-            task.text.load_state_dict(own)
+            conditioner.weights["text"].load_state_dict(own)
     return task
 
 
 def start_from(family: Family, task: ARTask, *, text: bool = True) -> None:
-    """Start the AR model, and with `text` the text encoder, from those of a family of the same sizes and vocabulary.
+    """Start the AR model, and with `text` the text encoder, from those of a family of the same sizes and words.
+
+    A family of classes must have the same ones.
 
     The family may lack grids of the training file: their positions start from those of its largest grid.
 
     Raises:
-        ValueError: the family's sizes or words differ from the training file's.
+        ValueError: the family's sizes, words or classes differ from the training file's.
     """
-    if family.vocabulary.to_dict() != task.vocabulary.to_dict():
-        raise ValueError(f"init: family {family.name!r} has other words than this training file")
-    _, ar, _ = trained_here(family)
+    given = task.conditioner
+    if not same_conditions(family.conditioner, given):
+        raise ValueError(f"init: family {family.name!r} has other words or classes than this training file")
+    ar, _ = trained_here(family)
     old, new = ar.config, task.ar.config
     missing = set(old.grids) - set(new.grids)
-    if replace(old, grids=new.grids) != new or missing or (text and family.text.config != task.text.config):
+    if replace(old, grids=new.grids) != new or missing or (text and family.conditioner.to_dict() != given.to_dict()):
         raise ValueError(f"init: family {family.name!r} has other sizes than this training file: {old}")
     task.ar.load_state_dict(with_grids(ar.state_dict(), old.grids, new.grids))
     if text:
-        task.text.load_state_dict(family.text.state_dict())
+        for name, module in given.weights.items():
+            module.load_state_dict(family.conditioner.weights[name].state_dict())
 
 
 def with_grids(state: dict[str, Tensor], old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Tensor]:
@@ -211,7 +238,7 @@ def run_stage(
         config_path: the family's YAML file.
         run: folder of checkpoints and logs.
         device: a torch device.
-        steps: overrides the file's number of steps.
+        steps: overrides the file's number of steps; `classifier` has none.
 
     Raises:
         ValueError: unknown stage or section, or an earlier stage is missing.
@@ -219,6 +246,9 @@ def run_stage(
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(STAGES)}")
     config = FamilyConfig.load(config_path)
+    if stage == "classifier":
+        reader = train_classifier(config, run, device=device)
+        return {"weight": reader.weight, "bias": reader.bias}
     loop = config.loop(stage)
     if steps is not None:
         loop = LoopConfig(**{**loop.__dict__, "steps": steps, "decay": min(loop.decay, steps)})
@@ -236,14 +266,14 @@ def load_averaged(module: nn.Module, run: Path, stage: str) -> nn.Module:
 def export(config_path: Path, run: Path, output: Path) -> Path:
     """Assemble the trained stages of a run into a family folder, which appears whole or not at all.
 
-    A family of scenes also gets its sprite sheet and, once trained, its reader; any family its feature drafter, once
-    trained. The family still needs `mulosd calibrate`.
+    A family of scenes also gets its sprite sheet and, once trained, its reader; one of photos its reader of classes;
+    any family its feature drafter, once trained. The family still needs `mulosd calibrate`.
 
     Raises:
         ValueError: a stage is missing from the run, or `output` exists already.
     """
     config = FamilyConfig.load(config_path)
-    encoder, transformer = trained_ar(config, run)
+    conditioner, transformer = trained_ar(config, run)
     resamplers = {(p.source, p.target): LatentResampler(p) for p in resampler_configs(config)}
     load_averaged(nn.ModuleDict({m.config.name: m for m in resamplers.values()}), run, "upsampler")
     metadata: dict[str, Any] = {
@@ -258,13 +288,15 @@ def export(config_path: Path, run: Path, output: Path) -> Path:
     family = Family(
         metadata,
         trained_tokenizer(config, run),
-        PhraseConditioner(config.vocabulary(), encoder),
+        conditioner,
         [transformer],
         resamplers,
         eagle=trained_drafter(config, run, transformer) if (run / "eagle.pt").exists() else None,
     )
     with new_folder(output) as folder:
         family.write(folder)
+        if (run / CLASSIFIER).exists():
+            shutil.copyfile(run / CLASSIFIER, folder / CLASSIFIER)
         if scenes:
             shutil.copyfile(config.resolve(config.data["sprites"]), folder / "sprites.png")
             if (run / "reader.pt").exists():
@@ -288,7 +320,7 @@ def attach(config_path: Path, run: Path, folder: Path) -> Path:
     config = FamilyConfig.load(config_path)
     family = Family.load(folder)
     try:
-        drafter = trained_drafter(config, run, trained_here(family)[1])
+        drafter = trained_drafter(config, run, trained_here(family)[0])
     except RuntimeError as error:
         raise ValueError(f"the drafter of {run} does not fit family {family.name!r}: {error}") from error
     return add_eagle(family.path or folder, drafter)

@@ -58,7 +58,15 @@ class TokenPool:
 
     def draw(self, rng: np.random.Generator, grids: Sequence[int], count: int, device: torch.device) -> Drawn:
         """`count` pictures, each on all of `grids`."""
-        numbers = rng.integers(self.size or 2**62, size=count).tolist()
+        return self._drawn(rng.integers(self.size or 2**62, size=count).tolist(), grids, device)
+
+    def all(self, grid: int, device: torch.device) -> Drawn:
+        """Every picture of a pool on one grid; ValueError for a pool that draws a new one every time."""
+        if not self.size:
+            raise ValueError("a pool without a size has no end")
+        return self._drawn(list(range(self.size)), (grid,), device)
+
+    def _drawn(self, numbers: list[int], grids: Sequence[int], device: torch.device) -> Drawn:
         sizes = tuple(g * self.tokenizer.config.patch for g in grids)
         new = [n for n in dict.fromkeys(numbers) if any((n, g) not in self._kept for g in grids)]
         drawn = [self.source.captioned(np.random.default_rng(n), sizes) for n in new]

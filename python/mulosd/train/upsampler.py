@@ -13,7 +13,7 @@ from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 from .critic import Critic
 from .loop import Task
-from .perceptual import perceptual_distance
+from .perceptual import feature_maps, perceptual_distance
 from .sources import ImageSource
 from .token_pool import TokenPool
 
@@ -23,7 +23,8 @@ class ResamplerTask(Task):
 
     Losses (MuLo-SD, arXiv 2601.05149, section on up-sampling), each with its weight: cross-entropy over cosine
     similarities to the codebook, commitment to the true code vector, and of the decoded prediction (straight through)
-    the pixel error, the perceptual distance and what a patch discriminator says.
+    the pixel error, the perceptual distance (`features`: by the tokenizer's own "encoder", or by "lite0") and what a
+    patch discriminator says.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ResamplerTask(Task):
         commitment: float = 0.5,
         pixel: float = 1.0,
         perceptual: float = 0.0,
+        features: str = "encoder",
         adversarial: float = 0.0,
         temperature: float = 0.05,
         token_noise: float = 0.02,
@@ -50,6 +52,7 @@ class ResamplerTask(Task):
         self.pairs, self.size = pairs, batch
         self.cross_entropy, self.commitment, self.pixel = cross_entropy, commitment, pixel
         self.perceptual, self.adversarial = perceptual, adversarial
+        self._maps = feature_maps(features, tokenizer) if perceptual > 0 else None
         self.critic = Critic() if adversarial > 0 else None
         self.temperature, self.token_noise = temperature, token_noise
 
@@ -79,8 +82,8 @@ class ResamplerTask(Task):
             if in_pixels:
                 out, real = self.tokenizer.decode_latents(z + (codebook[predicted] - z).detach()), pictures[pair.target]
                 loss = loss + self.pixel * ((out - real) ** 2).mean()
-                if self.perceptual > 0:
-                    loss = loss + self.perceptual * perceptual_distance(self.tokenizer, out, real)
+                if self._maps is not None:
+                    loss = loss + self.perceptual * perceptual_distance(self._maps, out, real)
                 if self.critic is not None:
                     loss = loss + self.adversarial * self.critic.judge(out, real)
             total = total + loss

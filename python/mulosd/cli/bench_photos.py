@@ -1,0 +1,145 @@
+"""`mulosd bench photos` and `bench sheet`: class-conditional photographs judged, and pictures to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..atomic import write_json
+from .console import count_bar, examples, stdout
+from .files import check_file
+from .options import DeviceOption, FamilyOption, SeedOption
+
+PHOTOS_EXAMPLES = examples(
+    "mulosd bench photos --family families/photo --config configs/photo.yaml --run runs/photo --images 256",
+    "mulosd bench photos --family families/photo --config configs/photo.yaml --run runs/photo --decoder mulo:tau=0.01 "
+    "--json photos.json",
+)
+SHEET_EXAMPLES = examples(
+    "mulosd bench sheet --family families/photo --prompts 16 --each 4 --output sheet.png",
+    "mulosd bench sheet --family families/photo --prompts-file classes.txt --decoder serial --output sheet.png",
+)
+DecoderOption = Annotated[
+    str, typer.Option(help="A decoder with settings, such as serial or mulo:window=2:tau=0.01; mulo is calibrated.")
+]
+
+
+def photos(
+    config: Annotated[Path, typer.Option(help="The training file (YAML), whose archive holds the real photos.")],
+    run: Annotated[Path, typer.Option(help="The run, with the features that `train classifier` keeps.")],
+    family: FamilyOption = "photo",
+    decoder: DecoderOption = "serial",
+    images: Annotated[int, typer.Option(help="Pictures to draw, of the classes of so many held-out photos.")] = 256,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Judge a family of photos: KID-Lite0 against held-out photos, class accuracy, distance to training photos.
+
+    Features of the archive are taken from the run, or made there first (minutes on a CPU).
+    """
+    if json_file is not None:
+        check_file("--json", json_file)
+    if images < 4:
+        raise ValueError(f"--images must be at least 4, got {images}")
+
+    from .. import Engine
+    from ..engine.decoding.spec import parse
+    from ..eval.classes import FILE, ClassReader
+    from ..eval.kid import Lite0Features
+    from ..eval.photos import CHUNK, PhotoJudge
+    from ..eval.reader import as_array
+    from ..train.classifier import FEATURES, photo_features
+    from ..train.config import FamilyConfig
+
+    how = parse(decoder)
+    training = FamilyConfig.load(config)
+    archive = training.photos()
+    engine = Engine.from_pretrained(family, device=device)
+    network = Lite0Features(device)
+    run.mkdir(parents=True, exist_ok=True)
+    path = None if engine.family.path is None else engine.family.path / FILE
+    reader = ClassReader.load(path, network) if path is not None and path.is_file() else None
+    judge = PhotoJudge(
+        archive,
+        photo_features(archive, run / FEATURES, network),
+        training.held_out_share,
+        reader,
+        network,
+        engine.family.image_sizes[-1],
+    )
+    chosen = judge.drawn(images, seed)
+    classes = archive.classes[chosen]
+    made = []
+    with count_bar() as bar:
+        for start in range(0, images, CHUNK):
+            part = classes[start : start + CHUNK]
+            seeds = [seed + start + i for i in range(len(part))]
+            made += engine.generate([str(c) for c in part], decoder=how, seed=seeds).images
+            bar("generating", len(made), images)
+    report = {
+        "family": engine.family.name,
+        "decoder": decoder,
+        "seed": seed,
+        **judge.report(classes, as_array(made)),
+        "reconstruction": judge.reconstruction(engine, chosen),
+    }
+    if json_file is not None:
+        write_json(json_file, report)
+    accuracy, real, rebuilt = report["accuracy"], report["accuracy_real"], report["reconstruction"]
+    lines = [f"KID-Lite0 x 1000  {report['kid']['value']:.1f} +- {report['kid']['std']:.1f}, real photos "]
+    lines[0] += f"{report['kid_real']['value']:.1f}"
+    if rebuilt["kid"] is not None:
+        lines[0] += f", through the tokenizer {rebuilt['kid']['value']:.1f} ({rebuilt['psnr']:.1f} dB)"
+    if accuracy is not None:
+        lines.append(f"class accuracy    {accuracy['value']:.3f} ({accuracy['top5']:.3f} among five)")
+        lines[-1] += f", real photos {real['value']:.3f}" if real else ""
+    for name, found in report["memorisation"].items():
+        lines.append(
+            f"nearest training picture by {name}: median {found['made'][1]:.3f}, held-out photos "
+            f"{found['held_out'][1]:.3f}; {found['nearer']:.1%} nearer than all but 1 % of those"
+        )
+    for line in lines:
+        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def sheet(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write, such as sheet.png.")],
+    family: FamilyOption = "emoji",
+    prompts: Annotated[int, typer.Option(help="So many classes, or held-out prompts, of the family.")] = 16,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
+    ] = None,
+    each: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
+    decoder: DecoderOption = "mulo",
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Draw a contact sheet of pictures as they come, none picked."""
+    check_file("--output", output)
+    if prompts < 1 or each < 1:
+        raise ValueError(f"--prompts and --each must be at least 1, got {prompts} and {each}")
+
+    from .. import Engine
+    from ..engine.decoding.spec import parse
+    from ..eval.prompts import default_prompts, read_prompts
+    from ..eval.sheets import sheet as draw
+
+    how = parse(decoder)
+    engine = Engine.from_pretrained(family, device=device)
+    asked = read_prompts(prompts_file) if prompts_file is not None else default_prompts(engine, prompts, seed)
+    with count_bar() as bar:
+        draw(
+            engine,
+            asked,
+            output,
+            each=each,
+            decoder=how,
+            seed=seed,
+            progress=lambda done, total: bar("generating", done, total),
+        )
+    stdout.print(f"{output}: {len(asked)} prompts, {each} of each", soft_wrap=True, highlight=False)
