@@ -59,6 +59,9 @@ def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
     run_stage("ar", further, tmp_path / "second", steps=20)
     second = [json.loads(line) for line in (tmp_path / "second" / "ar.jsonl").read_text().splitlines()]
     assert second[-1]["step"] == 20 and second[0]["loss"] < log[0]["loss"]
+    run_stage("upsampler", further, tmp_path / "second", steps=2)
+    with_reader = export(further, tmp_path / "second", tmp_path / "exported")
+    assert (with_reader / "reader.safetensors").read_bytes() == (folder / "reader.safetensors").read_bytes()
     values["ar"]["grids"] = [*values["ar"]["grids"], 24]
     values["ar"]["phases"] = [{"until": 100, "shares": {24: 1.0}, "batch": {24: 2}}]
     further.write_text(yaml.safe_dump(values, sort_keys=False))

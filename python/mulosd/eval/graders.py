@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from ..data.family import scene_config
 from .accuracy import PromptParser, Score, score
-from .classes import FILE, ClassReader
+from .classes import FILE as CLASSIFIER
+from .classes import ClassReader
+from .reader import FILE as READER
 from .reader import Reader, read_background
 
 if TYPE_CHECKING:
     from ..engine.family import Family
-
-
-READER = "reader.safetensors"
 
 
 class Grader(Protocol):
@@ -89,11 +88,11 @@ def class_grader(family: Family) -> Grader:
     """The grader of a family of classes, which has been loaded from a folder."""
     if family.path is None:
         raise ValueError(f"family {family.name!r} was not loaded from a folder")
-    return ClassGrader(ClassReader.load(family.path / FILE))
+    return ClassGrader(ClassReader.load(family.path / CLASSIFIER))
 
 
 # By the file beside family.json that the grader reads.
-GRADERS: dict[str, Callable[[Family], Grader]] = {READER: SceneGrader, FILE: class_grader}
+GRADERS: dict[str, Callable[[Family], Grader]] = {READER: SceneGrader, CLASSIFIER: class_grader}
 
 
 def grader_of(family: Family) -> Grader:

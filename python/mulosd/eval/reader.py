@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+FILE = "reader.safetensors"
 CELL_PX = 16  # side of a cell in the reader's input: the stride of its network
 
 

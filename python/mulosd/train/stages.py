@@ -18,6 +18,7 @@ from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
 from ..engine.models.transformer import Transformer, TransformerConfig
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 from ..eval.classes import FILE as CLASSIFIER
+from ..eval.reader import FILE as READER
 from .ar import ARTask, Phase
 from .captions import CaptionsTask
 from .classifier import train_classifier
@@ -266,7 +267,8 @@ def load_averaged(module: nn.Module, run: Path, stage: str) -> nn.Module:
 def export(config_path: Path, run: Path, output: Path) -> Path:
     """Assemble the trained stages of a run into a family folder, which appears whole or not at all.
 
-    A family of scenes also gets its sprite sheet and, once trained, its reader; one of photos its reader of classes;
+    A family of scenes also gets its sprite sheet and its reader, that of the family it started from if the run trained
+    none; one of photos its reader of classes;
     any family its feature drafter, once trained. The family still needs `mulosd calibrate`.
 
     Raises:
@@ -299,8 +301,12 @@ def export(config_path: Path, run: Path, output: Path) -> Path:
             shutil.copyfile(run / CLASSIFIER, folder / CLASSIFIER)
         if scenes:
             shutil.copyfile(config.resolve(config.data["sprites"]), folder / "sprites.png")
+            start = initial_family(config)
+            known = None if start is None or start.path is None else start.path / READER
             if (run / "reader.pt").exists():
-                export_reader(config, run, folder / "reader.safetensors")
+                export_reader(config, run, folder / READER)
+            elif known is not None and known.is_file():
+                shutil.copyfile(known, folder / READER)
     return output
 
 
