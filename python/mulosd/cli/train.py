@@ -188,7 +188,7 @@ def export(
 
 @app.command(
     "attach",
-    epilog=examples("mulosd train attach --config configs/emoji.yaml --run runs/emoji --family families/mine"),
+    epilog=examples("mulosd train attach --config configs/emoji_32.yaml --run runs/emoji --family families/mine"),
 )
 def attach(
     config: ConfigOption,
