@@ -130,6 +130,7 @@ def test_alignment(fails: Fails, family: Path) -> None:
         assert "exists already" in fails("train", command, "--family", family, "--run", "r", "--output", family)
     here = ("train", "align-upsampler", "--family", family, "--run", "r", "--output", "o")
     assert "--temperature" in fails(*here, "--temperature", 0)
+    assert "--every" in fails(*here, "--every", -1)
     nothing = ("--own", 0, "--drafted", 0)
     assert "nothing to learn" in fails("train", "distill", "--family", family, "--run", "r", "--output", "o", *nothing)
     assert "--prompts" in fails("bench", "acceptance", "--family", family, "--prompts", 0)

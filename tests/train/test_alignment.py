@@ -155,6 +155,8 @@ def test_where_the_target_is_unsure_it_says_nothing(monkeypatch: pytest.MonkeyPa
     sharp[..., 3], other[..., 3] = 0.0, 0.0
     # Behind position 8 the two teachers are unsure in different ways.
     sharp[:, 8:, :12], other[:, 8:, 12:] = 0.0, 0.0
+    with pytest.raises(ValueError, match="every 0"):
+        AlignTask(family, 2, training_prompts(family, None, PROMPTS), None, every=0)
     losses = []
     for teacher in (sharp, other):
         log_p = teacher.log_softmax(dim=-1)
@@ -170,6 +172,23 @@ def test_where_the_target_is_unsure_it_says_nothing(monkeypatch: pytest.MonkeyPa
     loss, _ = task.loss(np.random.default_rng(0), 0, CPU)
     loss.backward()
     assert loss.item() == 0 and all(not p.grad.any() for p in task.module.parameters() if p.grad is not None)
+
+
+def test_drafts_are_judged_as_often_as_asked() -> None:
+    class Noise:
+        def captioned(self, rng: np.random.Generator, sizes: tuple[int, ...]) -> tuple[str, list[np.ndarray]]:  # type: ignore[type-arg]
+            return "red apple", [rng.integers(255, size=(s, s, 3)).astype(np.uint8) for s in sizes]
+
+        def image(self, rng: np.random.Generator, size: int, crop: int) -> np.ndarray:  # type: ignore[type-arg]
+            raise AssertionError("the task asks for captioned pictures alone")
+
+    family = toy()
+    for every, steps in ((2, {0, 2, 4}), (0, set()), (1, set(range(5)))):
+        prompts = training_prompts(family, Noise())
+        task = AlignTask(family, 2, prompts, Noise(), pool=4, batch=2, every=every)
+        figures = [task.loss(np.random.default_rng(step), step, CPU)[1] for step in range(5)]
+        assert {i for i, f in enumerate(figures) if "nll" in f} == steps and all("hit" in f for f in figures)
+        assert bool(task.drafts._kept) == bool(every)
 
 
 def test_an_aligned_family_differs_in_its_up_sampler_alone(folder: Path, tmp_path: Path) -> None:

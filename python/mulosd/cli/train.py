@@ -175,6 +175,10 @@ def align_upsampler(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-4,
     batch: Annotated[int, typer.Option(help="Drafts, and real pictures, a step.")] = 8,
     pool: Annotated[int, typer.Option(help="Drafts to draw; each is used again and again.")] = 1024,
+    every: Annotated[
+        int,
+        typer.Option(help="Judge drafts in every so-manieth step, for it costs most; 0 trains on real pictures alone."),
+    ] = 4,
     confidence: Annotated[float, typer.Option(help="Nats of entropy up to which the target is listened to.")] = 0.7,
     agreement: Annotated[float, typer.Option(help="Weight of staying with the old up-sampler.")] = 0.1,
     real: Annotated[float, typer.Option(help="Weight of real pictures, where there are any.")] = 1.0,
@@ -188,6 +192,8 @@ def align_upsampler(
     checked_alignment(output, images, steps, batch, pool, agreement=agreement, real=real, confidence=confidence)
     if not 0 < temperature < math.inf:
         raise ValueError(f"--temperature must be above 0, got {temperature}")
+    if every < 0:
+        raise ValueError(f"--every must be 0 or more, got {every}")
 
     from ..eval.prompts import read_prompts
     from ..train.family_alignment import align_upsampler as train
@@ -205,6 +211,7 @@ def align_upsampler(
         seed=seed,
         batch=batch,
         pool=pool,
+        every=every,
         confidence=confidence,
         agreement=agreement,
         real=real,

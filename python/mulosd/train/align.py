@@ -35,6 +35,8 @@ class AlignTask(Task):
         source: of real pictures, or None.
         pool: number of drafts.
         batch: drafts, and real pictures, a step.
+        every: drafts are judged in every so-manieth step, for the target's forward costs far more than the rest; with 0
+            never, which leaves the real pictures.
         confidence: entropy in nats, up to which the target is listened to.
         agreement: weight of the divergence from the old up-sampler.
         real: weight of the cross-entropy on real pictures.
@@ -42,7 +44,7 @@ class AlignTask(Task):
         seed: of the drafts.
 
     Raises:
-        ValueError: the family has no such scale, or no latent up-sampler for it.
+        ValueError: the family has no such scale, or no latent up-sampler for it, or there is nothing to learn from.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class AlignTask(Task):
         *,
         pool: int = 1024,
         batch: int = 8,
+        every: int = 1,
         confidence: float = 0.7,
         agreement: float = 0.1,
         real: float = 1.0,
@@ -66,6 +69,9 @@ class AlignTask(Task):
         self.module = self.resampler = copy.deepcopy(self.old).requires_grad_(True)
         self.drafts = SamplePool(family, prompts, Serial(self.source), size=pool, seed=seed)
         self.pictures = None if source is None or real == 0 else TokenPool(source, family.tokenizer, pool)
+        if not every and self.pictures is None:
+            raise ValueError("without judged drafts (every 0) real pictures are needed, with a weight (real) above 0")
+        self.every = every
         self.confidence, self.agreement, self.real, self.temperature = confidence, agreement, real, temperature
 
     def distribution(self, resampler: torch.nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,6 +92,19 @@ class AlignTask(Task):
 
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         self.family.to(device)
+        loss, figures = torch.zeros((), device=device), {}
+        if self.every and step % self.every == 0:
+            loss, figures = self.judged(rng, device)
+        if self.pictures is not None:
+            drawn = self.pictures.draw(rng, (self.source, self.target), self.size, device)
+            log_real, picked = self.distribution(self.resampler, drawn.tokens[self.source])
+            wanted = drawn.tokens[self.target]
+            loss = loss + self.real * F.nll_loss(log_real.flatten(0, 1), wanted.flatten())
+            figures["hit"] = float((picked == wanted).float().mean())
+        return loss, figures
+
+    def judged(self, rng: np.random.Generator, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+        """Loss and figures of a batch of drafts."""
         prompts, drafts = self.drafts.take(rng.integers(self.drafts.size, size=self.size).tolist(), device)
         log_q, candidates = self.distribution(self.resampler, drafts)
         log_p = self.judge(prompts, candidates)
@@ -95,21 +114,13 @@ class AlignTask(Task):
         believed = -torch.logsumexp(log_q + log_p, dim=-1)
         likelihood = (believed * confident).sum() / confident.sum().clamp(min=1)
         moved = (log_old.exp() * (log_old - log_q)).sum(dim=-1).mean()
-        loss = likelihood + self.agreement * moved
-        of_candidates = log_p.gather(-1, candidates[..., None])[..., 0]
         figures = {
-            "nll": -of_candidates.mean(),
+            "nll": -log_p.gather(-1, candidates[..., None]).mean(),
             "confident": confident.float().mean(),
             "changed": (candidates != before).float().mean(),
             "moved": moved.detach(),
         }
-        if self.pictures is not None:
-            drawn = self.pictures.draw(rng, (self.source, self.target), self.size, device)
-            log_real, picked = self.distribution(self.resampler, drawn.tokens[self.source])
-            wanted = drawn.tokens[self.target]
-            loss = loss + self.real * F.nll_loss(log_real.flatten(0, 1), wanted.flatten())
-            figures["hit"] = (picked == wanted).float().mean()
-        return loss, {k: float(v) for k, v in figures.items()}
+        return likelihood + self.agreement * moved, {k: float(v) for k, v in figures.items()}
 
 
 def entropy(log_p: Tensor) -> Tensor:
