@@ -189,6 +189,8 @@ def test_drafts_are_judged_as_often_as_asked() -> None:
         figures = [task.loss(np.random.default_rng(step), step, CPU)[1] for step in range(5)]
         assert {i for i, f in enumerate(figures) if "nll" in f} == steps and all("hit" in f for f in figures)
         assert bool(task.drafts._kept) == bool(every)
+    alone = AlignTask(family, 2, prompts, None, pool=4, batch=2, every=4)
+    assert "nll" in alone.loss(np.random.default_rng(0), 1, CPU)[1]
 
 
 def test_an_aligned_family_differs_in_its_up_sampler_alone(folder: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class AlignTask(Task):
         pool: number of drafts.
         batch: drafts, and real pictures, a step.
         every: drafts are judged in every so-manieth step, for the target's forward costs far more than the rest; with 0
-            never, which leaves the real pictures.
+            never, which leaves the real pictures. Without real pictures in every step.
         confidence: entropy in nats, up to which the target is listened to.
         agreement: weight of the divergence from the old up-sampler.
         real: weight of the cross-entropy on real pictures.
@@ -71,7 +71,8 @@ class AlignTask(Task):
         self.pictures = None if source is None or real == 0 else TokenPool(source, family.tokenizer, pool)
         if not every and self.pictures is None:
             raise ValueError("without judged drafts (every 0) real pictures are needed, with a weight (real) above 0")
-        self.every = every
+        # Other steps would have nothing to learn from.
+        self.every = every if self.pictures is not None else 1
         self.confidence, self.agreement, self.real, self.temperature = confidence, agreement, real, temperature
 
     def distribution(self, resampler: torch.nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,7 @@ class AlignTask(Task):
 
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         self.family.to(device)
-        loss, figures = torch.zeros((), device=device), {}
+        loss, figures = torch.zeros((), device=device), dict[str, float]()
         if self.every and step % self.every == 0:
             loss, figures = self.judged(rng, device)
         if self.pictures is not None:
