@@ -99,7 +99,7 @@ def acceptance_table(report: dict[str, Any]) -> Table:
     )
     table.add_column("source", no_wrap=True)
     for heading in ("rejected", "foreground", "background", "NLL"):
-        table.add_column(f"  {heading}", justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
 
     def rejected(cell: dict[str, Any]) -> str:
         return "-" if cell["value"] is None else f"{100 * (1 - cell['value']):.2f}"
