@@ -13,7 +13,8 @@ from .decoding import DraftOnly
 from .decoding.adaptive import entropy
 from .engine import Engine
 from .family import update_metadata
-from .sampling import Logits, SamplingParams, verify
+from .likelihood import teacher_forced
+from .sampling import SamplingParams, verify
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,7 @@ def calibrate(
         # One at a time: the logits of a large grid and vocabulary are hundreds of megabytes.
         tokens = result.tokens[i : i + 1].flatten(1).to(family.device)
         condition = family.condition([prompt]) if features is None else features[i : i + 1]
-        mask = None if condition.mask is None else condition.mask.to(family.device)
-        cond = family.ar(condition.features, tokens, family.grids[-1], mask)[0]
-        uncond = family.ar(family.null_features(1), tokens, family.grids[-1], mask)[0] if params.guided else None
-        logits = Logits(cond, uncond, family.ar.output.weight.dtype)
+        logits = teacher_forced(family, condition, tokens, family.grids[-1], params)
         mass = verify(logits, tokens.flatten(), table, 0.0, params).mass
         masses.append(mass * torch.exp(entropy_tau * entropy(logits, params)) if entropy_tau else mass)
     mass = torch.cat(masses).sort().values

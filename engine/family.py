@@ -227,7 +227,9 @@ class Family:
     def null_features(self, batch: int) -> Tensor:
         """Features of the unconditional branch [B, cond_len, cond_dim]."""
         if self._null is None:
-            self._null = self.conditioner.null(1)
+            # Kept for training as well, which may not use what was made in inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                self._null = self.conditioner.null(1)
         return self._null.expand(batch, *self._null.shape[1:])
 
     def save(self, folder: Path) -> Path:

@@ -92,8 +92,10 @@ class LlamaGen(ARModel):
         key = (grid, self.output.weight.device)
         if key not in self._rotary:
             c = self.config
-            table = rotary_table(grid, c.cond_len, c.head_dim, c.rope_base, zero_prefix=True)
-            self._rotary[key] = table.to(key[1])
+            # Kept for training as well, which may not use what was made in inference mode.
+            with torch.inference_mode(False):
+                table = rotary_table(grid, c.cond_len, c.head_dim, c.rope_base, zero_prefix=True)
+                self._rotary[key] = table.to(key[1])
         return self._rotary[key]
 
     def embed_prefix(self, cond: Tensor, grid: int) -> Tensor:

@@ -104,7 +104,9 @@ class Transformer(ARModel):
         key = (grid, self.output.weight.device)
         if key not in self._rotary:
             c = self.config
-            self._rotary[key] = rotary_table(grid, c.cond_len, c.head_dim, c.rope_base).to(key[1])
+            # Kept for training as well, which may not use what was made in inference mode.
+            with torch.inference_mode(False):
+                self._rotary[key] = rotary_table(grid, c.cond_len, c.head_dim, c.rope_base).to(key[1])
         return self._rotary[key]
 
     def cond_features(self, cond: Tensor) -> Tensor:

@@ -105,11 +105,23 @@ class LatentResampler(nn.Module):
     def pick(self, features: Tensor, codebook: Tensor) -> Tensor:
         """Codes int64 [...] of features [..., d]: the nearest, the more frequent of those that are about as near."""
         features = features.float()
-        if self.counts is None:
+        bonus = self.bonus()
+        if bonus is None:
             return nearest_code(features, codebook)
         # One more dimension carries the bonus through the same search: [z, 1] . [c, bonus].
-        bonus = self.config.prior * ((self.counts + 0.5) / (self.counts.sum() + 1)).log()
         unit = F.normalize(features, dim=-1)
         return nearest_code(
             torch.cat([unit, torch.ones_like(unit[..., :1])], dim=-1), torch.cat([codebook, bonus[:, None]], dim=-1)
         )
+
+    def scores(self, features: Tensor, codebook: Tensor) -> Tensor:
+        """What `pick` compares, float32 [..., V] of features [..., d], for training: gradients pass."""
+        cosines = F.normalize(features.float(), dim=-1) @ codebook.t()
+        bonus = self.bonus()
+        return cosines if bonus is None else cosines + bonus
+
+    def bonus(self) -> Tensor | None:
+        """What a code's frequency adds to its cosine, float32 [V], or None where frequencies were not counted."""
+        if self.counts is None:
+            return None
+        return self.config.prior * ((self.counts + 0.5) / (self.counts.sum() + 1)).log()

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -214,7 +215,9 @@ class VQ(nn.Module):
         rows = self.quantize.embedding.weight
         key = rows.data_ptr()
         if self.quantize_rows is None or self.quantize_rows[0] != key:
-            self.quantize_rows = (key, F.normalize(rows.detach().float(), dim=-1))
+            # Kept for training as well, which may not use what was made in inference mode.
+            with torch.inference_mode(False):
+                self.quantize_rows = (key, F.normalize(rows.detach().float(), dim=-1))
         return self.quantize_rows[1]
 
     def latents(self, image: Tensor) -> Tensor:

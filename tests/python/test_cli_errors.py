@@ -118,6 +118,26 @@ def test_calibrate(fails: Fails, family: Path, arguments: list[str], word: str) 
     assert word in fails("calibrate", "--family", family, *arguments)
 
 
+def test_alignment(fails: Fails, family: Path) -> None:
+    for command in ("align-upsampler", "distill"):
+        here = ("train", command, "--family", family, "--run", "r", "--output", "o")
+        assert "--steps" in fails(*here, "--steps", 0)
+        assert "--pool" in fails(*here, "--pool", 0)
+        assert "--confidence" in fails(*here, "--confidence", -1)
+        assert "--images none" in fails(*here, "--images", "none")
+        assert "--prompts-file" in fails(*here)  # the family takes free text
+        assert "bundled families" in fails("train", command, "--family", "none", "--run", "r", "--output", "o")
+        assert "exists already" in fails("train", command, "--family", family, "--run", "r", "--output", family)
+    here = ("train", "align-upsampler", "--family", family, "--run", "r", "--output", "o")
+    assert "--temperature" in fails(*here, "--temperature", 0)
+    assert "--every" in fails(*here, "--every", -1)
+    nothing = ("--own", 0, "--drafted", 0)
+    assert "nothing to learn" in fails("train", "distill", "--family", family, "--run", "r", "--output", "o", *nothing)
+    assert "--prompts" in fails("bench", "acceptance", "--family", family, "--prompts", 0)
+    assert "--images none" in fails("bench", "acceptance", "--family", family, "--images", "none")
+    assert "free text" in fails("bench", "acceptance", "--family", family)
+
+
 def test_train(fails: Fails, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("family: x\ndata: {kind: folder, path: .}\n")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..atomic import write_json
-from . import bench_kernels, bench_photos, bench_speed
+from . import bench_acceptance, bench_kernels, bench_photos, bench_speed
 from .console import count_bar, examples, stdout
 from .files import check_file
 from .options import DeviceOption, FamilyOption, ScaleOption, SeedOption
@@ -59,6 +59,7 @@ def bench() -> None:
 app.command("kernels", epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)
 app.command("photos", epilog=bench_photos.PHOTOS_EXAMPLES)(bench_photos.photos)
 app.command("sheet", epilog=bench_photos.SHEET_EXAMPLES)(bench_photos.sheet)
+app.command("acceptance", epilog=bench_acceptance.EXAMPLES)(bench_acceptance.acceptance)
 app.command("throughput", epilog=bench_speed.THROUGHPUT_EXAMPLES)(bench_speed.throughput)
 app.command("synthetic", epilog=bench_speed.SYNTHETIC_EXAMPLES)(bench_speed.synthetic)
 

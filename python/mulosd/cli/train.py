@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -141,6 +142,151 @@ def upsampler(
         soft_wrap=True,
         highlight=False,
     )
+
+
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the family to write.")]
+FamilyOption = Annotated[str, typer.Option(help="A finished family, by name or folder; it is left as it is.")]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of captioned pictures to train on.", show_default="scenes, if the family has them"),
+]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(help="File of prompts to draw for, one a line.", show_default="classes, or captions of the pictures"),
+]
+ScaleOption = Annotated[int | None, typer.Option(help="Ratio to train for.", show_default="largest of the family")]
+
+
+@app.command(
+    "align-upsampler",
+    epilog=examples(
+        "mulosd train align-upsampler --family emoji --run runs/align --output families/aligned",
+        "mulosd train align-upsampler --family families/llamagen --images photos --run runs/l --output families/l "
+        "--device cuda",
+    ),
+)
+def align_upsampler(
+    family: FamilyOption,
+    run: RunOption,
+    output: OutputOption,
+    scale: ScaleOption = None,
+    images: ImagesOption = None,
+    prompts_file: PromptsOption = None,
+    steps: Annotated[int, typer.Option(help="Steps of training.")] = 400,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-4,
+    batch: Annotated[int, typer.Option(help="Drafts, and real pictures, a step.")] = 8,
+    pool: Annotated[int, typer.Option(help="Drafts to draw; each is used again and again.")] = 1024,
+    every: Annotated[
+        int,
+        typer.Option(help="Judge drafts in every so-manieth step, for it costs most; 0 trains on real pictures alone."),
+    ] = 4,
+    confidence: Annotated[float, typer.Option(help="Nats of entropy up to which the target is listened to.")] = 0.7,
+    agreement: Annotated[float, typer.Option(help="Weight of staying with the old up-sampler.")] = 0.1,
+    real: Annotated[float, typer.Option(help="Weight of real pictures, where there are any.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(help="Of cosines to codes: about the difference between codes to be told apart.")
+    ] = 5e-4,
+    seed: Annotated[int, typer.Option(help="Of drafts and batches.")] = 0,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train a latent up-sampler on the drafter's own drafts, to give tokens that the target accepts."""
+    checked_alignment(output, images, steps, batch, pool, agreement=agreement, real=real, confidence=confidence)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"--temperature must be above 0, got {temperature}")
+    if every < 0:
+        raise ValueError(f"--every must be 0 or more, got {every}")
+
+    from ..eval.prompts import read_prompts
+    from ..train.family_alignment import align_upsampler as train
+
+    written = train(
+        family,
+        output,
+        run,
+        scale=scale,
+        images=images,
+        prompts=() if prompts_file is None else read_prompts(prompts_file),
+        steps=steps,
+        lr=lr,
+        device=device,
+        seed=seed,
+        batch=batch,
+        pool=pool,
+        every=every,
+        confidence=confidence,
+        agreement=agreement,
+        real=real,
+        temperature=temperature,
+    )
+    stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    "distill",
+    epilog=examples(
+        "mulosd train distill --family emoji --run runs/distill --output families/distilled",
+        "mulosd train distill --family families/llamagen --run runs/d --output families/d --steps 2000 --device cuda",
+    ),
+)
+def distill(
+    family: FamilyOption,
+    run: RunOption,
+    output: OutputOption,
+    scale: ScaleOption = None,
+    images: ImagesOption = None,
+    prompts_file: PromptsOption = None,
+    steps: Annotated[int, typer.Option(help="Steps of training.")] = 400,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-5,
+    batch: Annotated[int, typer.Option(help="Samples of the target, and drafts, a step.")] = 8,
+    pool: Annotated[int, typer.Option(help="Samples of the target to draw; each is used again and again.")] = 512,
+    confidence: Annotated[float, typer.Option(help="Nats of entropy up to which the target is listened to.")] = 0.7,
+    own: Annotated[float, typer.Option(help="Weight of the target's own samples.")] = 1.0,
+    drafted: Annotated[float, typer.Option(help="Weight of the target's judgement of drafts.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of samples and batches.")] = 0,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train the drafter towards its target, on the target's own samples and on drafts that the target judges.
+
+    A drafter that shares its network with the target gets a copy of its own; the target stays as it is.
+    """
+    checked_alignment(output, images, steps, batch, pool, own=own, drafted=drafted, confidence=confidence)
+    if own == drafted == 0:
+        raise ValueError("--own and --drafted are both 0: there is nothing to learn from")
+
+    from ..eval.prompts import read_prompts
+    from ..train.family_alignment import distill_drafter as train
+
+    written = train(
+        family,
+        output,
+        run,
+        scale=scale,
+        images=images,
+        prompts=() if prompts_file is None else read_prompts(prompts_file),
+        steps=steps,
+        lr=lr,
+        device=device,
+        seed=seed,
+        batch=batch,
+        pool=pool,
+        confidence=confidence,
+        own=own,
+        drafted=drafted,
+    )
+    stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
+
+
+def checked_alignment(output: Path, images: Path | None, steps: int, batch: int, pool: int, **weights: float) -> None:
+    """What both alignments ask of their options; ValueError before anything is loaded."""
+    for option, count in (("--steps", steps), ("--batch", batch), ("--pool", pool)):
+        if count < 1:
+            raise ValueError(f"{option} must be at least 1, got {count}")
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"--{name} must be 0 or more, got {weight}")
+    if images is not None and not images.is_dir():
+        raise ValueError(f"--images {images}: there is no such folder")
+    check_parent("--output", output)
 
 
 @app.command(

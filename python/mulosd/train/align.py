@@ -1,0 +1,129 @@
+"""Alignment of an up-sampler with what happens in decoding: the drafter's own drafts, judged by the target."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.decoding import Serial
+from ..engine.family import Family
+from ..engine.likelihood import log_probabilities, teacher_forced
+from .loop import Task
+from .own_samples import Prompts, SamplePool
+from .sources import ImageSource
+from .token_pool import TokenPool
+
+
+class AlignTask(Task):
+    """An up-sampler learns to give tokens that the target believes, on drafts that the drafter drew.
+
+    With q the up-sampler's distribution over codes and p the target's at the same position behind the up-sampler's own
+    tokens, the loss is `-log sum(q * p)`: the target's probability of a token that is drawn from q. Its gradient moves
+    q towards the product q * p, so the draft keeps its say about what is in the picture. Only positions where the
+    target is confident are supervised; elsewhere it does not know what the draft wants (selective supervision of
+    student samples: VarKD, arXiv 2606.06078). Two terms keep the up-sampler from drifting to pictures that are merely
+    probable: the divergence from what it was on the same drafts, and cross-entropy on pairs of real pictures.
+
+    Args:
+        family: frozen but for the up-sampler, which is a copy.
+        scale: r = target / drafter.
+        prompts: what drafts are drawn for.
+        source: of real pictures, or None.
+        pool: number of drafts.
+        batch: drafts, and real pictures, a step.
+        every: drafts are judged in every so-manieth step, for the target's forward costs far more than the rest; with 0
+            never, which leaves the real pictures. Without real pictures in every step.
+        confidence: entropy in nats, up to which the target is listened to.
+        agreement: weight of the divergence from the old up-sampler.
+        real: weight of the cross-entropy on real pictures.
+        temperature: of the cosines that make q; about the difference of the cosines of codes that are to be told apart.
+        seed: of the drafts.
+
+    Raises:
+        ValueError: the family has no such scale, or no latent up-sampler for it, or there is nothing to learn from.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        scale: int,
+        prompts: Prompts,
+        source: ImageSource | None,
+        *,
+        pool: int = 1024,
+        batch: int = 8,
+        every: int = 1,
+        confidence: float = 0.7,
+        agreement: float = 0.1,
+        real: float = 1.0,
+        temperature: float = 5e-4,
+        seed: int = 0,
+    ) -> None:
+        self.family, self.size = family, batch
+        self.source, self.target = family.drafter_grid(scale), family.grids[-1]
+        self.old = family.resampler(self.source, self.target)
+        self.module = self.resampler = copy.deepcopy(self.old).requires_grad_(True)
+        self.drafts = SamplePool(family, prompts, Serial(self.source), size=pool, seed=seed)
+        self.pictures = None if source is None or real == 0 else TokenPool(source, family.tokenizer, pool)
+        if not every and self.pictures is None:
+            raise ValueError("without judged drafts (every 0) real pictures are needed, with a weight (real) above 0")
+        # Other steps would have nothing to learn from.
+        self.every = every if self.pictures is not None else 1
+        self.confidence, self.agreement, self.real, self.temperature = confidence, agreement, real, temperature
+
+    def distribution(self, resampler: torch.nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities float32 [B, N, V] of an up-sampler, and what it picks [B, N], of tokens [B, n]."""
+        codebook = self.family.tokenizer.codebook
+        features = resampler(codebook[tokens.view(-1, self.source, self.source)]).flatten(1, 2)
+        with torch.autocast(features.device.type, enabled=False):
+            log_q = (self.resampler.scores(features, codebook) / self.temperature).log_softmax(dim=-1)
+            return log_q, self.resampler.pick(features.detach(), codebook)
+
+    @torch.no_grad()
+    def judge(self, prompts: list[str], tokens: Tensor) -> Tensor:
+        """The target's log-probabilities float32 [B, N, V] behind tokens [B, N]."""
+        params = self.family.sampling
+        logits = teacher_forced(self.family, self.family.condition(prompts), tokens, self.target, params)
+        positions = list(range(tokens.shape[1])) * len(tokens)
+        return log_probabilities(logits, params, positions).view(*tokens.shape, -1)
+
+    def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+        self.family.to(device)
+        loss, figures = torch.zeros((), device=device), dict[str, float]()
+        if self.every and step % self.every == 0:
+            loss, figures = self.judged(rng, device)
+        if self.pictures is not None:
+            drawn = self.pictures.draw(rng, (self.source, self.target), self.size, device)
+            log_real, picked = self.distribution(self.resampler, drawn.tokens[self.source])
+            wanted = drawn.tokens[self.target]
+            loss = loss + self.real * F.nll_loss(log_real.flatten(0, 1), wanted.flatten())
+            figures["hit"] = float((picked == wanted).float().mean())
+        return loss, figures
+
+    def judged(self, rng: np.random.Generator, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+        """Loss and figures of a batch of drafts."""
+        prompts, drafts = self.drafts.take(rng.integers(self.drafts.size, size=self.size).tolist(), device)
+        log_q, candidates = self.distribution(self.resampler, drafts)
+        log_p = self.judge(prompts, candidates)
+        with torch.no_grad():
+            log_old, before = self.distribution(self.old, drafts)
+        confident = entropy(log_p) <= self.confidence
+        believed = -torch.logsumexp(log_q + log_p, dim=-1)
+        likelihood = (believed * confident).sum() / confident.sum().clamp(min=1)
+        moved = (log_old.exp() * (log_old - log_q)).sum(dim=-1).mean()
+        figures = {
+            "nll": -log_p.gather(-1, candidates[..., None]).mean(),
+            "confident": confident.float().mean(),
+            "changed": (candidates != before).float().mean(),
+            "moved": moved.detach(),
+        }
+        return likelihood + self.agreement * moved, {k: float(v) for k, v in figures.items()}
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """Entropy in nats, [...] of log-probabilities [..., V]."""
+    return -torch.xlogy(log_p.exp(), log_p.exp()).sum(dim=-1)

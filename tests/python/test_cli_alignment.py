@@ -1,0 +1,29 @@
+"""The commands that align a family and measure what its target accepts, from one end to the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+Run = Callable[..., Result]
+
+
+@pytest.mark.parametrize("command", ["align-upsampler", "distill"])
+def test_a_family_is_aligned_calibrated_and_measured(run: Run, family: Path, command: str) -> None:
+    Path("prompts.txt").write_text("red apple\na pear on blue\n")
+    prompts = ("--prompts-file", "prompts.txt")
+    size = ("--steps", 2, "--batch", 2, "--pool", 4, "--scale", 2)
+    made = run("train", command, "--family", family, "--run", "run", "--output", "aligned", *prompts, *size)
+    assert made.exit_code == 0, made.output
+    assert "mulosd calibrate --family aligned" in made.stdout
+    assert set(json.loads(Path("aligned/family.json").read_text())["calibration"]) == {"4-latent"}
+    assert run("calibrate", "--family", "aligned", "--scale", 2, "--pool", 3, *prompts).exit_code == 0
+    found = run("bench", "acceptance", "--family", "aligned", "--scale", 2, *prompts, "--json", "found.json")
+    assert found.exit_code == 0, found.output
+    report = json.loads(Path("found.json").read_text())
+    assert [row["source"] for row in report["rows"]] == ["own", "draft"] and report["pool"] == 3
+    assert "draft" in found.stdout and "rejected" in found.stdout
