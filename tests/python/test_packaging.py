@@ -122,7 +122,7 @@ def test_installed_wheel_draws_with_the_bundled_family(environment: Path, tmp_pa
     prompt = "a cat left of a guitar on a yellow background"
     command(program, "generate", prompt, "--seed", "7", "--output", "cat.png", "--stats", "s.json", cwd=tmp_path)
     with Image.open(tmp_path / "cat.png") as image:
-        assert image.size == (128, 128)
+        assert image.size == (256, 256)
         assert len(image.getcolors(1 << 16) or []) > 50
     stats = json.loads((tmp_path / "s.json").read_text())
     assert stats["warnings"] == []
