@@ -63,6 +63,10 @@ def test_the_frontier_is_what_nothing_beats() -> None:
 
 def test_a_sweep_is_one_series_and_labels_tell_rows_apart() -> None:
     assert {name: len(rows) for name, rows in series(report()).items()} == {"serial": 1, "zipar": 2, "mulo window=2": 2}
+    both = report()
+    both["rows"].append(row("mulo:scale=4:tau=0.1:window=2", 0.5, 0.7, scale=4, tau=0.1, window=2))
+    names = list(series(both))
+    assert names == ["serial", "zipar", "mulo scale=2 window=2", "mulo scale=4 window=2"], "two ratios are two series"
     assert labels(report()["rows"])[3:] == ["mulo τ0.1 w2", "mulo τ0.2 w2"]
     mixed = [row("mulo", 1, 1, scale=2), row("mulo", 1, 1, scale=4)]
     assert labels(mixed) == ["mulo r2", "mulo r4"]

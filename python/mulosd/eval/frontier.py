@@ -42,14 +42,13 @@ def check_plot(path: Path) -> None:
 def series(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Rows by what they have in common: the decoder with its settings, but for its knob."""
     found: dict[str, list[dict[str, Any]]] = {}
-    upsamplers = {row["settings"].get("upsampler") for row in report["rows"]} - {None}
+    # What every row states through its calibration says nothing about a series, unless rows differ in it.
+    usual = ("radius", "pool", "scale", "grid", "upsampler")
+    shared = {key for key in usual if len({row["settings"].get(key) for row in report["rows"]} - {None}) <= 1}
     for row in report["rows"]:
         knob = KNOBS.get(row["decoder"])
         parts = row["spec"].split(":")
-        # The settings that every row states through its calibration say nothing about the series.
-        hidden = {"radius", "pool", "scale", "grid", *([] if knob is None else [knob.setting])}
-        if len(upsamplers) == 1:
-            hidden.add("upsampler")
+        hidden = shared if knob is None else shared | {knob.setting}
         name = " ".join([parts[0], *(p.replace("_", " ") for p in parts[1:] if p.partition("=")[0] not in hidden)])
         found.setdefault(name, []).append(row)
     return found
