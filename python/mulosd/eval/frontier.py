@@ -14,10 +14,10 @@ SUFFIXES = (".png", ".svg", ".pdf")
 # Okabe and Ito's palette: told apart in every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-
-
 # What `bench decode` measures.
 DRAWN = [measure for measure in MEASURES if measure.key in ("accuracy", "kid", "nll")]
+# That fit into the width of the figure at the legend's size.
+LEGEND_CHARACTERS = 170
 
 
 def frontier(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
@@ -85,7 +85,9 @@ def plot_frontier(report: dict[str, Any], path: Path) -> None:
             axis.set_xlabel(heading)
             axis.set_ylabel(f"{measure.title} ({measure.better} is better)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    # All columns are as wide as the longest label, and have to fit beside one another.
+    columns = max(1, min(4, LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(
         f"{report['family']}, {report['prompts']} prompts, batch 1; {report['device']}\n"
         "95 % intervals; the grey line is the frontier, labels are the settings",
