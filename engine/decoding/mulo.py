@@ -24,7 +24,8 @@ from ..upsampling import check_upsampler, downsample, upsample
 from .adaptive import thresholds
 from .base import Decoder, Plan
 from .drafting import Drafting, draft_rows
-from .repair import REFRESHES, REJECTIONS, Repair
+from .repair import REFRESHES, Repair
+from .resampling import REJECTIONS
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...kernels.expand_islands import expand_islands
 from ..dtypes import checked_dtype
 from ..feed import Feed, Result
 from ..lane import Lane
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Logits, Purpose
-from .adaptive import entropy, spread
+from .adaptive import entropy
 from .base import Outcome
-from .lockstep import draw_steps, steps_of
+from .lockstep import draw_steps
+from .resampling import plan_resampling
 
 if TYPE_CHECKING:
     from .mulo import MuloSD
 
-REJECTIONS = ("local", "naive", "raster")
 REFRESHES = ("none", "rows", "full")
 
 
@@ -121,30 +120,12 @@ class Repair:
 
     def _plan(self, top: int, bottom: int, turn: int) -> list[list[int]]:
         """Raster positions to resample, by step."""
-        window = self.window
-        rejected = self.rejected[top:bottom]
-        radius = 0 if self.decoder.rejection == "naive" else self.decoder.radius or 0
-        if self.decoder.rejection == "raster":
-            rejected = (rejected.flatten().long().cumsum(dim=0) > 0).view_as(rejected)
-            radius = 0
-        elif self.decoder.rejection == "local" and self.decoder.entropy_radius:
-            rejected = spread(rejected, self.entropies[top:bottom], radius, self.decoder.entropy_radius)
-            radius = 0
-        found = expand_islands(rejected[None], radius, window)
-        # The one read of the device in a round; what follows is planned on the host.
-        order, labels = torch.stack((found.order[0], found.labels[0])).cpu()
-        steps, expanded = steps_of(order), found.expanded[0]
-        if window is not None and steps:
-            # When repairing everything from the first rejection on takes no more forwards, it is also better.
-            behind = (torch.arange(order.numel()) >= min(steps[0])).view_as(order)
-            whole = steps_of(expand_islands(behind[None], 0, window).order[0])
-            if len(whole) <= len(steps):
-                steps, expanded = whole, behind.to(expanded.device)
-        self.islands += int(labels.max()) if turn == 0 else 0
-        self.depth += len(steps)
-        self.resampled[top:bottom] |= expanded
+        found = plan_resampling(self.decoder, self.rejected[top:bottom], self.entropies[top:bottom])
+        self.islands += found.islands if turn == 0 else 0
+        self.depth += len(found.steps)
+        self.resampled[top:bottom] |= found.expanded
         offset = top * self.grid
-        return [[p + offset for p in step] for step in steps]
+        return [[p + offset for p in step] for step in found.steps]
 
     def _resample(
         self, steps: list[list[int]], logits: Logits, start: int

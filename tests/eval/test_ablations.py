@@ -42,7 +42,7 @@ def test_what_a_family_has_not_is_left_away(engine: Engine) -> None:
     assert "cascade" not in plan_ablations(engine.family, replace(BASE, scale=2))
     with pytest.raises(ValueError, match="none of cascade"):
         plan_ablations(engine.family, replace(BASE, scale=2), ["cascade"])
-    with pytest.raises(ValueError, match="choose from rejection, radius"):
+    with pytest.raises(ValueError, match="choose from rejection, matched, radius"):
         plan_ablations(engine.family, BASE, ["colour"])
 
 
@@ -66,3 +66,15 @@ def test_rows_have_their_variants_and_the_wanted_rejection(engine: Engine) -> No
     fixed = bench_ablations(engine, PROMPTS[:1], BASE, ["radius"], timing_images=1)
     assert {row["settings"].get("tau", 0.02) for row in fixed["rows"]} == {0.02}
     assert fixed["wanted_rejection"] is None
+
+
+def test_kinds_of_rejection_are_compared_at_the_same_number_of_forwards(engine: Engine) -> None:
+    base = replace(BASE, scale=2, window=1)
+    how = {"rejection": 0.1, "timing_images": 1, "calibration_prompts": PROMPTS * 4}
+    report = bench_ablations(engine, PROMPTS, replace(base, tau=None), ["matched"], **how)
+    by = {row["ablations"]["matched"]: row for row in report["rows"] if row["ablations"]}
+    assert by.keys() == {"raster", "naive local", "local + expansion"}
+    taus = {name: row["settings"]["tau"] for name, row in by.items()}
+    assert taus["raster"] < taus["local + expansion"] < taus["naive local"]
+    given = bench_ablations(engine, PROMPTS, replace(base, tau=0.02), ["matched"], **how)
+    assert given["base"] == spell(replace(base, tau=0.02))

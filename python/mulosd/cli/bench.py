@@ -138,8 +138,8 @@ def ablations(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this one: rejection, radius, pool, upsampler, resampling, rows or cascade; may be given several "
-            "times.",
+            help="Only this one: rejection, matched (the same at equal forwards), radius, pool, threshold, spread, "
+            "upsampler, resampling, drafting, rows or cascade; may be given several times.",
             show_default="all that the family allows",
         ),
     ] = None,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..engine.calibrate import calibrate
+from ..engine.calibrate import DraftMasses, calibrate, draft_masses, mean_steps, tau_of_steps
 from ..engine.decoding.base import Decoder
 from ..engine.decoding.draft_only import DraftOnly
 from ..engine.decoding.mulo import MuloSD
@@ -88,8 +88,11 @@ def cascades(family: Family, base: MuloSD) -> Variants:
     return {"direct": {"cascade": False}, "cascade": {"cascade": True}}
 
 
+# Variants of these get the tau that takes as many forwards as the base's resampling, not its share of rejections.
+MATCHED = ("matched",)
 ABLATIONS: dict[str, Callable[[Family, MuloSD], Variants]] = {
     "rejection": rejections,
+    "matched": rejections,
     "radius": radii,
     "pool": pools,
     "threshold": thresholds,
@@ -143,7 +146,8 @@ def bench_ablations(
     """Measure MuLo-SD with one setting changed at a time, beside serial decoding and the bare draft.
 
     Where the base states no `tau`, each pool, up-sampler and rate of entropy gets the one that rejects the same share
-    of tokens: at the same `tau` a larger pool would only reject less.
+    of tokens: at the same `tau` a larger pool would only reject less. The ablations of `MATCHED` compare at the same
+    number of forwards instead, as planned on the calibration's drafts.
 
     Args:
         engine, prompts: see `measure`.
@@ -184,18 +188,40 @@ def bench_ablations(
             ).tau
         return replace(decoder, tau=taus[key])
 
+    base_now = with_tau(start)
+    drafts: list[DraftMasses] = []
+
+    def at_same_speed(decoder: MuloSD) -> MuloSD:
+        if not drafts:
+            how_drafted = DraftOnly(start.scale, start.upsampler, start.draft_window, start.draft_guesses)
+            drafts.append(
+                draft_masses(
+                    engine,
+                    prompts if calibration_prompts is None else calibration_prompts,
+                    how_drafted.resolve(engine.family),
+                    pool=start.pool or 1,
+                    entropy_tau=start.entropy_tau,
+                    seed=CALIBRATION_SEED,
+                )
+            )
+        if decoder.rejection == base_now.rejection:
+            return base_now
+        steps = mean_steps(drafts[0], base_now, base_now.tau or 0.0)
+        return replace(decoder, tau=tau_of_steps(drafts[0], decoder, steps))
+
     rows: dict[Decoder, dict[str, str]] = {
         Serial().resolve(engine.family): {},
         DraftOnly(start.scale, start.upsampler, start.draft_window, start.draft_guesses).resolve(engine.family): {},
-        with_tau(start): {},
+        base_now: {},
     }
     for name, variants in plan.items():
+        settle = at_same_speed if name in MATCHED else with_tau
         for variant, decoder in variants.items():
-            rows.setdefault(with_tau(decoder), {})[name] = variant
+            rows.setdefault(settle(decoder), {})[name] = variant
     report = measure(engine, prompts, list(rows), **how)
     for row, names in zip(report["rows"], rows.values(), strict=True):
         row["ablations"] = names
-    return {**report, "base": spell(with_tau(start)), "wanted_rejection": rejection if open_tau else None}
+    return {**report, "base": spell(base_now), "wanted_rejection": rejection if open_tau else None}
 
 
 def ablation_rows(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
