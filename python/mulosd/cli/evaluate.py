@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .bench import parse_decoders, tell
-from .console import count_bar, examples, stdout, warn
+from .console import count_bar, examples, stdout
 from .options import DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption, make_sampling
 
 if TYPE_CHECKING:
@@ -178,7 +178,4 @@ def choose(engine: Engine, text: str, seed: int) -> list[str]:
     count = int(text)
     if count < 1:
         raise ValueError(f"--prompts must be at least 1, got {count}")
-    found = default_prompts(engine, count, seed)
-    if len(found) < count:
-        warn(f"family {engine.family.name!r} has {len(found)} classes: --prompts {count} takes each once")
-    return found
+    return default_prompts(engine, count, seed)
