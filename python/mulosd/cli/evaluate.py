@@ -55,8 +55,8 @@ def evaluate(
     prompts: Annotated[
         str,
         typer.Option(
-            help="So many of the family's own (held-out scenes, classes), or a file with one a line. With --protocol "
-            "the official prompts.",
+            help="So many of the family's own (held-out scenes; classes as frequent as among held-out photos), or a "
+            "file with one a line. With --protocol the official prompts.",
             metavar="N|FILE",
         ),
     ] = "16",
@@ -82,7 +82,11 @@ def evaluate(
         ),
     ] = None,
     real: Annotated[
-        int | None, typer.Option(help="How many real pictures to compare with.", show_default=str(REAL))
+        int | None,
+        typer.Option(
+            help="How many real pictures to compare with; a family of photos has so many as it keeps features of.",
+            show_default=str(REAL),
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="With --protocol: only so many prompts.", show_default="all; coco-fid 30000")

@@ -122,7 +122,7 @@ def measure(
         **about,
         "prompts": len(prompts),
         "timing": {"runs": turns, "batch": 1, "warm_up": 1},
-        "real_scenes": real_scenes,
+        "real_scenes": real_scenes if judge.reference is None else len(judge.reference.real),
         **judge.references(),
         "notes": notes,
         "rows": rows,
