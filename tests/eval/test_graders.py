@@ -14,6 +14,7 @@ from mulosd.engine.family import Family
 from mulosd.engine.random_family import random_family
 from mulosd.eval.accuracy import Score, summarise
 from mulosd.eval.graders import GRADERS, ClassGrader, SceneGrader, grader_of
+from mulosd.eval.pictures import PictureSet
 from mulosd.eval.samples import Sample, difference
 from mulosd.eval.statistics import BLOCK, bootstrap, bootstrap_ratio
 
@@ -23,21 +24,21 @@ def right(found: int) -> Score:
 
 
 class Stripes:
-    """Reads the class off the first pixel."""
+    """Reads the class off the first feature."""
 
     def __init__(self) -> None:
         self.conditioner = ClassConditioner(3, ["cat, tabby", "dog", "owl"])
 
-    def read(self, images: np.ndarray) -> np.ndarray:
-        return images[:, 0, 0, 0].astype(np.int64)
+    def read(self, features: np.ndarray) -> np.ndarray:
+        return features[:, 0].astype(np.int64)
 
     def ids(self, classes: Sequence[str | int]) -> np.ndarray:
         return np.asarray([self.conditioner.id(str(c)) for c in classes])
 
 
 def test_a_class_is_an_object_that_is_asked_for_once() -> None:
-    images = np.zeros((3, 4, 4, 3), np.uint8) + np.array([0, 2, 2], np.uint8)[:, None, None, None]
-    scores = ClassGrader(Stripes()).grade(["tabby", "1", "owl"], images)
+    pictures = PictureSet(features=np.array([[0, 9], [2, 9], [2, 9]], np.float32))
+    scores = ClassGrader(Stripes()).grade(["tabby", "1", "owl"], pictures)
     assert [s.found for s in scores] == [1, 0, 1]
     assert [s.scene for s in scores] == [True, False, True]
     assert summarise(scores)["value"] == pytest.approx(2 / 3)

@@ -26,13 +26,13 @@ def fill(folder: Path, count: int) -> None:
 def test_a_folder_gives_disjoint_halves_of_middle_squares(tmp_path: Path) -> None:
     fill(tmp_path / "real", 9)
     found = folder_reference(tmp_path / "real", 5, 16, seed=1)
-    assert found.real.shape == (5, 16, 16, 3)
-    assert found.other.shape == (4, 16, 16, 3)
-    middles = np.concatenate([found.real, found.other])[:, 8, 8, 0]
+    assert found.real.shown.shape == (5, 16, 16, 3)
+    assert found.other.shown.shape == (4, 16, 16, 3)
+    middles = np.concatenate([found.real.shown, found.other.shown])[:, 8, 8, 0]
     assert sorted(middles) == list(range(200, 209)), "every picture once, and of each its middle"
-    assert found.real.dtype == np.uint8
+    assert found.real.shown.dtype == np.uint8
     assert "5 of 9" in found.name
-    assert np.array_equal(found.real, folder_reference(tmp_path / "real", 5, 16, seed=1).real)
+    assert np.array_equal(found.real.shown, folder_reference(tmp_path / "real", 5, 16, seed=1).real.shown)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

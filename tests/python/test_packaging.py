@@ -97,6 +97,7 @@ def test_wheel_is_complete(wheel: Path) -> None:
     assert {f"mulosd/families/{p.relative_to(families)}" for p in data} <= names
     assert "mulosd/py.typed" in names
     assert "mulosd/eval/page.html.j2" in names
+    assert {f"mulosd/eval/{p.name}" for p in (ROOT / "python" / "mulosd" / "eval").glob("*.npz")} <= names
     assert licences == {"LICENSE", "NOTICE"}
     assert not [
         name for name in names if name.split("/")[0] not in ("mulosd", f"mulosd-{mulosd.__version__}.dist-info")

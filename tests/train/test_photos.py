@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from mulosd.cli import app
 from mulosd.data.photos import Photos
 from mulosd.engine.conditioning import ClassConditioner
 from mulosd.engine.family import Family
-from mulosd.eval import kid
 from mulosd.eval.classes import ClassReader
 from mulosd.eval.photos import PhotoJudge
 from mulosd.train import classifier
@@ -29,81 +28,6 @@ from mulosd.train.photos import Augmentation, PhotoSource
 from mulosd.train.preview import preview
 from mulosd.train.stages import build_task, export, run_stage
 from mulosd.train.tokenizer import TokenizerTask
-
-COLOURS = {"Big_Red": (200, 30, 30), "green": (30, 180, 40), "flower_green": (20, 200, 60), "blue": (40, 50, 210)}
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gradient in each class's colour, noise of its own in every picture; the last one is a copy of the first."""
-    rng = np.random.default_rng(0)
-    files, labels = [], []
-    for i in range(80):
-        label = i % len(COLOURS)
-        x = np.linspace(0.3, 1, 32)[None, :, None] * np.asarray(list(COLOURS.values())[label]) + rng.normal(
-            scale=12, size=(32, 32, 3)
-        )
-        buffer = io.BytesIO()
-        Image.fromarray(x.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
-        files.append(buffer.getvalue())
-        labels.append(label)
-    files.append(files[0])
-    labels.append(0)
-    path = tmp_path_factory.mktemp("photos") / "photos.npz"
-    np.savez(
-        path,
-        data=np.frombuffer(b"".join(files), np.uint8),
-        offs=np.cumsum([0, *map(len, files)]),
-        label=np.asarray(labels, np.int16),
-        classes=np.asarray(list(COLOURS)),
-    )
-    return path
-
-
-@pytest.fixture
-def config(archive: Path, tmp_path: Path) -> Path:
-    loop = {
-        "steps": 4,
-        "lr": 1e-3,
-        "warmup": 1,
-        "decay": 1,
-        "ema": 0.5,
-        "log_every": 1,
-        "precision": "fp32",
-        "threads": 1,
-    }
-    values = {
-        "family": "tiny",
-        "data": {
-            "kind": "photos",
-            "path": str(archive),
-            "held_out": 0.25,
-            "augment": {"flip": 0.5, "area": 0.7, "aspect": 1.2, "colour": 0.1},
-            "names": {"flower_green": "green"},
-        },
-        "tokenizer": {
-            "model": {"codebook_size": 16, "code_dim": 4, "channels": [8], "decoder_blocks": 1, "fold": 2, "width": 12},
-            "batch": {16: 2, 32: 2},
-            "crop": 16,
-            "adversarial": 0.1,
-            "adversarial_from": 2,
-            "validation": 4,
-            "loop": {**loop, "validate_every": 2},
-        },
-        "ar": {
-            "grids": [4, 8],
-            "model": {"dim": 32, "n_layers": 2, "n_heads": 1, "ffn_dim": 32, "head_dim": 32, "global_cond": True},
-            "classes": {"dim": 8},
-            "pool": 20,
-            "validation": 5,
-            "phases": [{"until": 99, "shares": {4: 0.5, 8: 0.5}, "batch": {4: 4, 8: 2}}],
-            "loop": {**loop, "validate_every": 2},
-        },
-        "upsampler": {"pairs": [[4, 8], [8, 4]], "model": {"channels": 8, "blocks": 1}, "batch": 2, "loop": loop},
-    }
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
 
 
 def changed(path: Path, **changes: Any) -> Path:
@@ -165,23 +89,9 @@ def test_sizes_are_aligned_and_only_training_pictures_change(archive: Path) -> N
         Augmentation(area=0.0)
 
 
-class Averages:
-    """Stands in for Lite0: block averages of pictures of 32 px, or of pictures reduced to that."""
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-
-    def __call__(self, images: np.ndarray, batch: int = 16) -> np.ndarray:  # type: ignore[type-arg]
-        side = images.shape[1] // 8
-        blocks = images.reshape(len(images), 8, side, 8, side, 3).mean(axis=(2, 4))
-        return blocks.reshape(len(images), -1).astype(np.float32)
-
-
 def test_a_family_of_classes_is_trained_exported_and_generates(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path, tmp_path: Path, averages: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(classifier, "Lite0Features", Averages)
-    monkeypatch.setattr(kid, "Lite0Features", Averages)
     run = tmp_path / "run"
     for stage in ("tokenizer", "ar", "upsampler", "classifier"):
         run_stage(stage, config, run)
@@ -213,7 +123,7 @@ def test_a_family_of_classes_is_trained_exported_and_generates(
 
     shown = preview(config, run, tmp_path / "preview.png", count=3)
     assert 5 < shown < 40 and Image.open(tmp_path / "preview.png").width == 6 * (32 + 6) + 6
-    judged(engine, config)
+    judged(engine, config, averages())
     where = ("--family", str(folder), "--config", str(config), "--run", str(run), "--images", "6")
     done = CliRunner().invoke(app, ["bench", "photos", *where, "--json", str(tmp_path / "photos.json")])
     assert done.exit_code == 0 and "KID-Lite0" in done.stdout and "class accuracy" in done.stdout
@@ -230,9 +140,8 @@ def test_a_family_of_classes_is_trained_exported_and_generates(
         build_task("ar", config_of(changed(further, data__names={"blue": "navy"}), run), tmp_path / "further")
 
 
-def judged(engine: Engine, config: Path) -> None:
+def judged(engine: Engine, config: Path, features: Callable[..., Any]) -> None:
     """Training pictures given out for generated ones are found out, held-out ones are not."""
-    features = Averages()
     training = FamilyConfig.load(config)
     photos = training.photos()
     everything = features(np.stack([photos.picture(i, 32) for i in range(len(photos))]))

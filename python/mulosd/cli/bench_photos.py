@@ -63,7 +63,7 @@ def photos(
     network = Lite0Features(device)
     run.mkdir(parents=True, exist_ok=True)
     path = None if engine.family.path is None else engine.family.path / FILE
-    reader = ClassReader.load(path, network) if path is not None and path.is_file() else None
+    reader = ClassReader.load(path) if path is not None and path.is_file() else None
     judge = PhotoJudge(
         archive,
         photo_features(archive, run / FEATURES, network),
@@ -126,12 +126,12 @@ def sheet(
 
     from .. import Engine
     from ..engine.decoding.spec import parse
-    from ..eval.prompts import default_prompts, read_prompts
+    from ..eval.prompts import read_prompts, shown_prompts
     from ..eval.sheets import sheet as draw
 
     how = parse(decoder)
     engine = Engine.from_pretrained(family, device=device)
-    asked = read_prompts(prompts_file) if prompts_file is not None else default_prompts(engine, prompts, seed)
+    asked = read_prompts(prompts_file) if prompts_file is not None else shown_prompts(engine, prompts, seed)
     with count_bar() as bar:
         draw(
             engine,

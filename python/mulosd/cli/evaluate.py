@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .bench import parse_decoders, tell
-from .console import count_bar, examples, stdout, warn
+from .console import count_bar, examples, stdout
 from .options import DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption, make_sampling
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def evaluate(
     prompts: Annotated[
         str,
         typer.Option(
-            help="So many of the family's own (held-out scenes, classes), or a file with one a line. With --protocol "
-            "the official prompts.",
+            help="So many of the family's own (held-out scenes; classes as frequent as among held-out photos), or a "
+            "file with one a line. With --protocol the official prompts.",
             metavar="N|FILE",
         ),
     ] = "16",
@@ -82,7 +82,11 @@ def evaluate(
         ),
     ] = None,
     real: Annotated[
-        int | None, typer.Option(help="How many real pictures to compare with.", show_default=str(REAL))
+        int | None,
+        typer.Option(
+            help="How many real pictures to compare with; a family of photos has so many as it keeps features of.",
+            show_default=str(REAL),
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="With --protocol: only so many prompts.", show_default="all; coco-fid 30000")
@@ -178,7 +182,4 @@ def choose(engine: Engine, text: str, seed: int) -> list[str]:
     count = int(text)
     if count < 1:
         raise ValueError(f"--prompts must be at least 1, got {count}")
-    found = default_prompts(engine, count, seed)
-    if len(found) < count:
-        warn(f"family {engine.family.name!r} has {len(found)} classes: --prompts {count} takes each once")
-    return found
+    return default_prompts(engine, count, seed)

@@ -312,6 +312,49 @@ def preview(
 
 
 @app.command(
+    "reference",
+    epilog=examples(
+        "mulosd train reference --config configs/photo.yaml --family families/photo",
+        "mulosd train reference --config configs/photo.yaml --family families/photo --count 500",
+    ),
+)
+def reference(
+    config: ConfigOption,
+    family: Annotated[Path, typer.Option(help="The folder of a family that `train export` wrote.")],
+    count: Annotated[
+        int,
+        typer.Option(help="Held-out photos to compare with, and as many more; at most half of those that there are."),
+    ] = 256,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write.", show_default="reference.npz in the family's folder"),
+    ] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Keep features of held-out photos, which evaluations of the family then compare with (photos only).
+
+    `train export` does the same where the run has a classifier.
+    """
+    if count < 4:
+        raise ValueError(f"--count must be at least 4, got {count}")
+    if not (family / "family.json").is_file():
+        raise ValueError(f"--family {family}: there is no family folder; mulosd train export makes one")
+    if output is not None:
+        check_file("--output", output)
+
+    from ..engine.family import Family
+    from ..eval.kept_features import FILE
+    from ..train.config import FamilyConfig
+    from ..train.reference import keep_features
+
+    photos = FamilyConfig.load(config).photos()
+    kept = keep_features(photos, Family.load(family), count=count, device=device)
+    path = family / FILE if output is None else output
+    kept.save(path)
+    stdout.print(f"{path}: twice {len(kept.real)} held-out photos", soft_wrap=True, highlight=False)
+
+
+@app.command(
     "export", epilog=examples("mulosd train export --config configs/emoji.yaml --run runs/emoji --output families/mine")
 )
 def export(

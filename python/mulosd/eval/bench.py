@@ -122,7 +122,7 @@ def measure(
         **about,
         "prompts": len(prompts),
         "timing": {"runs": turns, "batch": 1, "warm_up": 1},
-        "real_scenes": real_scenes,
+        "real_scenes": real_scenes if judge.reference is None else len(judge.reference.real),
         **judge.references(),
         "notes": notes,
         "rows": rows,
@@ -131,9 +131,9 @@ def measure(
 
 def describe(engine: Engine, prompts: Sequence[str], sample: Sample, judge: Judge) -> dict[str, Any]:
     """One row of the report; fills the sample's likelihoods and scores."""
-    images = np.stack(sample.images)
+    pictures = judge.see(np.stack(sample.images))
     sample.nll = likelihoods(engine, prompts, torch.cat(sample.tokens))
-    sample.scores = judge.scores(prompts, images)
+    sample.scores = judge.scores(prompts, pictures)
     return {
         "decoder": sample.decoder.name,
         "spec": spell(sample.decoder),
@@ -149,7 +149,7 @@ def describe(engine: Engine, prompts: Sequence[str], sample: Sample, judge: Judg
         "nll": float(sample.nll.mean()),
         "nll_ci95": list(bootstrap_ratio(sample.nll, np.ones(len(sample.nll)))),
         "accuracy": None if sample.scores is None else summarise(sample.scores),
-        "kid": judge.kid(images),
+        "kid": judge.kid(pictures),
     }
 
 

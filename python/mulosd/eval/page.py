@@ -181,7 +181,8 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
 
 
 def real_pictures(evaluation: Evaluation) -> list[str]:
-    return [] if evaluation.reference is None else [data_uri(p) for p in evaluation.reference.real[:REAL]]
+    real = None if evaluation.reference is None else evaluation.reference.real.images
+    return [] if real is None else [data_uri(p) for p in real[:REAL]]
 
 
 def outline(mask: NDArray[np.bool_]) -> str:

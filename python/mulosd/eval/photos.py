@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..data.photos import Photos
 from .classes import ClassReader
 from .kid import kid
 from .neighbours import directions, memorisation, pixels
-from .reader import as_array
+from .pictures import reconstruct
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -90,13 +89,7 @@ class PhotoJudge:
     def reconstruction(self, engine: Engine, numbers: NDArray[np.int64]) -> dict[str, Any]:
         """{"kid", "psnr"} of held-out photos through the family's tokenizer, the best that its tokens can show."""
         images = self.pictures(numbers)
-        rebuilt = []
-        with torch.inference_mode():
-            for start in range(0, len(images), CHUNK):
-                x = torch.from_numpy(images[start : start + CHUNK]).to(engine.family.device)
-                tokens = engine.family.tokenizer.encode(x.permute(0, 3, 1, 2).float() / 127.5 - 1)
-                rebuilt.append(as_array(engine.to_images(tokens)))
-        out = np.concatenate(rebuilt)
+        out = reconstruct(engine, images)
         error = ((out.astype(np.float64) - images) ** 2).mean(axis=(1, 2, 3)) / 255**2
         others = np.setdiff1d(self.held_out, numbers)
         return {

@@ -1,11 +1,13 @@
-"""Prompts to measure on: captions of held-out scenes, or a file of one's own."""
+"""Prompts to measure on: captions of held-out scenes, classes of held-out photos, or a file of one's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.family import scene_config
+import numpy as np
+
+from ..data.family import PhotoSplit, class_names, scene_config
 from ..data.scenes import scenes
 from ..engine.conditioning import ClassConditioner
 
@@ -44,22 +46,60 @@ def held_out_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
     return list(chosen)
 
 
+def held_out_classes(engine: Engine, n: int, seed: int = 0) -> list[str]:
+    """Classes drawn as often as held-out photos are of them, the same for the same seed; a class may come again.
+
+    Prompts drawn in another way (each class once, or equally often) would turn the difference in frequencies into a
+    distance between pictures. Draws are independent, for which KID is unbiased; the first ones do not depend on `n`.
+
+    Args:
+        engine: of a family that was trained on photos.
+        n: how many.
+        seed: of the draw.
+
+    Raises:
+        ValueError: n is below 1, the family was not trained on photos, or holds out none.
+    """
+    if n < 1:
+        raise ValueError(f"at least 1 prompt is needed, got {n}")
+    counts = np.asarray(PhotoSplit.load(engine.family).counts)
+    if not counts.any():
+        raise ValueError(f"family {engine.family.name!r} holds out no photos; give a file of prompts")
+    names = class_names(engine.family)
+    return [names[i] for i in np.random.default_rng(seed).choice(len(counts), n, p=counts / counts.sum())]
+
+
+def spaced_classes(conditioner: ClassConditioner, n: int) -> list[str]:
+    """Classes, by number, at equal distances; with more prompts than classes each comes several times."""
+    return [str(i * conditioner.n_classes // n) for i in range(n)]
+
+
 def default_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
-    """Prompts where none are given: held-out scenes, or classes at equal distances.
+    """Prompts to measure on where none are given: held-out scenes, classes as frequent as among held-out photos, or
+    classes at equal distances where nothing is known of photos.
 
     Raises:
         ValueError: the family takes free text; its prompts have to be given.
     """
+    if "photos" in engine.family.metadata:
+        return held_out_classes(engine, n, seed)
     conditioner = engine.family.conditioner
     if isinstance(conditioner, ClassConditioner):
-        count = min(n, conditioner.n_classes)
-        return [str(i * conditioner.n_classes // count) for i in range(count)]
+        return spaced_classes(conditioner, n)
     if "scenes" not in engine.family.metadata:
         raise ValueError(
             f"family {engine.family.name!r} takes free text: give prompts (--prompts-file FILE) or precomputed "
             f"conditions (--features FILE)"
         )
     return held_out_prompts(engine, n, seed)
+
+
+def shown_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
+    """Prompts to look at where none are given: up to `n` different classes, or those of `default_prompts`."""
+    conditioner = engine.family.conditioner
+    if isinstance(conditioner, ClassConditioner):
+        return spaced_classes(conditioner, min(n, conditioner.n_classes))
+    return default_prompts(engine, n, seed)
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..data.family import scene_config, sprites
 from ..data.scenes import Renderer, scenes
+from .kept_features import KeptFeatures
+from .pictures import PictureSet
 
 if TYPE_CHECKING:
     from ..engine.family import Family
@@ -26,19 +28,23 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 @dataclass(frozen=True)
 class Reference:
-    """Real pictures in two disjoint halves.
+    """Real pictures in two disjoint halves, or their features alone.
 
     Attributes:
         name: what they are, in words.
-        real: uint8 [N, S, S, 3], what pictures are compared with.
-        other: uint8 [M, S, S, 3], more of the same: they stand in for a decoder that makes no mistake.
+        real: what pictures are compared with.
+        other: more of the same: they stand in for a decoder that makes no mistake.
         prompts: of `other`, one each; None where they have none.
+        rebuilt: `other` through the family's tokenizer; None where it is made of the pictures of `other`.
+        note: what a reader of the figures should know of it, or None.
     """
 
     name: str
-    real: NDArray[np.uint8]
-    other: NDArray[np.uint8]
+    real: PictureSet
+    other: PictureSet
     prompts: list[str] | None = None
+    rebuilt: PictureSet | None = None
+    note: str | None = None
 
 
 def held_out_scenes(family: Family, count: int, seed: int) -> Reference:
@@ -48,11 +54,25 @@ def held_out_scenes(family: Family, count: int, seed: int) -> Reference:
     drawn = list(islice(scenes(config, seed + REAL_SEED, config.held_out > 0), 2 * count))
     pictures = np.stack([renderer.render(scene, family.image_sizes[-1]) for scene in drawn])
     captions = [scene.caption for scene in drawn[count:]]
-    return Reference(f"{count} held-out scenes of {family.name}", pictures[:count], pictures[count:], captions)
+    halves = PictureSet(pictures[:count]), PictureSet(pictures[count:])
+    return Reference(f"{count} held-out scenes of {family.name}", *halves, captions)
+
+
+def held_out_photos(family: Family, count: int, seed: int) -> Reference:
+    """Kept features of held-out photos, up to `count` in each half; they are the same for every seed.
+
+    Raises:
+        ValueError: there is no file of features that is of the family's archive, classes and tokenizer.
+    """
+    kept = KeptFeatures.find(family)
+    real, other, rebuilt = (PictureSet(features=part[:count]) for part in (kept.real, kept.other, kept.rebuilt))
+    name = f"{len(real)} held-out photos of {family.name}, kept as features"
+    fewer = f"{count} real pictures were asked for, but features of {len(real)} are kept: those are compared with"
+    return Reference(name, real, other, list(kept.classes[:count]), rebuilt, fewer if len(real) < count else None)
 
 
 # By the key of family.json that says what a family was trained on.
-BUILTIN: dict[str, Callable[[Family, int, int], Reference]] = {"scenes": held_out_scenes}
+BUILTIN: dict[str, Callable[[Family, int, int], Reference]] = {"scenes": held_out_scenes, "photos": held_out_photos}
 
 
 def builtin_reference(family: Family, count: int, seed: int = 0) -> Reference:
@@ -60,7 +80,7 @@ def builtin_reference(family: Family, count: int, seed: int = 0) -> Reference:
 
     Args:
         family: a loaded family.
-        count: pictures in each half.
+        count: pictures in each half; where fewer are kept, those.
         seed: of the draw.
 
     Raises:
@@ -92,7 +112,8 @@ def folder_reference(folder: Path, count: int, size: int, seed: int = 0) -> Refe
         )
     random.Random(seed).shuffle(files)
     pictures = np.stack([read_picture(file, size) for file in files[: 2 * count]])
-    return Reference(f"{count} of {len(files)} pictures of {folder}", pictures[:count], pictures[count:])
+    halves = PictureSet(pictures[:count]), PictureSet(pictures[count:])
+    return Reference(f"{count} of {len(files)} pictures of {folder}", *halves)
 
 
 def read_picture(file: Path, size: int) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.family import PhotoSplit
 from ..engine.conditioning import ClassConditioner, Conditioner, PhraseConditioner
 from ..engine.family import Family, add_eagle, new_folder
 from ..engine.models.eagle import EagleConfig, EagleDrafter
@@ -25,6 +26,7 @@ from .classifier import train_classifier
 from .config import FamilyConfig
 from .eagle import EagleTask
 from .loop import LoopConfig, Task, train
+from .reference import add_features
 from .sources import ImageSource
 from .tokenizer import TokenizerTask
 from .upsampler import ResamplerTask
@@ -268,8 +270,8 @@ def export(config_path: Path, run: Path, output: Path) -> Path:
     """Assemble the trained stages of a run into a family folder, which appears whole or not at all.
 
     A family of scenes also gets its sprite sheet and its reader, that of the family it started from if the run trained
-    none; one of photos its reader of classes;
-    any family its feature drafter, once trained. The family still needs `mulosd calibrate`.
+    none; one of photos, once its reader of classes is trained, that reader and the features of held-out photos that
+    evaluations compare with; any family its feature drafter, once trained. The family still needs `mulosd calibrate`.
 
     Raises:
         ValueError: a stage is missing from the run, or `output` exists already.
@@ -283,13 +285,17 @@ def export(config_path: Path, run: Path, output: Path) -> Path:
         "sampling": config.values.get("sampling", {}),
         "calibration": {},
     }
-    scenes = config.data["kind"] == "scenes"
+    tokenizer = trained_tokenizer(config, run)
+    scenes, photos = (config.data["kind"] == kind for kind in ("scenes", "photos"))
     if scenes:
         d = config.scenes()
         metadata["scenes"] = {**d.__dict__, "mix": list(d.mix)}
+    if photos:
+        size = tokenizer.config.patch * max(transformer.config.grids)
+        metadata["photos"] = PhotoSplit.of(config.photos(), config.held_out_share, size).to_dict()
     family = Family(
         metadata,
-        trained_tokenizer(config, run),
+        tokenizer,
         conditioner,
         [transformer],
         resamplers,
@@ -299,6 +305,8 @@ def export(config_path: Path, run: Path, output: Path) -> Path:
         family.write(folder)
         if (run / CLASSIFIER).exists():
             shutil.copyfile(run / CLASSIFIER, folder / CLASSIFIER)
+            if photos:
+                add_features(config.photos(), folder)
         if scenes:
             shutil.copyfile(config.resolve(config.data["sprites"]), folder / "sprites.png")
             start = initial_family(config)
