@@ -103,6 +103,18 @@ def test_a_variant_is_the_section_with_what_it_states(config: Path) -> None:
         run_stage("ar", config, config.parent / "none", variant="gan")
 
 
+@pytest.mark.parametrize("name", ["photo", "photo_gpu"])
+def test_the_recipes_vary_the_losses_alone(name: str) -> None:
+    training = FamilyConfig.load(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    assert variant_names(training) == ["token", "pixel", "perceptual", "patchgan"]
+    sections = [varied(training, v).section("upsampler") for v in variant_names(training)]
+    losses = ("cross_entropy", "commitment", "pixel", "perceptual", "adversarial")
+    used = [tuple(loss for loss in losses if section.get(loss, 0.0) > 0) for section in sections]
+    assert used == [losses[:1], losses[1:3], losses[1:4], losses[1:5]]
+    others = [{k: v for k, v in s.items() if k not in (*losses, "features", "crop")} for s in sections]
+    assert others[1:] == others[:1] * 3 and others[0]["loop"]["steps"] >= 1000
+
+
 def test_variants_start_from_the_averaged_weights_and_are_exported(config: Path, run: Path, tmp_path: Path) -> None:
     start = averaged(run, "upsampler")
     raw = checkpoint(run, "upsampler")["module"]
