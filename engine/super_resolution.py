@@ -61,8 +61,9 @@ def super_resolve(image: Tensor, ratio: int) -> Tensor:
     enlarged = []
     for picture in ((image + 1) / 2).clamp(0, 1).cpu().float().numpy():
         extractor = net.create_extractor()
-        # A Mat borrows its array's memory, hence the clones on both sides.
-        extractor.input("data", ncnn.Mat(np.ascontiguousarray(picture)).clone())
+        # A Mat borrows its array's memory, hence the clones on both sides, and a name that keeps the array until then.
+        array = np.ascontiguousarray(picture)
+        extractor.input("data", ncnn.Mat(array).clone())
         status, out = extractor.extract("output")
         if status:
             raise RuntimeError(f"ncnn could not run the super-resolution network (status {status})")

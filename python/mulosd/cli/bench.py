@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..atomic import write_json
-from . import bench_acceptance, bench_kernels, bench_photos, bench_speed
+from . import bench_acceptance, bench_kernels, bench_photos, bench_speed, bench_upsamplers
+from .bench_options import (
+    BatchOption,
+    JsonOption,
+    PromptsFileOption,
+    PromptsOption,
+    RunsOption,
+    TimingOption,
+    check_options,
+    choose_prompts,
+    tell,
+)
 from .console import count_bar, examples, stdout
 from .files import check_file
 from .options import DeviceOption, FamilyOption, ScaleOption, SeedOption
-
-if TYPE_CHECKING:
-    from .. import Engine
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure speed and quality.")
 
@@ -32,24 +40,6 @@ ABLATION_EXAMPLES = examples(
 )
 PLOT_EXAMPLES = examples("mulosd bench plot bench.json bench.png", "mulosd bench plot bench.json frontier.svg")
 
-PromptsOption = Annotated[int, typer.Option(help="How many held-out prompts of the family to draw.")]
-PromptsFileOption = Annotated[
-    Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
-]
-TimingOption = Annotated[int | None, typer.Option(help="Time only the first so many prompts.", show_default="all")]
-BatchOption = Annotated[int, typer.Option(help="Pictures decoded together where nothing is timed.")]
-JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-]
-RunsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--runs",
-        help="Keep every run in this file as it is made; the same call takes up from it what an interrupted one left.",
-        show_default=False,
-    ),
-]
-
 
 @app.callback()
 def bench() -> None:
@@ -60,6 +50,7 @@ app.command("kernels", epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)
 app.command("photos", epilog=bench_photos.PHOTOS_EXAMPLES)(bench_photos.photos)
 app.command("sheet", epilog=bench_photos.SHEET_EXAMPLES)(bench_photos.sheet)
 app.command("acceptance", epilog=bench_acceptance.EXAMPLES)(bench_acceptance.acceptance)
+app.command("upsamplers", epilog=bench_upsamplers.EXAMPLES)(bench_upsamplers.upsamplers)
 app.command("throughput", epilog=bench_speed.THROUGHPUT_EXAMPLES)(bench_speed.throughput)
 app.command("synthetic", epilog=bench_speed.SYNTHETIC_EXAMPLES)(bench_speed.synthetic)
 
@@ -209,27 +200,6 @@ def plot(
     if not known:
         raise ValueError(f"{report_file} is no report of `mulosd bench decode --json` of this version")
     plot_frontier(report, plot_file)
-
-
-def check_options(prompts: int, files: dict[str, Path | None]) -> None:
-    """ValueError for too few prompts, or a file that cannot be written."""
-    if prompts < 1:
-        raise ValueError(f"--prompts must be at least 1, got {prompts}")
-    for option, file in files.items():
-        if file is not None:
-            check_file(option, file)
-
-
-def choose_prompts(engine: Engine, n: int, file: Path | None, seed: int) -> list[str]:
-    """The prompts of a file, or so many held-out ones or classes of the family."""
-    from ..eval.prompts import default_prompts, read_prompts
-
-    return default_prompts(engine, n, seed) if file is None else read_prompts(file)
-
-
-def tell(notes: list[str]) -> None:
-    for note in notes:
-        stdout.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def parse_decoders(text: str, option: str = "--decoders") -> list[str]:

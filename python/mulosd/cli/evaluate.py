@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .bench import parse_decoders, tell
+from .bench import parse_decoders
+from .bench_options import tell
 from .console import count_bar, examples, stdout
 from .options import DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption, make_sampling
 

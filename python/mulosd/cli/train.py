@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -42,8 +42,10 @@ StepsOption = Annotated[
 ]
 
 
-def run_stages(stages: tuple[str, ...], config: Path, run: Path, steps: int | None, device: str) -> None:
-    """Run stages one after the other."""
+def run_stages(
+    stages: tuple[str, ...], config: Path, run: Path, steps: int | None, device: str, variants: Sequence[str] = ()
+) -> None:
+    """Run stages one after the other, or variants of the one stage that is given."""
     if not config.is_file():
         raise ValueError(f"--config {config}: there is no such file; configs/emoji.yaml is an example")
     if run.exists() and not run.is_dir():
@@ -53,7 +55,14 @@ def run_stages(stages: tuple[str, ...], config: Path, run: Path, steps: int | No
 
     from ..train.config import FamilyConfig
     from ..train.stages import run_stage
+    from ..train.variants import varied
 
+    if variants:
+        for variant in variants:
+            varied(FamilyConfig.load(config), variant)  # a mistake in the last one shows before the first is trained
+        for variant in variants:
+            run_stage(stages[0], config, run, device=device, steps=steps, variant=variant)
+        return
     if len(stages) > 1:
         written = FamilyConfig.load(config).values
         stages = tuple(s for s in stages if s in written or s not in OPTIONAL)
@@ -87,6 +96,7 @@ app.command(
     help=f"{STAGES['upsampler']} With --family and --images: the up-samplers of any finished family.",
     epilog=examples(
         "mulosd train upsampler --config configs/emoji.yaml --run runs/emoji",
+        "mulosd train upsampler --config configs/photo.yaml --run runs/photo --variant pixel --variant patchgan",
         "mulosd train upsampler --family families/tar --images photos --run runs/tar --scale 2 --device cuda",
     ),
 )
@@ -99,6 +109,14 @@ def upsampler(
         Path | None, typer.Option(help="Folder of a finished family, which gets the up-samplers.", show_default=False)
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of pictures, for --family.", show_default=False)] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Train this one of upsampler.variants instead, further from the averaged weights of the stage, with "
+            "--config; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     scale: Annotated[
         list[int] | None, typer.Option(help="Ratio to train for, with --family.", show_default="all of the family")
     ] = None,
@@ -115,8 +133,10 @@ def upsampler(
     if (config is None) == (family is None):
         raise ValueError("give either --config, for a family in training, or --family and --images, for a finished one")
     if config is not None:
-        run_stages(("upsampler",), config, run, steps, device)
+        run_stages(("upsampler",), config, run, steps, device, variant or ())
         return
+    if variant:
+        raise ValueError("--variant is of a training file: give --config instead of --family")
     if family is None or images is None or not images.is_dir():
         raise ValueError(f"--images {images}: name a folder of pictures to learn from")
     if steps is not None and steps < 1:
@@ -355,12 +375,20 @@ def reference(
 
 
 @app.command(
-    "export", epilog=examples("mulosd train export --config configs/emoji.yaml --run runs/emoji --output families/mine")
+    "export",
+    epilog=examples(
+        "mulosd train export --config configs/emoji.yaml --run runs/emoji --output families/mine",
+        "mulosd train export --config configs/photo.yaml --run runs/photo --variant patchgan --output families/photo",
+    ),
 )
 def export(
     config: ConfigOption,
     run: RunOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the family to write.")],
+    output: OutputOption,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="Take the latent up-samplers of this variant.", show_default="those of train upsampler"),
+    ] = None,
 ) -> None:
     """Write the averaged weights of a run as a family that `--family DIR` takes."""
     if not run.is_dir():
@@ -371,7 +399,7 @@ def export(
 
     from ..train.stages import export as write
 
-    written = write(config, run, output)
+    written = write(config, run, output, variant)
     stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
 
 

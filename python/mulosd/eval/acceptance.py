@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Pictures = Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]
 Progress = Callable[[str, int, int], None]
+SOURCES = ("own", "real", "real up-sampled", "draft")
 
 
 @torch.inference_mode()
@@ -33,6 +34,7 @@ def measure_acceptance(
     pictures: Pictures = (),
     seed: int = 0,
     batch_size: int = 8,
+    sources: Sequence[str] = SOURCES,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Share of tokens that the target accepts, by where they come from.
@@ -47,6 +49,7 @@ def measure_acceptance(
         pictures: real ones, as (caption, [picture at the drafter's size, at the target's size]), uint8 [S, S, 3].
         seed: of the first prompt.
         batch_size: pictures drawn together.
+        sources: those to judge, out of `SOURCES`.
         progress: called with (source, done, total).
 
     Returns:
@@ -75,15 +78,15 @@ def measure_acceptance(
 
     captions = [caption for caption, _ in pictures]
     engine.check_prompts(captions)
-    sources: dict[str, tuple[Sequence[str], Callable[[], Tensor]]] = {
+    makers: dict[str, tuple[Sequence[str], Callable[[], Tensor]]] = {
         "own": (prompts, lambda: drawn(Serial())),
         "real": (captions, lambda: encoded(1)),
         "real up-sampled": (captions, lambda: upsample(family, encoded(0), target, method)),
         "draft": (prompts, lambda: drawn(DraftOnly(decoder.scale, method, decoder.draft_window))),
     }
     rows = []
-    for source, (asked, make) in sources.items():
-        if asked:
+    for source, (asked, make) in makers.items():
+        if asked and source in sources:
             rows.append({"source": source, **judged(engine, asked, make(), decoder, source, progress)})
     return {
         "family": family.name,

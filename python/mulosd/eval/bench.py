@@ -62,6 +62,7 @@ def measure(
     real_scenes: int = 256,
     runs: Path | None = None,
     progress: Progress | None = None,
+    engines: Sequence[tuple[str, Engine]] | None = None,
 ) -> dict[str, Any]:
     """Measure decoders on the same prompts with the same seeds.
 
@@ -81,6 +82,8 @@ def measure(
         real_scenes: real pictures behind KID and the reader's own accuracy.
         runs: a file that keeps every run as it is made; the same call takes up from it what an interrupted one left.
         progress: called with (what, done, total).
+        engines: of each decoder, the engine that draws in place of `engine`, and what to call it in `runs`; its family
+            has the same target and tokenizer.
 
     Returns:
         A report of plain values, ready for JSON.
@@ -96,7 +99,10 @@ def measure(
         raise ValueError(f"timing_images must be at least 1, got {timing_images}")
     prompts = list(prompts)
     warnings = engine.check_prompts(prompts)
-    samples = [Sample(decoder) for decoder in decoders]
+    if engines is None:
+        samples = [Sample(decoder) for decoder in decoders]
+    else:
+        samples = [Sample(decoder, engine=by) for decoder, (_, by) in zip(decoders, engines, strict=True)]
     params = engine.family.sampling if sampling is None else sampling
     timed = min(len(prompts), timing_images or len(prompts))
     about = origin(engine, params, seed)
@@ -105,6 +111,8 @@ def measure(
     for start in range(timed, len(prompts), batch_for_quality):
         jobs.append(Job(list(range(start, min(start + batch_for_quality, len(prompts))))))
     plan = {"prompts": prompts, "decoders": [spell(d) for d in decoders], "timed": turns, "batch": batch_for_quality}
+    if engines is not None:
+        plan["engines"] = [name for name, _ in engines]
     journal = Journal(runs, {**about, **plan})
     run_jobs(engine, prompts, jobs, samples, params, seed, journal, progress)
 

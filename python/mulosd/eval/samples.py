@@ -41,7 +41,8 @@ class Job:
 class Sample:
     """What one decoder produced; lists run over prompts, timings over timed runs.
 
-    `resampled` holds bool [B, H, W] parts where the decoder verifies candidates.
+    `resampled` holds bool [B, H, W] parts where the decoder verifies candidates. `engine`, if any, draws in place of
+    the one that is measured.
     """
 
     decoder: Decoder
@@ -53,6 +54,7 @@ class Sample:
     resampled: list[torch.Tensor] = field(default_factory=list)
     nll: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     scores: list[Score] | None = None
+    engine: Engine | None = None
 
 
 def origin(engine: Engine, params: SamplingParams, seed: int) -> dict[str, Any]:
@@ -81,14 +83,14 @@ def run_jobs(
     total = len(samples) * sum(len(job.prompts) for job in jobs)
     if len(journal.records) < len(jobs) * len(samples):
         for sample in samples:
-            engine.generate([prompts[0]], decoder=sample.decoder, sampling=params, seed=[seed])
+            (sample.engine or engine).generate([prompts[0]], decoder=sample.decoder, sampling=params, seed=[seed])
     done = 0
     for number, job in enumerate(jobs):
         for turn, sample in enumerate(samples):
             record = journal.records.get((number, turn))
             if record is None:
                 begun = time.perf_counter()
-                result = engine.generate(
+                result = (sample.engine or engine).generate(
                     [prompts[i] for i in job.prompts],
                     decoder=sample.decoder,
                     sampling=params,

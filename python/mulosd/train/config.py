@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ class FamilyConfig:
         """A path of the file, relative to the file's own folder."""
         return (self.path.parent / path).resolve()
 
-    def loop(self, section: str) -> LoopConfig:
-        return LoopConfig(**self.section(section).get("loop", {}))
+    def loop(self, section: str, steps: int | None = None) -> LoopConfig:
+        """The loop of a section; `steps` overrides its number of steps, and shortens the decay to fit."""
+        loop = LoopConfig(**self.section(section).get("loop", {}))
+        return loop if steps is None else replace(loop, steps=steps, decay=min(loop.decay, steps))
 
     def scenes(self) -> SceneConfig:
         """The scene configuration of data.kind 'scenes'; ValueError for other data."""

@@ -17,31 +17,22 @@ from ..engine.family import Family, add_eagle, new_folder
 from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
 from ..engine.models.transformer import Transformer, TransformerConfig
-from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 from ..eval.classes import FILE as CLASSIFIER
 from ..eval.reader import FILE as READER
 from .ar import ARTask, Phase
 from .captions import CaptionsTask
+from .checkpoint import averaged, load_averaged
 from .classifier import train_classifier
 from .config import FamilyConfig
 from .eagle import EagleTask
-from .loop import LoopConfig, Task, train
+from .loop import Task, train
 from .reference import add_features
 from .sources import ImageSource
 from .tokenizer import TokenizerTask
 from .upsampler import ResamplerTask
+from .variants import checkpoint_name, resampler_configs, trained_resamplers, varied
 
 STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "classifier", "eagle")
-
-
-def averaged(run: Path, stage: str) -> dict[str, Tensor]:
-    """Averaged weights of a finished (or running) stage, the best if it validates; ValueError when there are none."""
-    path = run / f"{stage}.pt"
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; run `mulosd train {stage}` with the same --run first")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    weights: dict[str, Tensor] = (state.get("best") or state)["ema"]
-    return weights
 
 
 def trained_tokenizer(config: FamilyConfig, run: Path) -> Tokenizer:
@@ -76,14 +67,6 @@ def ar_config(config: FamilyConfig, conditioner: ClassConditioner | PhraseCondit
             **condition,
         }
     )
-
-
-def resampler_configs(config: FamilyConfig) -> list[ResamplerConfig]:
-    """Every latent resampler of the family."""
-    section = config.section("upsampler")
-    tokens = config.section("tokenizer")["model"]
-    sizes = {"code_dim": tokens["code_dim"], "vocab_size": tokens["codebook_size"]}
-    return [ResamplerConfig(a, b, **sizes, **section["model"]) for a, b in section["pairs"]]
 
 
 def trained_ar(config: FamilyConfig, run: Path) -> tuple[Conditioner, Transformer]:
@@ -160,7 +143,7 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
         return eagle_task(config, run)
     tokenizer = trained_tokenizer(config, run)
     if stage == "upsampler":
-        options = {k: v for k, v in section.items() if k != "pairs"}
+        options = {k: v for k, v in section.items() if k not in ("pairs", "variants")}
         return ResamplerTask(resampler_configs(config), tokenizer, config.source(), **options)
     conditioner = config.conditioner()
     options = config.section("ar")
@@ -232,7 +215,13 @@ def with_grids(state: dict[str, Tensor], old: tuple[int, ...], new: tuple[int, .
 
 
 def run_stage(
-    stage: str, config_path: Path, run: Path, *, device: str = "cpu", steps: int | None = None
+    stage: str,
+    config_path: Path,
+    run: Path,
+    *,
+    device: str = "cpu",
+    steps: int | None = None,
+    variant: str | None = None,
 ) -> dict[str, Tensor]:
     """Train one stage of a family, resuming from `run` when it holds a checkpoint of that stage.
 
@@ -242,44 +231,52 @@ def run_stage(
         run: folder of checkpoints and logs.
         device: a torch device.
         steps: overrides the file's number of steps; `classifier` has none.
+        variant: of the stage `upsampler`, trained further from the averaged weights of that stage.
 
     Raises:
-        ValueError: unknown stage or section, or an earlier stage is missing.
+        ValueError: unknown stage, section or variant, or an earlier stage is missing.
     """
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(STAGES)}")
+    if variant is not None and stage != "upsampler":
+        raise ValueError(f"the stage {stage} has no variants, only upsampler has; got {variant!r}")
     config = FamilyConfig.load(config_path)
+    if variant is not None:
+        config = varied(config, variant)
     if stage == "classifier":
         reader = train_classifier(config, run, device=device)
         return {"weight": reader.weight, "bias": reader.bias}
-    loop = config.loop(stage)
-    if steps is not None:
-        loop = LoopConfig(**{**loop.__dict__, "steps": steps, "decay": min(loop.decay, steps)})
+    loop = config.loop(stage, steps)
     torch.manual_seed(config.seed)
     task = build_task(stage, config, run)
-    return train(task, loop, run, seed=config.seed, name=stage, device=device)
+    if variant is not None:
+        start = averaged(run, stage)
+        task.module.load_state_dict({k: start[k] for k in task.module.state_dict()})
+    name = stage if variant is None else checkpoint_name(variant)
+    return train(task, loop, run, seed=config.seed, name=name, device=device)
 
 
-def load_averaged(module: nn.Module, run: Path, stage: str) -> nn.Module:
-    """Put a stage's averaged weights into a module and freeze it."""
-    module.load_state_dict(averaged(run, stage))
-    return module.eval().requires_grad_(False)
-
-
-def export(config_path: Path, run: Path, output: Path) -> Path:
+def export(config_path: Path, run: Path, output: Path, variant: str | None = None) -> Path:
     """Assemble the trained stages of a run into a family folder, which appears whole or not at all.
 
     A family of scenes also gets its sprite sheet and its reader, that of the family it started from if the run trained
     none; one of photos, once its reader of classes is trained, that reader and the features of held-out photos that
     evaluations compare with; any family its feature drafter, once trained. The family still needs `mulosd calibrate`.
 
+    Args:
+        config_path: the family's YAML file.
+        run: folder of checkpoints.
+        output: the new folder.
+        variant: of the latent resamplers; those between grids that it leaves out are the run's own.
+
     Raises:
-        ValueError: a stage is missing from the run, or `output` exists already.
+        ValueError: a stage or the variant is missing from the run, or `output` exists already.
     """
     config = FamilyConfig.load(config_path)
     conditioner, transformer = trained_ar(config, run)
-    resamplers = {(p.source, p.target): LatentResampler(p) for p in resampler_configs(config)}
-    load_averaged(nn.ModuleDict({m.config.name: m for m in resamplers.values()}), run, "upsampler")
+    resamplers = trained_resamplers(config, run)
+    if variant is not None:
+        resamplers |= trained_resamplers(config, run, variant)
     metadata: dict[str, Any] = {
         "name": config.name,
         "sampling": config.values.get("sampling", {}),

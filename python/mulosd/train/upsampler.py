@@ -16,6 +16,7 @@ from .loop import Task
 from .perceptual import feature_maps, perceptual_distance
 from .sources import ImageSource
 from .token_pool import TokenPool
+from .tokenizer import psnr
 
 
 class ResamplerTask(Task):
@@ -25,6 +26,10 @@ class ResamplerTask(Task):
     similarities to the codebook, commitment to the true code vector, and of the decoded prediction (straight through)
     the pixel error, the perceptual distance (`features`: by the tokenizer's own "encoder", or by "lite0") and what a
     patch discriminator says.
+
+    With `crop`, a random window of so many target tokens a side is decoded of each prediction instead of all of it: the
+    resampler still sees the whole draft, while decoding and what follows it, most of a step, get cheaper by the square.
+    At the window's edge the decoder sees padding; a tokenizer that was trained on crops of that size is used to it.
     """
 
     def __init__(
@@ -43,7 +48,10 @@ class ResamplerTask(Task):
         temperature: float = 0.05,
         token_noise: float = 0.02,
         pool: int = 0,
+        crop: int = 0,
     ) -> None:
+        if crop < 0:
+            raise ValueError(f"crop must be at least 1 token of the target grid, or 0 for all of it, got {crop}")
         self.resamplers = {p.name: LatentResampler(p) for p in pairs}
         self.module = nn.ModuleDict(self.resamplers)
         self.tokenizer = tokenizer
@@ -54,7 +62,7 @@ class ResamplerTask(Task):
         self.perceptual, self.adversarial = perceptual, adversarial
         self._maps = feature_maps(features, tokenizer) if perceptual > 0 else None
         self.critic = Critic() if adversarial > 0 else None
-        self.temperature, self.token_noise = temperature, token_noise
+        self.temperature, self.token_noise, self.crop = temperature, token_noise, crop
 
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         grids = tuple(sorted({g for p in self.pairs for g in (p.source, p.target)}))
@@ -80,8 +88,16 @@ class ResamplerTask(Task):
                 self.resamplers[pair.name].counts += torch.bincount(wanted.flatten(), minlength=len(codebook))
                 predicted = self.resamplers[pair.name].pick(z.detach(), codebook)
             if in_pixels:
-                out, real = self.tokenizer.decode_latents(z + (codebook[predicted] - z).detach()), pictures[pair.target]
-                loss = loss + self.pixel * ((out - real) ** 2).mean()
+                shown, real = z + (codebook[predicted] - z).detach(), pictures[pair.target]
+                if 0 < self.crop < pair.target:
+                    at = rng.integers(pair.target - self.crop + 1, size=(self.size, 2)).tolist()
+                    patch = self.tokenizer.config.patch
+                    shown = windows(shown, at, self.crop)
+                    real = windows(real.movedim(1, -1), at, self.crop, patch).movedim(-1, 1)
+                out = self.tokenizer.decode_latents(shown)
+                error = ((out - real) ** 2).mean()
+                figures[f"psnr{pair.name}"] = psnr(float(error.detach()) / 4)
+                loss = loss + self.pixel * error
                 if self._maps is not None:
                     loss = loss + self.perceptual * perceptual_distance(self._maps, out, real)
                 if self.critic is not None:
@@ -97,3 +113,10 @@ class ResamplerTask(Task):
     def load_state(self, state: dict[str, Tensor]) -> None:
         if self.critic is not None:
             self.critic.restore(state)
+
+
+def windows(x: Tensor, at: list[list[int]], side: int, patch: int = 1) -> Tensor:
+    """Windows [B, side, side, d] of x [B, H, W, d], one each, from (row, column) `at` on, all in units of `patch`."""
+    corners = [(row * patch, column * patch) for row, column in at]
+    size = side * patch
+    return torch.stack([one[r : r + size, c : c + size] for one, (r, c) in zip(x, corners, strict=True)])
