@@ -39,13 +39,15 @@ class Calibration:
     window: int | None = None
     draft_guesses: int | None = None
 
-    def store(self, folder: Path) -> None:
-        """Write the setting to a family's family.json, for its scale and up-sampler."""
+    def store(self, folder: Path, *, default: bool = False) -> None:
+        """Write the setting to a family's family.json, for its scale and up-sampler; with `default` these become what
+        `MuloSD` and `DraftOnly` take where none is asked for."""
         import json
 
         known = json.loads((folder / "family.json").read_text()).get("calibration", {})
         known[f"{self.scale}-{self.upsampler}"] = asdict(self)
-        update_metadata(folder, calibration=known)
+        chosen = {"default": {"scale": self.scale, "upsampler": self.upsampler}} if default else {}
+        update_metadata(folder, calibration=known, **chosen)
 
 
 class DraftMasses(NamedTuple):
@@ -124,8 +126,8 @@ def calibrate(
         engine: a loaded engine.
         prompts: what the family is used for; their number sets the precision.
         rejection: wanted share of rejected tokens, in (0, 1).
-        scale, pool, radius, upsampler, entropy_tau: the setting to calibrate; None is the family's largest scale, its
-            own up-sampler. With `entropy_tau` a tau may be above 1.
+        scale, pool, radius, upsampler, entropy_tau: the setting to calibrate; None is the family's own scale and
+            up-sampler. With `entropy_tau` a tau may be above 1.
         sampling, seed, batch_size, features: as `draft_masses`.
 
     Raises:

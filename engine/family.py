@@ -136,6 +136,13 @@ class Family:
         return tuple(sorted(target // g for g in self.grids[:-1] if target % g == 0))
 
     @property
+    def scale(self) -> int | None:
+        """The ratio that is used where none is asked for: the family's own choice, or else its largest; None without
+        any."""
+        chosen: int | None = self.metadata.get("default", {}).get("scale")
+        return chosen or (self.scales[-1] if self.scales else None)
+
+    @property
     def objects(self) -> list[str]:
         """Objects that the family was trained on, when it was trained on scenes."""
         return list(self.metadata.get("scenes", {}).get("objects", {}))
@@ -185,8 +192,10 @@ class Family:
 
     @property
     def upsampler(self) -> str:
-        """The up-sampler that is used where none is asked for: the learned one, if the family has it."""
-        return "latent" if self.resamplers else "pixel"
+        """The up-sampler that is used where none is asked for: the family's own choice, or else the learned one, if the
+        family has it."""
+        chosen: str | None = self.metadata.get("default", {}).get("upsampler")
+        return chosen or ("latent" if self.resamplers else "pixel")
 
     def calibration(self, scale: int, upsampler: str) -> dict[str, Any]:
         """Settings that `mulosd calibrate` stored for a ratio and an up-sampler; empty where there are none."""

@@ -58,6 +58,6 @@ def plan_memory(family: Family, dtype: torch.dtype, *, collapse: bool = False) -
     channels = family.tokenizer.config.channels[0] if isinstance(family.tokenizer, VQ) else 32
     pixels = (target * family.patch) ** 2
     working = logits + MAPS * channels * pixels * 4
-    drafter = target // family.scales[-1] if family.scales else None
+    drafter = target // family.scale if family.scale else None
     request = kv[target] + (0 if drafter is None else kv[drafter] + logits)
     return MemoryPlan(weights, kv, logits, working, request)

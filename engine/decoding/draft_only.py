@@ -20,9 +20,9 @@ class DraftOnly(Decoder):
     """A draft on the small grid, up-sampled to the target grid.
 
     Args:
-        scale: r = target / drafter; None is the largest of the family.
-        upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is "latent" where the family has
-            learned up-samplers, else "pixel".
+        scale: r = target / drafter; None is the family's choice, or else its largest.
+        upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is the family's
+            choice, or else "latent" where it has learned up-samplers, or "pixel".
         draft_window: draft with ZipAR and this window; None drafts serially.
         draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0
             is serial, None what the family was calibrated with.
@@ -40,7 +40,7 @@ class DraftOnly(Decoder):
         Drafting(self.draft_window, self.draft_guesses)
 
     def resolve(self, family: Family) -> DraftOnly:
-        scale = family.scales[-1] if self.scale is None and family.scales else self.scale
+        scale = family.scale if self.scale is None else self.scale
         family.drafter_grid(scale or 0)
         upsampler = self.upsampler or family.upsampler
         guesses = self.draft_guesses

@@ -33,13 +33,13 @@ class MuloSD(Decoder):
     """Multi-scale local speculative decoding.
 
     Args:
-        scale: r = target / drafter; None is the largest of the family.
+        scale: r = target / drafter; None is the family's choice, or else its largest.
         tau: accept a token when the pooled probability of its neighbourhood is at least tau; 0 accepts all, more than
             1 nothing. None takes the family's calibrated value.
         radius: how far a rejection spreads, in cells; None takes the calibrated one.
         pool: how many nearest codes are pooled; None takes the calibrated one.
-        upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is "latent" where the family has
-            learned up-samplers, else "pixel".
+        upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is the family's
+            choice, or else "latent" where it has learned up-samplers, or "pixel".
         rejection: "local" resamples rejected tokens and their neighbourhoods, "naive" the rejected tokens alone,
             "raster" everything from the first rejection on.
         rows_per_cycle: target rows drafted and verified at a time, a multiple of the scale; None is one shot.
@@ -106,7 +106,7 @@ class MuloSD(Decoder):
             raise ValueError("a cascade works in one shot: leave rows_per_cycle out")
 
     def resolve(self, family: Family) -> MuloSD:
-        scale = family.scales[-1] if self.scale is None and family.scales else self.scale
+        scale = family.scale if self.scale is None else self.scale
         family.drafter_grid(scale or 0)
         upsampler = self.upsampler or family.upsampler
         found = family.calibration(scale or 0, upsampler)

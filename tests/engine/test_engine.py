@@ -105,6 +105,13 @@ def test_calibration_meets_the_wanted_rejection_and_is_stored(tmp_path: Path) ->
     stats = fresh.generate(prompts, decoder=MuloSD(scale=2), seed=4).stats
     assert stats[0].settings["tau"] == found.tau
     assert abs(sum(s.rejection or 0 for s in stats) / 4 - found.rejection) < 1e-6
+    assert (fresh.family.scale, fresh.family.upsampler) == (4, "latent"), "storing chooses nothing"
+    calibrate(engine, prompts, scale=2, upsampler="pixel", seed=4).store(folder, default=True)
+    chosen = Engine.from_pretrained(folder)
+    for decoder in (MuloSD(), DraftOnly()):
+        settings = chosen.generate("apple", decoder=decoder).stats[0].settings
+        assert (settings["scale"], settings["upsampler"]) == (2, "pixel")
+    assert MuloSD(scale=2, upsampler="latent").resolve(chosen.family).tau == found.tau
     with pytest.raises(ValueError, match="between 0 and 1"):
         calibrate(engine, prompts, rejection=1.0)
 

@@ -36,7 +36,7 @@ def acceptance(
     tau: Annotated[float | None, typer.Option(help="Least probability.", show_default="calibrated")] = None,
     pool: Annotated[int | None, typer.Option(help="Codes pooled.", show_default="calibrated")] = None,
     upsampler: Annotated[
-        Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent if trained, else pixel")
+        Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="the family's")
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",

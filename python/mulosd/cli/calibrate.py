@@ -14,6 +14,7 @@ from .options import DeviceOption, Dtype, DtypeOption, ScaleOption, SeedOption, 
 EXAMPLES = examples(
     "mulosd calibrate --family ./families/mine",
     "mulosd calibrate --family ./families/mine --rejection 0.01 --scale 2 --pool 16 --prompts 64",
+    "mulosd calibrate --family ./families/mine --scale 2 --upsampler pixel --default",
     "mulosd calibrate --family ./families/mine --pool 1 --radius 0 --window 2 --draft-guesses 16",
 )
 
@@ -31,7 +32,7 @@ def calibrate(
         int | None, typer.Option(help="Jacobi guesses of drafting to store along with tau.", show_default="serial")
     ] = None,
     upsampler: Annotated[
-        Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent if trained, else pixel")
+        Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="the family's")
     ] = None,
     sr_weights: Annotated[
         Path | None,
@@ -45,6 +46,10 @@ def calibrate(
         Path | None,
         typer.Option(help="Precomputed conditions (.npy) to draft instead of prompts.", show_default=False),
     ] = None,
+    default: Annotated[
+        bool,
+        typer.Option("--default", help="Make this scale and up-sampler what is used where none is asked for."),
+    ] = False,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
@@ -89,7 +94,7 @@ def calibrate(
     folder = engine.family.path
     if folder is None:
         raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")
-    found.store(folder)
+    found.store(folder, default=default)
     stdout.print(
         f"scale {found.scale}, {found.upsampler} up-sampler: tau {found.tau:.3g} rejects {found.rejection:.2%} of "
         f"draft tokens; stored in {folder / 'family.json'}",

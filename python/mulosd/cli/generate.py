@@ -78,7 +78,7 @@ def generate(
         int | None, typer.Option(help="Codebook neighbours whose probability is pooled.", show_default="family")
     ] = None,
     upsampler: Annotated[
-        Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="latent if trained, else pixel")
+        Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="the family's")
     ] = None,
     sr_weights: Annotated[
         Path | None,

@@ -70,6 +70,7 @@ def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
         "backgrounds": list(f.backgrounds),
         "words": sorted(f.vocabulary.phrases),
         "classes": f.conditioner.names if isinstance(f.conditioner, ClassConditioner) else [],
+        "default": {"scale": f.scale, "upsampler": f.upsampler},
         "calibration": f.metadata.get("calibration", {}),
         "conditions": f.conditioner.kind,
         "parameters": f.parameters(),

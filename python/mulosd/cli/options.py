@@ -84,7 +84,7 @@ DtypeOption = Annotated[Dtype, typer.Option(help="float32 is exact and reproduci
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same picture, whatever the batch.")]
 ScaleOption = Annotated[
     int | None,
-    typer.Option(help="Ratio of target to draft side, 2 or 4 \\[default: the family's largest].", show_default=False),
+    typer.Option(help="Ratio of target to draft side, 2 or 4 \\[default: the family's].", show_default=False),
 ]
 
 

@@ -174,7 +174,7 @@ PromptsOption = Annotated[
     Path | None,
     typer.Option(help="File of prompts to draw for, one a line.", show_default="classes, or captions of the pictures"),
 ]
-ScaleOption = Annotated[int | None, typer.Option(help="Ratio to train for.", show_default="largest of the family")]
+ScaleOption = Annotated[int | None, typer.Option(help="Ratio to train for.", show_default="the family's")]
 
 
 @app.command(

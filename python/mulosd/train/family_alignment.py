@@ -62,7 +62,7 @@ def align_upsampler(
     """
     family = openable(folder, output)
     source = pictures_of(family, images)
-    ratio = largest(family) if scale is None else scale
+    ratio = own_scale(family) if scale is None else scale
     task = AlignTask(family, ratio, training_prompts(family, source, prompts), source, seed=seed, **options)
     averaged = train(task, loop(steps, lr, device, save_every), run, seed=seed, name="align", device=device)
     aligned = LatentResampler(task.resampler.config)
@@ -94,7 +94,7 @@ def distill_drafter(
     Arguments and errors are those of `align_upsampler`; `options` are those of `DistillTask`.
     """
     before = openable(folder, output)
-    ratio = largest(before) if scale is None else scale
+    ratio = own_scale(before) if scale is None else scale
     family = with_own_drafter(before, before.drafter_grid(ratio))
     grid, target = before.drafter_grid(ratio), before.grids[-1]
     latent = {(grid, target), (target, grid)} <= set(before.resamplers)
@@ -129,11 +129,11 @@ def openable(folder: str | Path, output: Path) -> Family:
     return Family.load(folder)
 
 
-def largest(family: Family) -> int:
+def own_scale(family: Family) -> int:
     """The scale that is aligned where none is asked for."""
-    if not family.scales:
+    if family.scale is None:
         raise ValueError(f"family {family.name!r} has no grid that divides its largest: it cannot draft")
-    return family.scales[-1]
+    return family.scale
 
 
 def loop(steps: int, lr: float, device: str, save_every: int) -> LoopConfig:
