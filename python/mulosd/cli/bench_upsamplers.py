@@ -95,7 +95,6 @@ def upsamplers(
     training = FamilyConfig.load(config)
     engine = Engine.from_pretrained(family, device=device)
     scale = start.scale or max(engine.family.scales, default=0)
-    engine.family.drafter_grid(scale)
     found, notes = trained_variants(training, run, variant or ())
     codebook = trained_tokenizer(training, run).codebook
     if not torch.equal(codebook, engine.family.tokenizer.codebook.cpu()):
@@ -103,6 +102,10 @@ def upsamplers(
             f"family {engine.family.name!r} and --run {run} have different tokenizers: export the family from this run "
             f"(mulosd train export)"
         )
+    pair = (engine.family.drafter_grid(scale), engine.family.grids[-1])
+    for name in [name for name, (resamplers, _) in found.items() if not variant and pair not in resamplers]:
+        del found[name]
+        notes.append(f"variant {name} is left out: it is not for scale {scale}")
     candidates = [Candidate("latent")] if engine.family.resamplers else []
     candidates += [Candidate(f"latent/{name}", "latent", *about) for name, about in found.items()]
     free, left_out = untrained(scale)

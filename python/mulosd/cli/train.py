@@ -378,7 +378,8 @@ def reference(
     "export",
     epilog=examples(
         "mulosd train export --config configs/emoji.yaml --run runs/emoji --output families/mine",
-        "mulosd train export --config configs/photo.yaml --run runs/photo --variant patchgan --output families/photo",
+        "mulosd train export --config configs/photo.yaml --run runs/photo --variant patchgan --variant patchgan-r2 "
+        "--output families/photo",
     ),
 )
 def export(
@@ -386,8 +387,11 @@ def export(
     run: RunOption,
     output: OutputOption,
     variant: Annotated[
-        str | None,
-        typer.Option(help="Take the latent up-samplers of this variant.", show_default="those of train upsampler"),
+        list[str] | None,
+        typer.Option(
+            help="Take the latent up-samplers of this variant; may be given several times.",
+            show_default="those of train upsampler",
+        ),
     ] = None,
 ) -> None:
     """Write the averaged weights of a run as a family that `--family DIR` takes."""
@@ -399,7 +403,7 @@ def export(
 
     from ..train.stages import export as write
 
-    written = write(config, run, output, variant)
+    written = write(config, run, output, variant or ())
     stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,7 @@ def run_stage(
     return train(task, loop, run, seed=config.seed, name=name, device=device)
 
 
-def export(config_path: Path, run: Path, output: Path, variant: str | None = None) -> Path:
+def export(config_path: Path, run: Path, output: Path, variants: Sequence[str] = ()) -> Path:
     """Assemble the trained stages of a run into a family folder, which appears whole or not at all.
 
     A family of scenes also gets its sprite sheet and its reader, that of the family it started from if the run trained
@@ -267,15 +268,16 @@ def export(config_path: Path, run: Path, output: Path, variant: str | None = Non
         config_path: the family's YAML file.
         run: folder of checkpoints.
         output: the new folder.
-        variant: of the latent resamplers; those between grids that it leaves out are the run's own.
+        variants: of the latent resamplers, the later before the earlier; those between grids that they leave out are
+            the run's own.
 
     Raises:
-        ValueError: a stage or the variant is missing from the run, or `output` exists already.
+        ValueError: a stage or a variant is missing from the run, or `output` exists already.
     """
     config = FamilyConfig.load(config_path)
     conditioner, transformer = trained_ar(config, run)
     resamplers = trained_resamplers(config, run)
-    if variant is not None:
+    for variant in variants:
         resamplers |= trained_resamplers(config, run, variant)
     metadata: dict[str, Any] = {
         "name": config.name,
