@@ -156,7 +156,7 @@ def bench_ablations(
 
     Where the base states no `tau`, each pool, up-sampler and rate of entropy gets the one that rejects the same share
     of tokens: at the same `tau` a larger pool would only reject less. Drafts that are redrawn keep the `tau` of those
-    that are not: that they lose less to it is what a pass is paid for. The ablations of `MATCHED` compare at the same
+    that are not, so that their rows show what a pass does to rejection. The ablations of `MATCHED` compare at the same
     number of forwards instead, as planned on the calibration's drafts.
 
     Args:
