@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..kernels.sampling import processed_logits
 from .conditioning import Condition
 from .family import Family
-from .sampling import Logits, SamplingParams
+from .sampling import Logits, SamplingParams, processed
 
 
 def teacher_forced(family: Family, condition: Condition, tokens: Tensor, grid: int, params: SamplingParams) -> Logits:
@@ -47,5 +46,4 @@ def log_probabilities(logits: Logits, params: SamplingParams, positions: Sequenc
         positions: raster position of each row.
     """
     smooth = replace(params, top_k=0, top_p=1.0, temperature=params.temperature or 1.0)
-    logits, left = smooth.prepare(logits, positions)
-    return processed_logits(logits.cond, logits.uncond, left.cfg_scale, left.temperature, 0, 1.0).log_softmax(dim=-1)
+    return processed(logits, smooth, positions).log_softmax(dim=-1)

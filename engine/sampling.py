@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import philox
+from ..kernels.sampling import processed_logits
 from ..kernels.upsample_pool import PooledMass, pooled_mass
 
 Purpose = philox.Purpose
@@ -131,6 +132,15 @@ class Noise:
             seeds = torch.full_like(positions, self.seed)
             self._blocks[index] = philox.gumbel(seeds, positions, self.vocab, self.purpose)
         return self._blocks[index]
+
+
+def processed(logits: Logits, params: SamplingParams, positions: Sequence[int]) -> Tensor:
+    """Logits float32 [n, V] of what tokens at raster positions are drawn from, given logits [n, V]: after guidance,
+    temperature, top-k and top-p. Entries that are dropped are -inf."""
+    logits, params = params.prepare(logits, positions)
+    return processed_logits(
+        logits.cond, logits.uncond, params.cfg_scale, params.temperature, params.top_k, params.top_p
+    )
 
 
 def verify(

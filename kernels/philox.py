@@ -27,12 +27,15 @@ class Purpose(IntEnum):
     """What a draw is for; draws of different purposes are independent.
 
     Resampling draws with TARGET on purpose: a position that is resampled after a rejection gets the token that serial
-    decoding of the target would have drawn there under the same context.
+    decoding of the target would have drawn there under the same context. LEVEL is the same for the grids in between
+    that a cascade goes through; with REDRAW and LEVEL_REDRAW, an up-sampled draft is drawn anew before it is verified.
     """
 
     TARGET = 0
     DRAFT = 1
-    REFINE = 2
+    LEVEL = 2
+    REDRAW = 3
+    LEVEL_REDRAW = 4
 
 
 def philox4x32(key: Tensor, counter: Tensor) -> Tensor:

@@ -6,17 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...kernels.sampling import processed_logits
-from ..sampling import Logits, SamplingParams
+from ..sampling import Logits, SamplingParams, processed
 
 
 def entropy(logits: Logits, params: SamplingParams, start: int = 0) -> Tensor:
     """Entropy in nats, float32 [n], of the distributions that tokens from raster position `start` on are drawn from,
     given logits [n, V]."""
-    logits, params = params.prepare(logits, range(start, start + len(logits)))
-    kept = processed_logits(
-        logits.cond, logits.uncond, params.cfg_scale, params.temperature, params.top_k, params.top_p
-    )
+    kept = processed(logits, params, range(start, start + len(logits)))
     return torch.special.entr(kept.softmax(dim=-1)).sum(dim=-1)
 
 

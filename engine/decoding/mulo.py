@@ -24,6 +24,7 @@ from ..upsampling import check_upsampler, downsample, upsample
 from .adaptive import thresholds
 from .base import Decoder, Plan
 from .drafting import Drafting, draft_rows
+from .refine import LatentDraft
 from .repair import REFRESHES, Repair
 from .resampling import REJECTIONS
 
@@ -56,6 +57,9 @@ class MuloSD(Decoder):
         entropy_radius: cells that the radius grows by for each nat of entropy at the rejected token; may be negative.
         verify_dtype: "bfloat16" or "float16" computes the layers of the verify pass in that type, which is faster on
             CPUs with such units; None is the engine's type. Steps of one token, keys and values stay as they are.
+        refine: how often the up-sampled draft is drawn anew before it is verified, a pass over the grid each time, from
+            the product of the target's distribution and the latent up-sampler's: texture that an arg-max draft lacks.
+            Not from the paper; source and weights in `decoding.refine`. 0 is off; tau 0 takes the redrawn draft as is.
     """
 
     name: ClassVar[str] = "mulo"
@@ -75,6 +79,7 @@ class MuloSD(Decoder):
     entropy_tau: float = 0.0
     entropy_radius: float = 0.0
     verify_dtype: str | None = None
+    refine: int = 0
 
     def __post_init__(self) -> None:
         if self.upsampler is not None:
@@ -96,6 +101,8 @@ class MuloSD(Decoder):
             raise ValueError(f"there is no refresh {self.refresh!r}; choose one of {', '.join(REFRESHES)}")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if self.refine < 0:
+            raise ValueError(f"refine must be 0 (off) or more passes, got {self.refine}")
         if not 0 <= self.entropy_tau < math.inf:
             raise ValueError(f"entropy_tau must be 0 (a fixed tau) or more, got {self.entropy_tau}")
         if not math.isfinite(self.entropy_radius):
@@ -109,6 +116,11 @@ class MuloSD(Decoder):
         scale = family.scale if self.scale is None else self.scale
         family.drafter_grid(scale or 0)
         upsampler = self.upsampler or family.upsampler
+        if self.refine and upsampler != "latent":
+            raise ValueError(
+                f"refine draws from the distribution of the latent up-sampler, and {upsampler!r} has none: leave "
+                f"refine out, or use the latent one (`mulosd train upsampler --family` gives it to a family)"
+            )
         found = family.calibration(scale or 0, upsampler)
         values = {k: getattr(self, k) for k in ("tau", "radius", "pool")}
         for key, value in values.items():
@@ -195,10 +207,8 @@ class Generation:
             draft = self.y.view(self.small, self.small)[: bottom // self.ratio]
             request.emit(Preview("draft", draft, 0))
             for grid in between:
-                draft = yield from self._refine(draft, grid)
-            with self.recorder.stage("upsample"):
-                target.place(upsample(request.family, draft[None], top_grid, self.upsampler)[0], top, bottom)
-            yield from target.run(top, bottom)
+                draft = yield from self._level(draft, grid)
+            yield from self._repair(target, draft, top, bottom, Purpose.REDRAW)
             request.emit(Preview("band", target.rows(top, bottom), top))
         return target.outcome()
 
@@ -213,13 +223,23 @@ class Generation:
         how = Drafting(self.decoder.draft_window, self.decoder.draft_guesses)
         yield from draft_rows(request, self.drafter, self.y, range(top, bottom), logits, self.noise, how)
 
-    def _refine(self, draft: Tensor, grid: int) -> Generator[list[Feed], list[Result], Tensor]:
+    def _repair(self, level: Repair, draft: Tensor, top: int, bottom: int, redraw: Purpose) -> Steps:
+        """Up-sample a draft to the grid of `level`, then verify and repair rows top..bottom-1 of it."""
+        latent: LatentDraft | None = None
+        with self.recorder.stage("upsample"):
+            if self.decoder.refine:
+                latent = LatentDraft(self.request, draft, level.grid, redraw)
+                tokens = latent.tokens()
+            else:
+                tokens = upsample(self.request.family, draft[None], level.grid, self.upsampler)[0]
+            level.place(tokens, top, bottom)
+        yield from level.run(top, bottom, latent)
+
+    def _level(self, draft: Tensor, grid: int) -> Generator[list[Feed], list[Result], Tensor]:
         """A grid between the drafter's and the target's: up-sampled, verified and repaired; returns its tokens."""
-        level = Repair(self.decoder, self.request, grid, Purpose.REFINE)
+        level = Repair(self.decoder, self.request, grid, Purpose.LEVEL)
         with self.recorder.stage("verify"):
             yield from level.open()
-        with self.recorder.stage("upsample"):
-            level.place(upsample(self.request.family, draft[None], grid, self.upsampler)[0], 0, grid)
-        yield from level.run(0, grid)
+        yield from self._repair(level, draft, 0, grid, Purpose.LEVEL_REDRAW)
         self.request.emit(Preview("level", level.rows(0, grid), 0))
         return level.rows(0, grid)

@@ -16,6 +16,7 @@ from ..sampling import Logits, Purpose
 from .adaptive import entropy
 from .base import Outcome
 from .lockstep import draw_steps
+from .refine import LatentDraft
 from .resampling import plan_resampling
 
 if TYPE_CHECKING:
@@ -73,8 +74,11 @@ class Repair:
             resampled=self.resampled,
         )
 
-    def run(self, top: int, bottom: int) -> Steps:
-        """Verify and repair rows top..bottom-1, behind rows that are final."""
+    def run(self, top: int, bottom: int, draft: LatentDraft | None = None) -> Steps:
+        """Verify and repair rows top..bottom-1, behind rows that are final; with a `draft`, draw them anew first."""
+        if draft is not None:
+            with self.recorder.stage("refine"):
+                yield from self._refine(draft, range(top * self.grid, bottom * self.grid))
         for turn in range(self.decoder.rounds):
             with self.recorder.stage("verify"):
                 logits = yield from self._verify(top, bottom)
@@ -99,23 +103,34 @@ class Repair:
         [result] = yield [Feed(lane, tokens, range(len(tokens)), "last", role)]
         return logits_of(result)
 
+    def _judge(self, positions: range, role: str) -> Generator[list[Feed], list[Result], Logits]:
+        """Feed the candidates of `positions` in one pass; returns the target's logits [n, V] at those positions."""
+        self.lane.show(positions)
+        logits, fed = self.ahead, positions[:-1]
+        if fed:
+            [result] = yield [Feed(self.lane, self.tokens[fed.start : fed.stop], fed, role=role, dtype=self.dtype)]
+            logits = Logits.cat([logits, logits_of(result)])
+        return logits
+
+    def _refine(self, draft: LatentDraft, positions: range) -> Steps:
+        """Draw the candidates of `positions` anew, all of them in each pass."""
+        for done in range(1, self.decoder.refine + 1):
+            logits = yield from self._judge(positions, "refine")
+            self.tokens[positions.start : positions.stop] = draft.redraw(logits, positions)
+            self.recorder.report("refine", done, self.decoder.refine)
+
     def _verify(self, top: int, bottom: int) -> Generator[list[Feed], list[Result], Logits]:
         """Feed the candidates in one pass and mark rejections; returns the logits [n, V] of the candidates."""
-        start, stop = top * self.grid, bottom * self.grid
-        self.lane.show(range(start, stop))
-        logits = self.ahead
-        if stop - start > 1:
-            fed, positions = self.tokens[start : stop - 1], range(start, stop - 1)
-            [result] = yield [Feed(self.lane, fed, positions, role="verify", dtype=self.dtype)]
-            logits = Logits.cat([logits, logits_of(result)])
+        positions = range(top * self.grid, bottom * self.grid)
+        logits = yield from self._judge(positions, "verify")
         entropies: Tensor | None = None
         if self.adaptive:
-            entropies = entropy(logits, self.request.sampling, start)
+            entropies = entropy(logits, self.request.sampling, positions.start)
             self.entropies[top:bottom] = entropies.view(-1, self.grid)
-        candidates, positions = self.tokens[start:stop], range(start, stop)
+        candidates = self.tokens[positions.start : positions.stop]
         accepted = self.decoder.accept(self.request, logits, candidates, self.table, positions, entropies)
         self.rejected[top:bottom] = ~accepted.view(-1, self.grid)
-        self.recorder.report("verify", stop, self.grid**2)
+        self.recorder.report("verify", positions.stop, self.grid**2)
         return logits
 
     def _plan(self, top: int, bottom: int, turn: int) -> list[list[int]]:

@@ -70,6 +70,7 @@ def test_a_sweep_is_one_series_and_labels_tell_rows_apart() -> None:
     assert labels(report()["rows"])[3:] == ["mulo τ0.1 w2", "mulo τ0.2 w2"]
     mixed = [row("mulo", 1, 1, scale=2), row("mulo", 1, 1, scale=4)]
     assert labels(mixed) == ["mulo r2", "mulo r4"]
+    assert labels([row("mulo", 1, 1, refine=0, tau=0.0), row("mulo", 1, 1, refine=2)]) == ["mulo τ0", "mulo f2"]
 
 
 def test_the_picture_has_a_column_for_each_measure_that_there_is(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_interrupted_write_leaves_nothing(run: Run, family: Path, monkeypatch: p
             ("--window", 2, "--draft-window", 1, "--refresh", "rows", "--rounds", 2, "--cascade", "--tau", 0.1),
             mulosd.MuloSD(tau=0.1, window=2, draft_window=1, refresh="rows", rounds=2, cascade=True),
         ),
+        (("--refine", 2, "--tau", 0), mulosd.MuloSD(tau=0, refine=2)),
     ],
     ids=str,
 )

@@ -201,6 +201,8 @@ def test_an_aligned_family_differs_in_its_up_sampler_alone(folder: Path, tmp_pat
     for name, value in weights(new).items():
         assert torch.equal(value, weights(old)[name]) != name.startswith("resamplers.2-4"), name
     assert set(new.metadata["calibration"]) == {"4-x"} and set(old.metadata["calibration"]) > {"2-latent"}
+    # The temperature of its training is that of its distribution, which drafts may be redrawn from.
+    assert (new.resampler(2, 4).config.temperature, old.resampler(2, 4).config.temperature) == (5e-4, 0.05)
     assert new.sampling == old.sampling
     Engine(new).generate("red apple", decoder=MuloSD(tau=0.1, radius=0, pool=1))
     with pytest.raises(ValueError, match="exists already"):

@@ -35,7 +35,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(folder / f"{'ab'[i % 2]}-{i}.png")
     variants = {
         "still": {"pairs": [[4, 8]], "loop": {"lr": 0.0}},
-        "gan": {"pairs": [[4, 8]], "cross_entropy": 0.0, "pixel": 2.0, "adversarial": 0.1, "crop": 4},
+        "gan": {
+            "pairs": [[4, 8]],
+            "temperature": 0.01,
+            "cross_entropy": 0.0,
+            "pixel": 2.0,
+            "adversarial": 0.1,
+            "crop": 4,
+        },
     }
     values = {
         "family": "tiny",
@@ -57,6 +64,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": {"channels": 8, "blocks": 1},
             "batch": 2,
             "pool": 6,
+            "temperature": 0.02,
             "loop": LOOP,
             "variants": variants,
         },
@@ -145,6 +153,8 @@ def test_variants_start_from_the_averaged_weights_and_are_exported(config: Path,
         assert torch.allclose(family.resamplers[4, 8].enter.weight, wanted["4-8.enter.weight"], atol=1e-3)
         assert torch.allclose(family.resamplers[8, 4].enter.weight, start["8-4.enter.weight"], atol=1e-3)
     assert not torch.equal(plain.resamplers[4, 8].enter.weight, chosen.resamplers[4, 8].enter.weight)
+    temperatures = [{pair: m.config.temperature for pair, m in f.resamplers.items()} for f in (plain, chosen)]
+    assert temperatures == [{(4, 8): 0.02, (8, 4): 0.02}, {(4, 8): 0.01, (8, 4): 0.02}]
 
 
 def test_the_command_line(config: Path, run: Path, tmp_path: Path) -> None:

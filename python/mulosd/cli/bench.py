@@ -130,7 +130,7 @@ def ablations(
         list[str] | None,
         typer.Option(
             help="Only this one: rejection, matched (the same at equal forwards), radius, pool, threshold, spread, "
-            "upsampler, resampling, drafting, rows or cascade; may be given several times.",
+            "upsampler, refine, resampling, drafting, rows or cascade; may be given several times.",
             show_default="all that the family allows",
         ),
     ] = None,

@@ -40,6 +40,7 @@ EXAMPLES = examples(
     'mulosd generate "a frog" --window 2 --draft-window 2 --output frog.png',
     'mulosd generate "a frog" --family families/mine --decoder eagle --depth 3 --lantern-k 64 --output frog.png',
     "mulosd generate sunflower --family families/photo --num-images 4 --output sunflowers/",
+    "mulosd generate sunflower --family families/photo --refine 1 --output sunflower.png",
     'mulosd generate "a photo of a macaw" --family families/tar --scale 2 --features macaw.npy --output macaw.png',
 )
 
@@ -115,6 +116,12 @@ def generate(
     cascade: Annotated[
         bool | None,
         typer.Option("--cascade", help="Go through the grids in between, each verified.", show_default="off"),
+    ] = None,
+    refine: Annotated[
+        int | None,
+        typer.Option(
+            help="Redraw the enlarged draft this often before it is verified: more texture.", show_default="0"
+        ),
     ] = None,
     entropy_tau: Annotated[
         float | None,
@@ -203,6 +210,7 @@ def generate(
             "refresh": refresh and refresh.value,
             "rounds": rounds,
             "cascade": cascade,
+            "refine": refine,
             "entropy_tau": entropy_tau,
             "entropy_radius": entropy_radius,
             "verify_dtype": verify_dtype and verify_dtype.value,

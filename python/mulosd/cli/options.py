@@ -64,6 +64,7 @@ TAKES = {
         "refresh",
         "rounds",
         "cascade",
+        "refine",
         "entropy_tau",
         "entropy_radius",
         "verify_dtype",

@@ -54,7 +54,15 @@ def spreads(family: Family, base: MuloSD) -> Variants:
 
 
 def upsamplers(family: Family, base: MuloSD) -> Variants:
+    if base.refine:
+        return {}
     return {name: {"upsampler": name} for name in ("latent", "pixel")}
+
+
+def refinements(family: Family, base: MuloSD) -> Variants:
+    if (base.upsampler or family.upsampler) != "latent":
+        return {}
+    return {"as up-sampled" if n == 0 else f"redrawn {n}x": {"refine": n} for n in (0, 1, 2, 4)}
 
 
 def windows(family: Family, base: MuloSD) -> Variants:
@@ -98,6 +106,7 @@ ABLATIONS: dict[str, Callable[[Family, MuloSD], Variants]] = {
     "threshold": thresholds,
     "spread": spreads,
     "upsampler": upsamplers,
+    "refine": refinements,
     "resampling": windows,
     "drafting": draftings,
     "rows": row_counts,
@@ -128,7 +137,7 @@ def plan_ablations(family: Family, base: MuloSD, only: Sequence[str] | None = No
     if not found:
         raise ValueError(
             f"family {family.name!r} allows none of {', '.join(only or ABLATIONS)} with {spell(base)!r}: "
-            f"a cascade needs three grids and no rows per cycle"
+            f"a cascade needs three grids and no rows per cycle, refine the latent up-sampler and no other to compare"
         )
     return found
 
@@ -146,7 +155,8 @@ def bench_ablations(
     """Measure MuLo-SD with one setting changed at a time, beside serial decoding and the bare draft.
 
     Where the base states no `tau`, each pool, up-sampler and rate of entropy gets the one that rejects the same share
-    of tokens: at the same `tau` a larger pool would only reject less. The ablations of `MATCHED` compare at the same
+    of tokens: at the same `tau` a larger pool would only reject less. Drafts that are redrawn keep the `tau` of those
+    that are not, so that their rows show what a pass does to rejection. The ablations of `MATCHED` compare at the same
     number of forwards instead, as planned on the calibration's drafts.
 
     Args:

@@ -17,10 +17,15 @@ SHORT = {
     "window": "w{}",
     "draft_window": "d{}",
     "draft_guesses": "g{}",
+    "refine": "f{}",
     "verify_dtype": "{}",
     "lantern_k": "k{}",
     "delta": "δ{:.1g}",
 }
+
+
+# Values that are not worth a word, beside None.
+SILENT = {"refine": 0}
 
 
 def percent(value: float | None) -> str:
@@ -33,7 +38,10 @@ def labels(rows: Sequence[dict[str, Any]]) -> list[str]:
     short = {key: form for key, form in SHORT.items() if key != "scale" or len(scales) > 1}
     return [
         " ".join(
-            [r["decoder"], *(f.format(r["settings"][k]) for k, f in short.items() if r["settings"].get(k) is not None)]
+            [
+                r["decoder"],
+                *(f.format(v) for k, f in short.items() if (v := r["settings"].get(k)) not in (None, SILENT.get(k))),
+            ]
         )
         for r in rows
     ]
@@ -55,7 +63,7 @@ def bench_table(report: dict[str, Any], named: Sequence[tuple[str, dict[str, Any
     table = Table(
         title=f"{report['family']}: {report['prompts']} prompts, medians of {runs} runs at batch 1",
         caption=f"{report['device']}. ×: speed-up; fwd: forwards; rej, res: rejected, resampled, %; objects right, %; "
-        "τ: tau, w: window, d: draft window, r: scale; "
+        "τ: tau, w: window, d: draft window, f: refine, r: scale; "
         "objects with their 95 % interval, KID-Lite0 with its standard error",
         box=box.SIMPLE_HEAD,
         padding=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def align_upsampler(
     ratio = own_scale(family) if scale is None else scale
     task = AlignTask(family, ratio, training_prompts(family, source, prompts), source, seed=seed, **options)
     averaged = train(task, loop(steps, lr, device, save_every), run, seed=seed, name="align", device=device)
-    aligned = LatentResampler(task.resampler.config)
+    aligned = LatentResampler(replace(task.resampler.config, temperature=task.temperature))
     aligned.load_state_dict(averaged)
     with new_folder(output) as new:
         copied(family, new)

@@ -45,7 +45,7 @@ class ResamplerTask(Task):
         perceptual: float = 0.0,
         features: str = "encoder",
         adversarial: float = 0.0,
-        temperature: float = 0.05,
+        temperature: float = ResamplerConfig.temperature,
         token_noise: float = 0.02,
         pool: int = 0,
         crop: int = 0,

@@ -77,6 +77,8 @@ def resampler_configs(config: FamilyConfig) -> list[ResamplerConfig]:
     section = config.section("upsampler")
     tokens = config.section("tokenizer")["model"]
     sizes = {"code_dim": tokens["code_dim"], "vocab_size": tokens["codebook_size"]}
+    if "temperature" in section:
+        sizes["temperature"] = section["temperature"]
     return [ResamplerConfig(a, b, **sizes, **section["model"]) for a, b in section["pairs"]]
 
 
