@@ -25,7 +25,8 @@ from .sampling import SamplingParams, verify
 class Calibration:
     """A calibrated setting. `rejection` is the share that tau rejects on the calibration drafts, `wanted` the goal.
 
-    `window` and `draft_guesses` are stored with it for `MuloSD` and `DraftOnly`; None leaves them serial.
+    `window`, `draft_guesses` and `draft_window` are stored with it for `MuloSD` and `DraftOnly`; None leaves them
+    serial.
     """
 
     scale: int
@@ -38,6 +39,7 @@ class Calibration:
     prompts: int
     window: int | None = None
     draft_guesses: int | None = None
+    draft_window: int | None = None
 
     def store(self, folder: Path, *, default: bool = False) -> None:
         """Write the setting to a family's family.json, for its scale and up-sampler; with `default` these become what

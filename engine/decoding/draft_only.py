@@ -23,7 +23,7 @@ class DraftOnly(Decoder):
         scale: r = target / drafter; None is the family's choice, or else its largest.
         upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is the family's
             choice, or else "latent" where it has learned up-samplers, or "pixel".
-        draft_window: draft with ZipAR and this window; None drafts serially.
+        draft_window: draft with ZipAR and this window; None is what the family was calibrated with, or else serial.
         draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0
             is serial, None what the family was calibrated with.
     """
@@ -43,10 +43,8 @@ class DraftOnly(Decoder):
         scale = family.scale if self.scale is None else self.scale
         family.drafter_grid(scale or 0)
         upsampler = self.upsampler or family.upsampler
-        guesses = self.draft_guesses
-        if guesses is None and self.draft_window is None:
-            guesses = family.calibration(scale or 0, upsampler).get("draft_guesses")
-        return replace(self, scale=scale, upsampler=upsampler, draft_guesses=guesses)
+        how = Drafting(self.draft_window, self.draft_guesses).settled(family.calibration(scale or 0, upsampler))
+        return replace(self, scale=scale, upsampler=upsampler, draft_window=how.window, draft_guesses=how.guesses)
 
     def grids(self, family: Family) -> tuple[int, ...]:
         return (family.drafter_grid(self.resolve(family).scale or 0),)

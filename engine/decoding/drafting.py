@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -48,6 +49,12 @@ class Drafting:
             raise ValueError(f"draft_guesses must be at least 1 token, or 0 for serial, got {self.guesses}")
         if self.window is not None and self.guesses:
             raise ValueError("draft_window and draft_guesses are two ways to draft: give one of them")
+
+    def settled(self, calibration: Mapping[str, Any]) -> Drafting:
+        """This way of drafting, or that of a family's calibration where none is given."""
+        if self.window is not None or self.guesses is not None:
+            return self
+        return Drafting(calibration.get("draft_window"), calibration.get("draft_guesses"))
 
 
 def draft_rows(

@@ -46,7 +46,7 @@ class MuloSD(Decoder):
         rows_per_cycle: target rows drafted and verified at a time, a multiple of the scale; None is one shot.
         window: islands are resampled in lock-step, each with a ZipAR window of this many tokens; 0 resamples one token
             a forward, in raster order. None takes the family's setting, or else 0.
-        draft_window: draft with ZipAR and this window; None drafts serially.
+        draft_window: draft with ZipAR and this window; None is the family's setting, or else serial.
         draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0
             is serial, None the family's setting.
         refresh: which accepted tokens get their keys and values anew behind resampled ones: "none", "rows" (those of
@@ -137,9 +137,10 @@ class MuloSD(Decoder):
         if rows is not None and scale is not None and rows % scale:
             raise ValueError(f"rows_per_cycle must be a multiple of the scale {scale}, got {rows}")
         values["window"] = found.get("window") if self.window is None else self.window
-        if self.draft_guesses is None and self.draft_window is None:
-            values["draft_guesses"] = found.get("draft_guesses")
-        return replace(self, scale=scale, upsampler=upsampler, **values)
+        how = Drafting(self.draft_window, self.draft_guesses).settled(found)
+        return replace(
+            self, scale=scale, upsampler=upsampler, draft_window=how.window, draft_guesses=how.guesses, **values
+        )
 
     def grids(self, family: Family) -> tuple[int, ...]:
         small = family.drafter_grid(self.resolve(family).scale or 0)

@@ -74,6 +74,11 @@ def test_a_familys_settings_fill_what_is_left_open() -> None:
     assert DraftOnly(2, "latent").resolve(family).draft_guesses == 8
     assert DraftOnly(2, "latent", draft_window=3).resolve(family).draft_guesses is None
     assert DraftOnly(2, "pixel").resolve(family).draft_guesses is None
+    family.metadata["calibration"]["2-pixel"] = {**stored, "draft_guesses": None, "draft_window": 2}
+    for decoder in (DraftOnly(2, "pixel"), MuloSD(2, upsampler="pixel")):
+        found = decoder.resolve(family)
+        assert (found.draft_window, found.draft_guesses) == (2, None)
+    assert DraftOnly(2, "pixel", draft_guesses=0).resolve(family).draft_window is None
     with pytest.raises(ValueError, match="one of them"):
         DraftOnly(2, draft_window=2, draft_guesses=4)
     with pytest.raises(ValueError, match="draft_guesses"):

@@ -14,7 +14,7 @@ from .options import DeviceOption, Dtype, DtypeOption, ScaleOption, SeedOption, 
 EXAMPLES = examples(
     "mulosd calibrate --family ./families/mine",
     "mulosd calibrate --family ./families/mine --rejection 0.01 --scale 2 --pool 16 --prompts 64",
-    "mulosd calibrate --family ./families/mine --scale 2 --upsampler pixel --default",
+    "mulosd calibrate --family ./families/mine --scale 2 --upsampler pixel --window 1 --draft-window 2 --default",
     "mulosd calibrate --family ./families/mine --pool 1 --radius 0 --window 2 --draft-guesses 16",
 )
 
@@ -30,6 +30,9 @@ def calibrate(
     ] = None,
     draft_guesses: Annotated[
         int | None, typer.Option(help="Jacobi guesses of drafting to store along with tau.", show_default="serial")
+    ] = None,
+    draft_window: Annotated[
+        int | None, typer.Option(help="ZipAR window of drafting to store along with tau.", show_default="serial")
     ] = None,
     upsampler: Annotated[
         Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="the family's")
@@ -64,9 +67,11 @@ def calibrate(
         raise ValueError(f"--prompts must be at least 1, got {prompts}")
     if radius < 0:
         raise ValueError(f"--radius must be 0 or more tokens, got {radius}")
-    for option, value in (("--window", window), ("--draft-guesses", draft_guesses)):
+    for option, value in (("--window", window), ("--draft-guesses", draft_guesses), ("--draft-window", draft_window)):
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1 token, got {value}; leave it out for serial")
+    if draft_guesses is not None and draft_window is not None:
+        raise ValueError("--draft-guesses and --draft-window are two ways to draft: give one of them")
 
     from .. import Engine
     from ..engine.calibrate import calibrate as run
@@ -90,7 +95,7 @@ def calibrate(
         seed=seed,
         features=given,
     )
-    found = replace(found, window=window, draft_guesses=draft_guesses)
+    found = replace(found, window=window, draft_guesses=draft_guesses, draft_window=draft_window)
     folder = engine.family.path
     if folder is None:
         raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")
