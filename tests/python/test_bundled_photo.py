@@ -12,6 +12,7 @@ from typer.testing import Result
 
 import mulosd
 from mulosd.eval.graders import grader_of
+from mulosd.eval.kid import Lite0Features
 from mulosd.eval.pictures import PictureSet
 from mulosd.eval.references import builtin_reference
 
@@ -49,9 +50,10 @@ def test_kept_features_belong_to_the_family() -> None:
 def test_pictures_show_their_class(decoder: mulosd.Serial | mulosd.MuloSD) -> None:
     """By chance one of 103 classes is named right; 4 of 20 or more have a chance below 1e-4, and of a family that is
     right half the time fewer than 4 come in one run of a thousand."""
+    pytest.importorskip("efficientnet_lite_pytorch")
     engine = mulosd.Engine.from_pretrained("photo")
     prompts = CLASSES * 2
     result = engine.generate(prompts, decoder=decoder, seed=list(range(20)), batch_size=10)
     images = np.stack([np.asarray(image) for image in result.images])
-    scores = grader_of(engine.family).grade(prompts, PictureSet(images))
+    scores = grader_of(engine.family).grade(prompts, PictureSet(images, Lite0Features()(images)))
     assert sum(score.found for score in scores) >= 4
