@@ -47,7 +47,7 @@ class FakeFamily:
     device = torch.device("cpu")
     sampling = SamplingParams()
     upsampler = "latent"
-    calibration = Family.calibration
+    calibration, scale = Family.calibration, Family.scale
 
     def __init__(self) -> None:
         names = Sprites.load(FOLDER / "sprites.png").names
