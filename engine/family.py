@@ -21,6 +21,7 @@ from .conditioning import CONDITIONERS, Condition, Conditioner, PhraseConditione
 from .models.ar_model import ARModel
 from .models.eagle import EagleConfig, EagleDrafter
 from .models.kinds import AR_MODELS, TOKENIZERS, ImageTokenizer, build_ar, kind_of
+from .models.srgan import SuperResolver, SuperResolverConfig
 from .models.text import TextEncoder, Vocabulary
 from .models.upsampler import LatentResampler, ResamplerConfig
 from .sampling import SamplingParams
@@ -51,6 +52,7 @@ class Family:
         resamplers: learned latent up- and down-samplers by (source, target) grid.
         path: the folder it was loaded from, or None.
         eagle: the drafter of `decoding.Eagle`, or None: most families have none.
+        srgan: the network of the up-sampler "srgan", or None.
 
     Raises:
         ValueError: the models do not share the tokenizer's codebook, or two serve the same grid.
@@ -65,11 +67,12 @@ class Family:
         resamplers: dict[tuple[int, int], LatentResampler],
         path: Path | None = None,
         eagle: EagleDrafter | None = None,
+        srgan: SuperResolver | None = None,
     ) -> None:
         self.metadata, self.path = metadata, path
         self.tokenizer = cast("ImageTokenizer", tokenizer)
         self.conditioner, self.models, self.resamplers = conditioner, models, resamplers
-        self.eagle = eagle
+        self.eagle, self.srgan = eagle, srgan
         self._by_grid: dict[int, ARModel] = {}
         for model in models:
             if model.config.vocab_size != self.tokenizer.config.codebook_size:
@@ -191,6 +194,16 @@ class Family:
         return self.eagle
 
     @property
+    def super_resolver(self) -> SuperResolver:
+        """The network of the up-sampler "srgan"; ValueError says how to get one."""
+        if self.srgan is None:
+            raise ValueError(
+                f"family {self.name!r} has no super-resolution network of its own: train one (`mulosd train srgan`), "
+                f"or choose another up-sampler"
+            )
+        return self.srgan
+
+    @property
     def upsampler(self) -> str:
         """The up-sampler that is used where none is asked for: the family's own choice, or else the learned one, if the
         family has it."""
@@ -219,8 +232,9 @@ class Family:
         if self.eagle is not None:
             self.eagle.to(device, dtype)
         self.conditioner.to(torch.device(device), dtype)
-        for module in (cast("nn.Module", self.tokenizer), *self.resamplers.values()):
-            module.to(device)
+        for module in (cast("nn.Module", self.tokenizer), *self.resamplers.values(), self.srgan):
+            if module is not None:
+                module.to(device)
         self._neighbours.clear()
         self._null = None
         return self
@@ -261,6 +275,7 @@ class Family:
             ],
             "resamplers": [m.config.to_dict() for m in self.resamplers.values()],
             **({} if self.eagle is None else {"eagle": self.eagle.config.to_dict()}),
+            **({} if self.srgan is None else {"srgan": self.srgan.config.to_dict()}),
         }
 
     def write(self, folder: Path) -> None:
@@ -283,6 +298,8 @@ class Family:
             parts["resamplers"] = nn.ModuleDict({m.config.name: m for m in self.resamplers.values()})
         if self.eagle is not None:
             parts["eagle"] = self.eagle
+        if self.srgan is not None:
+            parts["srgan"] = self.srgan
         return parts
 
     @classmethod
@@ -315,7 +332,7 @@ class Family:
                 raise ValueError(f"{folder} is not a whole family: {file.name} is missing")
             if not weights:
                 continue
-            wanted = torch.float32 if name in ("tokenizer", "resamplers") else dtype
+            wanted = torch.float32 if name in ("tokenizer", "resamplers", "srgan") else dtype
             try:
                 state = {k: v.to(wanted) if v.is_floating_point() else v for k, v in load_file(file).items()}
                 module.load_state_dict(state, assign=True)
@@ -332,7 +349,7 @@ class Family:
         models = [{k: v for k, v in m.items() if k != "file"} for m in described.pop("models")]
         resamplers = [LatentResampler(ResamplerConfig(**r)) for r in described.pop("resamplers")]
         built = [build_ar(m.pop("kind"), m) for m in models]
-        drafter = described.pop("eagle", None)
+        drafter, enlarger = described.pop("eagle", None), described.pop("srgan", None)
         target = max(built, key=lambda m: max(m.config.grids))
         module, config = TOKENIZERS[tokenizer.pop("kind")]
         return cls(
@@ -343,6 +360,7 @@ class Family:
             {(m.config.source, m.config.target): m for m in resamplers},
             path,
             None if drafter is None else EagleDrafter(EagleConfig(**drafter), target),
+            None if enlarger is None else SuperResolver(SuperResolverConfig(**enlarger)),
         )
 
 

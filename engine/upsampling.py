@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .family import Family
 
-UPSAMPLERS = ("latent", "pixel", "sr")
+UPSAMPLERS = ("latent", "pixel", "srgan", "sr")
 # Weights of a super-resolution network take the place of a name.
 WEIGHTS = (".pth", ".pt", ".safetensors", ".ckpt")
 
@@ -26,6 +26,18 @@ def check_upsampler(name: str) -> None:
         )
     if not Path(name).is_file():
         raise ValueError(f"there is no file of super-resolution weights {name}")
+
+
+def settled_upsampler(family: Family, name: str | None) -> str:
+    """The up-sampler that a decoder uses: the one that it names, or the family's own.
+
+    Raises:
+        ValueError: it is "srgan" and the family has no such network.
+    """
+    chosen = name or family.upsampler
+    if chosen == "srgan":
+        _ = family.super_resolver
+    return chosen
 
 
 def lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -44,12 +56,12 @@ def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor
     """Candidate tokens for the rows of the target grid that the drafted rows cover.
 
     Args:
-        family: tokenizer and latent resamplers.
+        family: tokenizer, latent resamplers and super-resolution network.
         tokens: int64 [B, h, g]: h leading rows of a draft on a grid of side g.
         target: side of the target grid.
-        method: "latent" (learned, row-causal), "pixel" (decode, Lanczos, encode), "sr" (decode, a super-resolution
-            network, encode; needs `pip install 'mulosd[sr]'`), or the weights file of such a network (needs
-            `pip install 'mulosd[spandrel]'`).
+        method: "latent" (learned, row-causal), "pixel" (decode, Lanczos, encode), "srgan" (decode, the family's
+            own super-resolution network, encode), "sr" (Real-ESRGAN in its place; needs `pip install 'mulosd[sr]'`), or
+            the weights file of such a network (needs `pip install 'mulosd[spandrel]'`).
 
     Returns:
         int64 [B, h*r, target].
@@ -62,7 +74,9 @@ def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor
         return family.resampler(source, target).resample(tokens, family.tokenizer.codebook)
     image = family.tokenizer.decode(tokens).clamp(-1, 1)
     size = (image.shape[2] * target // source, image.shape[3] * target // source)
-    if method == "sr":
+    if method == "srgan":
+        image = family.super_resolver.enlarge(image, target // source)
+    elif method == "sr":
         from .super_resolution import super_resolve
 
         image = super_resolve(image, target // source)

@@ -10,7 +10,7 @@ import torch
 from ..family import Family
 from ..request import Request, prefix
 from ..sampling import Purpose
-from ..upsampling import check_upsampler, upsample
+from ..upsampling import check_upsampler, settled_upsampler, upsample
 from .base import Decoder, Outcome, Plan
 from .drafting import Drafting, draft_rows
 
@@ -21,7 +21,7 @@ class DraftOnly(Decoder):
 
     Args:
         scale: r = target / drafter; None is the family's choice, or else its largest.
-        upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is the family's
+        upsampler: "latent", "pixel", "srgan", "sr" or a file of super-resolution weights; None is the family's
             choice, or else "latent" where it has learned up-samplers, or "pixel".
         draft_window: draft with ZipAR and this window; None is what the family was calibrated with, or else serial.
         draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0
@@ -42,7 +42,7 @@ class DraftOnly(Decoder):
     def resolve(self, family: Family) -> DraftOnly:
         scale = family.scale if self.scale is None else self.scale
         family.drafter_grid(scale or 0)
-        upsampler = self.upsampler or family.upsampler
+        upsampler = settled_upsampler(family, self.upsampler)
         how = Drafting(self.draft_window, self.draft_guesses).settled(family.calibration(scale or 0, upsampler))
         return replace(self, scale=scale, upsampler=upsampler, draft_window=how.window, draft_guesses=how.guesses)
 

@@ -20,7 +20,7 @@ from ..family import Family
 from ..feed import Feed, Result
 from ..request import Request, Steps, prefix
 from ..sampling import Logits, Purpose, verify
-from ..upsampling import check_upsampler, downsample, upsample
+from ..upsampling import check_upsampler, downsample, settled_upsampler, upsample
 from .adaptive import thresholds
 from .base import Decoder, Plan
 from .drafting import Drafting, draft_rows
@@ -39,7 +39,7 @@ class MuloSD(Decoder):
             1 nothing. None takes the family's calibrated value.
         radius: how far a rejection spreads, in cells; None takes the calibrated one.
         pool: how many nearest codes are pooled; None takes the calibrated one.
-        upsampler: "latent", "pixel", "sr" or a file of super-resolution weights; None is the family's
+        upsampler: "latent", "pixel", "srgan", "sr" or a file of super-resolution weights; None is the family's
             choice, or else "latent" where it has learned up-samplers, or "pixel".
         rejection: "local" resamples rejected tokens and their neighbourhoods, "naive" the rejected tokens alone,
             "raster" everything from the first rejection on.
@@ -115,7 +115,7 @@ class MuloSD(Decoder):
     def resolve(self, family: Family) -> MuloSD:
         scale = family.scale if self.scale is None else self.scale
         family.drafter_grid(scale or 0)
-        upsampler = self.upsampler or family.upsampler
+        upsampler = settled_upsampler(family, self.upsampler)
         if self.refine and upsampler != "latent":
             raise ValueError(
                 f"refine draws from the distribution of the latent up-sampler, and {upsampler!r} has none: leave "

@@ -109,6 +109,7 @@ def upsamplers(
     candidates = [Candidate("latent")] if engine.family.resamplers else []
     candidates += [Candidate(f"latent/{name}", "latent", *about) for name, about in found.items()]
     free, left_out = untrained(scale)
+    candidates += [Candidate("srgan", "srgan")] if engine.family.srgan else []
     candidates += [*free, *(Candidate(file.name, str(file)) for file in sr_weights or [])]
     sizes = (engine.family.image_sizes[-1] // scale, engine.family.image_sizes[-1])
     source = training.source(held_out=True)

@@ -27,6 +27,7 @@ class DecoderName(str, Enum):
 class Upsampler(str, Enum):
     latent = "latent"
     pixel = "pixel"
+    srgan = "srgan"
     sr = "sr"
 
 

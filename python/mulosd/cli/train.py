@@ -26,14 +26,15 @@ STAGES = {
     "ar": "Train the AR transformer and its text encoder on every grid. Needs the tokenizer.",
     "text": "Train the text encoder alone, against a frozen AR transformer.",
     "upsampler": "Train the latent up- and down-samplers. Needs the tokenizer.",
+    "srgan": "Train the super-resolution network of the up-sampler srgan. Needs the tokenizer.",
     "eagle": "Train the feature drafter of the decoder eagle against the frozen AR transformer of the run or a family.",
     "classifier": "Train the independent reader of classes that class accuracy is measured with (photos only).",
     "reader": "Train the independent reader that object accuracy is measured with, on real renders only.",
 }
 # `text` is left out: `ar` trains the text encoder along.
-ALL = ("tokenizer", "captions", "ar", "upsampler", "reader", "classifier", "eagle")
+ALL = ("tokenizer", "captions", "ar", "upsampler", "srgan", "reader", "classifier", "eagle")
 # Left out where the training file has no section for them.
-OPTIONAL = ("captions", "reader", "classifier", "eagle")
+OPTIONAL = ("captions", "srgan", "reader", "classifier", "eagle")
 
 ConfigOption = Annotated[Path, typer.Option(help="The training file (YAML); configs/emoji.yaml is an example.")]
 RunOption = Annotated[Path, typer.Option(help="Folder for checkpoints and logs; a run that it holds is resumed.")]

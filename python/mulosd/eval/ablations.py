@@ -56,7 +56,8 @@ def spreads(family: Family, base: MuloSD) -> Variants:
 def upsamplers(family: Family, base: MuloSD) -> Variants:
     if base.refine:
         return {}
-    return {name: {"upsampler": name} for name in ("latent", "pixel")}
+    own = () if family.srgan is None else ("srgan",)
+    return {name: {"upsampler": name} for name in ("latent", "pixel", *own)}
 
 
 def refinements(family: Family, base: MuloSD) -> Variants:

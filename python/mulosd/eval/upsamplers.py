@@ -76,6 +76,7 @@ def fitted(engine: Engine, resamplers: Mapping[tuple[int, int], LatentResampler]
         {**old.resamplers, **resamplers},
         old.path,
         old.eagle,
+        old.srgan,
     )
     return Engine(family, device=str(old.device), dtype=engine.dtype, config=engine.config)
 

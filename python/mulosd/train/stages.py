@@ -16,6 +16,7 @@ from ..data.family import PhotoSplit
 from ..engine.conditioning import ClassConditioner, Conditioner, PhraseConditioner
 from ..engine.family import Family, add_eagle, new_folder
 from ..engine.models.eagle import EagleConfig, EagleDrafter
+from ..engine.models.srgan import SuperResolver, SuperResolverConfig
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
 from ..engine.models.transformer import Transformer, TransformerConfig
 from ..eval.classes import FILE as CLASSIFIER
@@ -29,11 +30,12 @@ from .eagle import EagleTask
 from .loop import Task, train
 from .reference import add_features
 from .sources import ImageSource
+from .srgan import SuperResolverTask
 from .tokenizer import TokenizerTask
 from .upsampler import ResamplerTask
 from .variants import checkpoint_name, resampler_configs, trained_resamplers, varied
 
-STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "reader", "classifier", "eagle")
+STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "srgan", "reader", "classifier", "eagle")
 
 
 def trained_tokenizer(config: FamilyConfig, run: Path) -> Tokenizer:
@@ -78,6 +80,18 @@ def trained_ar(config: FamilyConfig, run: Path) -> tuple[Conditioner, Transforme
         if stage == "ar" or (run / f"{stage}.pt").exists():
             load_averaged(nn.ModuleDict({**conditioner.weights, "ar": transformer}), run, stage)
     return conditioner, transformer
+
+
+def srgan_config(config: FamilyConfig) -> SuperResolverConfig:
+    """Sizes of the super-resolution network."""
+    return SuperResolverConfig(**config.section("srgan").get("model", {}))
+
+
+def trained_srgan(config: FamilyConfig, run: Path) -> SuperResolver:
+    """The super-resolution network of a run, with its averaged weights."""
+    network = SuperResolver(srgan_config(config))
+    load_averaged(network, run, "srgan")
+    return network
 
 
 def drafter_of(config: FamilyConfig, target: Transformer) -> EagleDrafter:
@@ -146,6 +160,8 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
     if stage == "upsampler":
         options = {k: v for k, v in section.items() if k not in ("pairs", "variants")}
         return ResamplerTask(resampler_configs(config), tokenizer, config.source(), **options)
+    if stage == "srgan":
+        return SuperResolverTask(srgan_config(config), tokenizer, config.source(), **section)
     conditioner = config.conditioner()
     options = config.section("ar")
     task = ARTask(
@@ -262,7 +278,8 @@ def export(config_path: Path, run: Path, output: Path, variants: Sequence[str] =
 
     A family of scenes also gets its sprite sheet and its reader, that of the family it started from if the run trained
     none; one of photos, once its reader of classes is trained, that reader and the features of held-out photos that
-    evaluations compare with; any family its feature drafter, once trained. The family still needs `mulosd calibrate`.
+    evaluations compare with; any family its feature drafter and its super-resolution network, once trained. The family
+    still needs `mulosd calibrate`.
 
     Args:
         config_path: the family's YAML file.
@@ -299,6 +316,7 @@ def export(config_path: Path, run: Path, output: Path, variants: Sequence[str] =
         [transformer],
         resamplers,
         eagle=trained_drafter(config, run, transformer) if (run / "eagle.pt").exists() else None,
+        srgan=trained_srgan(config, run) if (run / "srgan.pt").exists() else None,
     )
     with new_folder(output) as folder:
         family.write(folder)
