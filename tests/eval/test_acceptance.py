@@ -28,6 +28,7 @@ def test_drafts_are_accepted_as_decoding_accepts_them(engine: Engine) -> None:
     report = measure_acceptance(engine, PROMPTS, decoder, pictures=pictures(3), seed=5)
     rows = {row["source"]: row for row in report["rows"]}
     assert list(rows) == ["own", "real", "real up-sampled", "draft"]
+    assert {"device", "versions", "commit", "sampling"} <= report.keys() and report["seed"] == 5
     seeds = [5, 6, 7, 8]
     stats = engine.generate(PROMPTS, decoder=decoder, seed=seeds).stats
     rejection = np.mean([s.rejection for s in stats])
@@ -48,6 +49,11 @@ def test_the_limits_of_tau(engine: Engine) -> None:
     for tau, share_of in ((0.0, 1.0), (1.5, 0.0)):
         row = judged(engine, PROMPTS, tokens, MuloSD(2, tau, 0, 1), "draft", None)
         assert row["accepted"]["value"] == share_of
+    zipar = measure_acceptance(engine, PROMPTS, MuloSD(2, 0.02, 0, 1, draft_window=1), sources=["draft"])
+    windowed = engine.generate(PROMPTS, decoder=DraftOnly(2, draft_window=1), seed=[0, 1, 2, 3]).tokens
+    assert not torch.equal(windowed, engine.generate(PROMPTS, decoder=DraftOnly(2), seed=[0, 1, 2, 3]).tokens)
+    assert zipar["draft_window"] == 1
+    assert zipar["rows"][0]["nll"]["value"] == pytest.approx(float(engine.nll(PROMPTS, windowed).mean()), rel=1e-4)
     only = measure_acceptance(engine, PROMPTS[:1], MuloSD(4, 0.1, 0, 1, "pixel"))
     assert [row["source"] for row in only["rows"]] == ["own", "draft"] and only["drafter_grid"] == 2
     with pytest.raises(ValueError, match="prompt"):

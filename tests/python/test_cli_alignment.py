@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import Result
+
+from mulosd.data.scenes import is_held_out
 
 Run = Callable[..., Result]
 
@@ -27,3 +30,18 @@ def test_a_family_is_aligned_calibrated_and_measured(run: Run, family: Path, com
     report = json.loads(Path("found.json").read_text())
     assert [row["source"] for row in report["rows"]] == ["own", "draft"] and report["pool"] == 3
     assert "draft" in found.stdout and "rejected" in found.stdout
+
+
+def test_real_pictures_come_from_a_training_file(run: Run, family: Path) -> None:
+    names = [n for n in (f"red_apple-{i}.png" for i in range(400)) if is_held_out(n, 0.05)][:2]
+    for name in (*names, "unknown-1.png", "unknown-2.png"):
+        Image.new("RGB", (16, 16), (200, 30, 30)).save(name)
+    assert not is_held_out("unknown-1.png", 0.05)
+    Path("photo.yaml").write_text("family: x\ndata: {kind: folder, path: .}\n")
+    Path("prompts.txt").write_text("red apple\na pear on blue\n")
+    asked = ("bench", "acceptance", "--family", family, "--scale", 2, "--tau", 0.02, "--pool", 1, "--draft-window", 1)
+    found = run(*asked, "--prompts-file", "prompts.txt", "--config", "photo.yaml", "--json", "found.json")
+    assert found.exit_code == 0, found.output
+    report = json.loads(Path("found.json").read_text())
+    assert [row["source"] for row in report["rows"]] == ["own", "real", "real up-sampled", "draft"]
+    assert (report["pictures"], report["draft_window"]) == (2, 1)

@@ -134,10 +134,13 @@ def test_alignment(fails: Fails, family: Path) -> None:
     here = ("train", "align-upsampler", "--family", family, "--run", "r", "--output", "o")
     assert "--temperature" in fails(*here, "--temperature", 0)
     assert "--every" in fails(*here, "--every", -1)
+    assert "--config none.yaml" in fails(*here, "--config", "none.yaml")
+    assert "give one of them" in fails(*here, "--config", "none.yaml", "--images", ".")
     nothing = ("--own", 0, "--drafted", 0)
     assert "nothing to learn" in fails("train", "distill", "--family", family, "--run", "r", "--output", "o", *nothing)
     assert "--prompts" in fails("bench", "acceptance", "--family", family, "--prompts", 0)
     assert "--images none" in fails("bench", "acceptance", "--family", family, "--images", "none")
+    assert "--config none.yaml" in fails("bench", "acceptance", "--family", family, "--config", "none.yaml")
     assert "free text" in fails("bench", "acceptance", "--family", family)
 
 

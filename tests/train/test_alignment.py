@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mulosd.data.photos import Photos
 from mulosd.engine.conditioning import ClassConditioner
 from mulosd.engine.decoding import Eagle, MuloSD, Serial
 from mulosd.engine.engine import Engine
@@ -19,7 +20,7 @@ from mulosd.engine.sampling import SamplingParams, verify
 from mulosd.engine.upsampling import upsample
 from mulosd.train.align import AlignTask, entropy
 from mulosd.train.distill import DistillTask, with_own_drafter
-from mulosd.train.family_alignment import align_upsampler, distill_drafter
+from mulosd.train.family_alignment import align_upsampler, distill_drafter, pictures_of
 from mulosd.train.loop import Task
 from mulosd.train.own_samples import SamplePool, training_prompts
 
@@ -210,6 +211,25 @@ def test_an_aligned_family_differs_in_its_up_sampler_alone(folder: Path, tmp_pat
     with pytest.raises(ValueError, match="no scale 3"):
         align_upsampler(folder, tmp_path / "x", tmp_path / "run2", scale=3, steps=3, **options)
     assert not (tmp_path / "x").exists()
+
+
+def test_pictures_may_be_those_of_a_training_file(folder: Path, tmp_path: Path, config: Path, archive: Path) -> None:
+    family = Family.load(folder)
+    held_out = {Photos.load(archive).picture(i, 32).tobytes() for i in Photos.load(archive).split(True, 0.25)}
+    source = pictures_of(family, held_out=True, config=config)
+    assert source is not None
+    for i in range(20):
+        caption, (picture,) = source.captioned(np.random.default_rng(i), (32,))
+        assert picture.tobytes() in held_out and caption in ("big red", "green", "blue")
+    with pytest.raises(ValueError, match="one of them"):
+        pictures_of(family, tmp_path, config=config)
+    # Every 0 asks for real pictures.
+    options = {"prompts": PROMPTS, "batch": 2, "pool": 4, "steps": 2, "every": 0}
+    written = align_upsampler(folder, tmp_path / "new", tmp_path / "run", config=config, **options)
+    old, new = (Family.load(path).resampler(2, 4).state_dict() for path in (folder, written))
+    assert any(not torch.equal(old[k], new[k]) for k in old)
+    with pytest.raises(ValueError, match="every 0"):
+        align_upsampler(folder, tmp_path / "x", tmp_path / "run2", **options)
 
 
 @pytest.mark.parametrize("part", ["align", "distill"])

@@ -9,7 +9,7 @@ import typer
 
 from ..atomic import write_json
 from .console import count_bar, examples, stdout
-from .files import check_file
+from .files import check_file, check_pictures
 from .options import DeviceOption, Dtype, DtypeOption, FamilyOption, ScaleOption, SeedOption, Upsampler
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ EXAMPLES = examples(
     "mulosd bench acceptance --prompts 32",
     "mulosd bench acceptance --family families/aligned --tau 4e-5 --pool 1 --json after.json",
     "mulosd bench acceptance --family families/llamagen --images photos --tau 1e-3 --pool 10",
+    "mulosd bench acceptance --family photo --config configs/photo.yaml --upsampler latent",
 )
 
 
@@ -32,11 +33,18 @@ def acceptance(
         Path | None,
         typer.Option(help="Folder of captioned pictures for the rows of real ones.", show_default="scenes, if any"),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Training file (YAML) whose held-out pictures are the real ones.", show_default=False),
+    ] = None,
     scale: ScaleOption = None,
     tau: Annotated[float | None, typer.Option(help="Least probability.", show_default="calibrated")] = None,
     pool: Annotated[int | None, typer.Option(help="Codes pooled.", show_default="calibrated")] = None,
     upsampler: Annotated[
         Upsampler | None, typer.Option(help="How drafts are enlarged.", show_default="the family's")
+    ] = None,
+    draft_window: Annotated[
+        int | None, typer.Option(help="Draft with ZipAR and this window.", show_default="calibrated, else serially")
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -48,12 +56,14 @@ def acceptance(
     """Share of tokens that the target accepts: its own samples, real pictures, up-sampled ones, drafts.
 
     Says whether the up-sampler or the drafter loses what is rejected, before and after `mulosd train align-upsampler`
-    or `mulosd train distill`. Give both families the same --tau and --pool.
+    or `mulosd train distill`. Give both families the same --tau, --pool and --draft-window: the new one has no
+    calibration that they could come from.
     """
     if prompts < 1:
         raise ValueError(f"--prompts must be at least 1, got {prompts}")
-    if images is not None and not images.is_dir():
-        raise ValueError(f"--images {images}: there is no such folder")
+    if draft_window is not None and draft_window < 1:
+        raise ValueError(f"--draft-window must be at least 1 token, got {draft_window}; leave it out for serial")
+    check_pictures(images, config)
     if json_file is not None:
         check_file("--json", json_file)
 
@@ -69,9 +79,10 @@ def acceptance(
     asked = None if prompts_file is None else read_prompts(prompts_file)
     engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
     # The radius decides nothing here, but a decoder without one asks for a calibration.
-    decoder = MuloSD(scale, tau, 0, pool, None if upsampler is None else upsampler.value).resolve(engine.family)
+    method = None if upsampler is None else upsampler.value
+    decoder = MuloSD(scale, tau, 0, pool, method, draft_window=draft_window).resolve(engine.family)
     own = asked or default_prompts(engine, prompts, seed)
-    source = pictures_of(engine.family, images, held_out=True)
+    source = pictures_of(engine.family, images, held_out=True, config=config)
     ratio, target = decoder.scale or 1, engine.family.image_sizes[-1]
     sizes = (target // ratio, target)
     rngs = [np.random.default_rng([REAL_SEED, seed, i]) for i in range(len(own))]

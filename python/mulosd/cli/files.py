@@ -29,6 +29,16 @@ def check_parent(option: str, path: Path) -> None:
         raise ValueError(f"{option} {path}: the directory {parent} is not writable; choose another")
 
 
+def check_pictures(images: Path | None, config: Path | None) -> None:
+    """ValueError unless at most one of a folder of pictures and a training file is given, and it exists."""
+    if images is not None and config is not None:
+        raise ValueError("--images and --config both name pictures: give one of them")
+    if images is not None and not images.is_dir():
+        raise ValueError(f"--images {images}: there is no such folder")
+    if config is not None and not config.is_file():
+        raise ValueError(f"--config {config}: there is no such file; configs/photo.yaml is an example")
+
+
 def slug(prompt: str) -> str:
     """A prompt as a file name: "A red apple!" -> "a-red-apple"."""
     words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")

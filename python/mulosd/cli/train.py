@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .console import examples, stdout
-from .files import check_file, check_parent
+from .files import check_file, check_parent, check_pictures
 from .options import DeviceOption
 
 app = typer.Typer(
@@ -184,6 +184,8 @@ ScaleOption = Annotated[int | None, typer.Option(help="Ratio to train for.", sho
         "mulosd train align-upsampler --family emoji --run runs/align --output families/aligned",
         "mulosd train align-upsampler --family families/llamagen --images photos --run runs/l --output families/l "
         "--device cuda",
+        "mulosd train align-upsampler --family photo --config configs/photo.yaml --run runs/p --output families/p "
+        "--temperature 0.05 --confidence 2",
     ),
 )
 def align_upsampler(
@@ -192,6 +194,10 @@ def align_upsampler(
     output: OutputOption,
     scale: ScaleOption = None,
     images: ImagesOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Training file (YAML) whose pictures to train on, for --images.", show_default=False),
+    ] = None,
     prompts_file: PromptsOption = None,
     steps: Annotated[int, typer.Option(help="Steps of training.")] = 400,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-4,
@@ -211,7 +217,7 @@ def align_upsampler(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train a latent up-sampler on the drafter's own drafts, to give tokens that the target accepts."""
-    checked_alignment(output, images, steps, batch, pool, agreement=agreement, real=real, confidence=confidence)
+    checked_alignment(output, images, config, steps, batch, pool, agreement=agreement, real=real, confidence=confidence)
     if not 0 < temperature < math.inf:
         raise ValueError(f"--temperature must be above 0, got {temperature}")
     if every < 0:
@@ -226,6 +232,7 @@ def align_upsampler(
         run,
         scale=scale,
         images=images,
+        config=config,
         prompts=() if prompts_file is None else read_prompts(prompts_file),
         steps=steps,
         lr=lr,
@@ -270,7 +277,7 @@ def distill(
 
     A drafter that shares its network with the target gets a copy of its own; the target stays as it is.
     """
-    checked_alignment(output, images, steps, batch, pool, own=own, drafted=drafted, confidence=confidence)
+    checked_alignment(output, images, None, steps, batch, pool, own=own, drafted=drafted, confidence=confidence)
     if own == drafted == 0:
         raise ValueError("--own and --drafted are both 0: there is nothing to learn from")
 
@@ -297,7 +304,9 @@ def distill(
     stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
 
 
-def checked_alignment(output: Path, images: Path | None, steps: int, batch: int, pool: int, **weights: float) -> None:
+def checked_alignment(
+    output: Path, images: Path | None, config: Path | None, steps: int, batch: int, pool: int, **weights: float
+) -> None:
     """What both alignments ask of their options; ValueError before anything is loaded."""
     for option, count in (("--steps", steps), ("--batch", batch), ("--pool", pool)):
         if count < 1:
@@ -305,8 +314,7 @@ def checked_alignment(output: Path, images: Path | None, steps: int, batch: int,
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise ValueError(f"--{name} must be 0 or more, got {weight}")
-    if images is not None and not images.is_dir():
-        raise ValueError(f"--images {images}: there is no such folder")
+    check_pictures(images, config)
     check_parent("--output", output)
 
 

@@ -15,6 +15,7 @@ from ..engine.decoding import DraftOnly, MuloSD, Serial
 from ..engine.likelihood import teacher_forced
 from ..engine.sampling import verify
 from ..engine.upsampling import upsample
+from .samples import origin
 from .statistics import bootstrap_ratio, share_interval
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def measure_acceptance(
     Args:
         engine: a loaded engine.
         prompts: of drafts and own samples; prompt i has seed `seed` + i.
-        decoder: whose scale, up-sampler, pool and tau are meant.
+        decoder: whose scale, up-sampler, ZipAR window of drafting, pool and tau are meant.
         pictures: real ones, as (caption, [picture at the drafter's size, at the target's size]), uint8 [S, S, 3].
         seed: of the first prompt.
         batch_size: pictures drawn together.
@@ -53,9 +54,9 @@ def measure_acceptance(
         progress: called with (source, done, total).
 
     Returns:
-        {"tau", "pool", "scale", "upsampler", "prompts", "pictures", "rows"}; a row has its `source`, `accepted`,
-        `foreground` and `background` as {"value", "ci95", "tokens"}, and `nll` in nats a token as {"value", "ci95"}.
-        Background is the commonest code of a picture, foreground the rest.
+        {"tau", "pool", "scale", "upsampler", "draft_window", "prompts", "pictures", "rows"} and what `origin` tells; a
+        row has its `source`, `accepted`, `foreground` and `background` as {"value", "ci95", "tokens"}, and `nll` in
+        nats a token as {"value", "ci95"}. Background is the commonest code of a picture, foreground the rest.
 
     Raises:
         ValueError: no prompts, or settings that the family lacks.
@@ -89,13 +90,13 @@ def measure_acceptance(
         if asked and source in sources:
             rows.append({"source": source, **judged(engine, asked, make(), decoder, source, progress)})
     return {
-        "family": family.name,
+        **origin(engine, family.sampling, seed),
         "tau": decoder.tau,
         "pool": decoder.pool,
         "scale": decoder.scale,
         "drafter_grid": small,
         "upsampler": method,
-        "seed": seed,
+        "draft_window": decoder.draft_window,
         "prompts": len(prompts),
         "pictures": len(pictures),
         "rows": rows,

@@ -15,14 +15,34 @@ from ..data.scenes import Renderer
 from ..engine.family import Family, new_folder, save_part, store_resamplers, update_metadata
 from ..engine.models.upsampler import LatentResampler
 from .align import AlignTask
+from .config import FamilyConfig
 from .distill import DistillTask, with_own_drafter
 from .loop import LoopConfig, train
 from .own_samples import training_prompts
 from .sources import FolderSource, ImageSource, SceneSource
 
 
-def pictures_of(family: Family, images: Path | None = None, held_out: bool = False) -> ImageSource | None:
-    """Real captioned pictures for a family: a folder, or the scenes that it was trained on; None for neither."""
+def pictures_of(
+    family: Family, images: Path | None = None, held_out: bool = False, config: Path | None = None
+) -> ImageSource | None:
+    """Real captioned pictures for a family.
+
+    Args:
+        family: whose scenes are taken where neither of the following is given.
+        images: a folder of captioned pictures.
+        held_out: the split that training never saw, instead of the one that it did.
+        config: the training file (YAML) whose data they are.
+
+    Returns:
+        None where there are none.
+
+    Raises:
+        ValueError: both a folder and a training file, or no such pictures.
+    """
+    if images is not None and config is not None:
+        raise ValueError("--images and --config both name pictures: give one of them")
+    if config is not None:
+        return FamilyConfig.load(config).source(held_out)
     if images is not None:
         return FolderSource(images, held_out)
     if "scenes" not in family.metadata:
@@ -37,6 +57,7 @@ def align_upsampler(
     *,
     scale: int | None = None,
     images: Path | None = None,
+    config: Path | None = None,
     prompts: Sequence[str] = (),
     steps: int = 400,
     lr: float = 3e-4,
@@ -53,6 +74,7 @@ def align_upsampler(
         run: folder of the checkpoint and the log; a run that it holds is resumed.
         scale: None is the largest.
         images: captioned pictures that keep the up-sampler to what pictures look like; a family of scenes has its own.
+        config: the training file that names them, instead of `images`.
         prompts: what to draft for; empty takes classes, or the pictures' captions.
         steps, lr, device, save_every, seed: of training.
         options: of `AlignTask`.
@@ -62,7 +84,7 @@ def align_upsampler(
             exists already.
     """
     family = openable(folder, output)
-    source = pictures_of(family, images)
+    source = pictures_of(family, images, config=config)
     ratio = own_scale(family) if scale is None else scale
     task = AlignTask(family, ratio, training_prompts(family, source, prompts), source, seed=seed, **options)
     averaged = train(task, loop(steps, lr, device, save_every), run, seed=seed, name="align", device=device)
@@ -92,7 +114,7 @@ def distill_drafter(
 ) -> Path:
     """Train a family's drafter towards its target; see `DistillTask`. The drafter becomes a network of its own.
 
-    Arguments and errors are those of `align_upsampler`; `options` are those of `DistillTask`.
+    Arguments, but for `config`, and errors are those of `align_upsampler`; `options` are those of `DistillTask`.
     """
     before = openable(folder, output)
     ratio = own_scale(before) if scale is None else scale
