@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mulosd.eval.frontier import frontier, plot_frontier, series
+from mulosd.eval.frontier import frontier, plot_frontier, series, style
 from mulosd.eval.report import labels
 
 pytest.importorskip("matplotlib")
@@ -89,3 +89,7 @@ def test_the_picture_has_a_column_for_each_measure_that_there_is(tmp_path: Path)
     with pytest.raises(ValueError, match="no rows"):
         plot_frontier({**two, "rows": []}, tmp_path / "b.png")
     assert not (tmp_path / "b.png").exists()
+
+
+def test_series_look_different() -> None:
+    assert len({style(n) for n in range(40)}) == 40

@@ -104,6 +104,11 @@ def cost(row: dict[str, Any], by_time: bool) -> Point:
     return Point(seconds["median"], seconds["p20"], seconds["p80"])
 
 
+def style(n: int) -> tuple[str, str]:
+    """Colour and marker of the n-th series; every round of colours shifts the markers."""
+    return COLOURS[n % len(COLOURS)], MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
+
+
 def panel(axis: Any, groups: dict[str, list[dict[str, Any]]], measure: Measure, by_time: bool) -> None:
     """One measure against one cost."""
     costs: list[float] = []
@@ -114,7 +119,7 @@ def panel(axis: Any, groups: dict[str, list[dict[str, Any]]], measure: Measure, 
         if not known:
             continue
         x, y = [c.value for _, c, _ in known], [p.value for _, _, p in known]
-        colour, marker = COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]
+        colour, marker = style(n)
         axis.errorbar(
             x, y,
             xerr=[[c.value - c.low for _, c, _ in known], [c.high - c.value for _, c, _ in known]],
