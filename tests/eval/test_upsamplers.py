@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from typer.testing import CliRunner
 
 from mulosd.cli import app
@@ -22,6 +21,8 @@ from mulosd.engine.random_family import random_family
 from mulosd.eval.acceptance import Pictures
 from mulosd.eval.upsamplers import Candidate, bench_upsamplers, fidelity, fitted, untrained, upsampler_rows
 from mulosd.train.stages import export, run_stage
+
+from ..tiny_training import noise_pictures, tiny_training
 
 BASE = MuloSD(scale=4, radius=1, pool=2, window=2)
 PROMPTS = ["red apple", "blue pear", "apple", "pear"]
@@ -143,36 +144,14 @@ def test_super_resolution_is_left_out_where_it_cannot_be(monkeypatch: pytest.Mon
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(super_resolution, "find_spec", lambda name: None)
-    (tmp_path / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(60):
-        pixels = rng.integers(256, size=(16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{'ab'[i % 2]}-{i}.png")
     loop = {"steps": 2, "warmup": 1, "decay": 1, "precision": "fp32", "threads": 1}
-    model = {"dim": 32, "n_layers": 1, "n_heads": 1, "ffn_dim": 32, "head_dim": 32, "global_cond": True}
-    values = {
-        "family": "tiny",
-        "data": {"kind": "folder", "path": "pictures"},
-        "tokenizer": {
-            "model": {"codebook_size": 12, "code_dim": 4, "channels": [8], "decoder_blocks": 1},
-            "batch": {16: 2},
-            "loop": loop,
-        },
-        "ar": {
-            "grids": [4, 8],
-            "model": model,
-            "classes": {"dim": 8},
-            "phases": [{"until": 9, "shares": {4: 0.5, 8: 0.5}, "batch": {4: 2, 8: 2}}],
-            "loop": loop,
-        },
-        "upsampler": {
-            "pairs": [[4, 8]],
-            "model": {"channels": 8, "blocks": 1},
-            "batch": 2,
-            "loop": loop,
-            "variants": {"token": {"pixel": 0.0}, "pixel": {"cross_entropy": 0.0}},
-        },
+    upsampler = {
+        "pairs": [[4, 8]],
+        "model": {"channels": 8, "blocks": 1},
+        "batch": 2,
+        "variants": {"token": {"pixel": 0.0}, "pixel": {"cross_entropy": 0.0}},
     }
+    values = tiny_training(noise_pictures(tmp_path / "pictures", 60), loop, upsampler=upsampler)
     config, run = tmp_path / "tiny.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(values, sort_keys=False))
     for stage in ("tokenizer", "ar", "upsampler"):

@@ -22,8 +22,12 @@ from mulosd.engine.models.srgan import SuperResolver, SuperResolverConfig
 from mulosd.engine.models.tokenizer import Tokenizer, TokenizerConfig
 from mulosd.engine.random_family import random_family
 from mulosd.engine.upsampling import upsample
+from mulosd.eval.upsamplers import fitted
+from mulosd.train.distill import with_own_drafter
 from mulosd.train.loop import LoopConfig, train
 from mulosd.train.srgan import SuperResolverTask
+
+from ..tiny_training import noise_pictures, tiny_training
 
 CPU = torch.device("cpu")
 
@@ -90,7 +94,7 @@ def test_pairs_are_the_same_window_of_the_same_picture() -> None:
     # Every pixel of the small picture is two by two of the large one, so repeated it is the large one itself.
     repeated = F.interpolate(small, scale_factor=2, mode="nearest")
     cubic = F.interpolate(small, scale_factor=2, mode="bicubic", align_corners=False)
-    assert float(loss) == pytest.approx(float((cubic - repeated).abs().mean()), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float((cubic - repeated).abs().mean()), rel=1e-5)
     assert "psnr32" in figures and "judged" not in figures
     rows = small[:, 0].diff(dim=1)
     columns = small[:, 1].diff(dim=2)
@@ -182,6 +186,11 @@ def test_it_is_saved_with_the_family(family: Family, tmp_path: Path) -> None:
     assert again.parameters()["srgan"] == sum(p.numel() for p in family.super_resolver.parameters())
 
 
+def test_families_made_of_a_family_keep_it(family: Family) -> None:
+    assert with_own_drafter(family, 4).srgan is family.srgan
+    assert fitted(Engine(family), {(4, 8): family.resamplers[4, 8]}).family.srgan is family.srgan
+
+
 def test_a_family_without_one_says_so_before_any_work() -> None:
     engine = Engine(random_family())
     for decoder in (DraftOnly(2, "srgan"), MuloSD(2, 0.1, 1, 1, "srgan")):
@@ -190,30 +199,13 @@ def test_a_family_without_one_says_so_before_any_work() -> None:
 
 
 def test_the_stage_trains_and_is_exported(tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(folder / f"{'ab'[i % 2]}-{i}.png")
     loop = {"steps": 2, "lr": 1e-3, "warmup": 1, "decay": 1, "ema": 0.5, "precision": "fp32", "threads": 1}
-    values = {
-        "family": "tiny",
-        "data": {"kind": "folder", "path": str(folder)},
-        "tokenizer": {
-            "model": {"codebook_size": 12, "code_dim": 4, "channels": [8], "decoder_blocks": 1},
-            "batch": {16: 2},
-            "loop": loop,
-        },
-        "ar": {
-            "grids": [4, 8],
-            "model": {"dim": 32, "n_layers": 1, "n_heads": 1, "ffn_dim": 32, "head_dim": 32, "global_cond": True},
-            "classes": {"dim": 8},
-            "phases": [{"until": 9, "shares": {4: 0.5, 8: 0.5}, "batch": {4: 2, 8: 2}}],
-            "loop": loop,
-        },
-        "upsampler": {"pairs": [[4, 8]], "model": {"channels": 8, "blocks": 1}, "batch": 2, "pool": 6, "loop": loop},
-        "srgan": {"model": {"channels": 4, "blocks": 1}, "sizes": {16: 1.0}, "batch": 2, "pool": 4, "loop": loop},
-    }
+    values = tiny_training(
+        noise_pictures(tmp_path / "pictures", 12),
+        loop,
+        upsampler={"pairs": [[4, 8]], "model": {"channels": 8, "blocks": 1}, "batch": 2, "pool": 6},
+        srgan={"model": {"channels": 4, "blocks": 1}, "sizes": {16: 1.0}, "batch": 2, "pool": 4},
+    )
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(values, sort_keys=False))
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -23,16 +22,15 @@ from mulosd.train.stages import export, run_stage
 from mulosd.train.upsampler import ResamplerTask
 from mulosd.train.variants import trained_variants, variant_names, varied
 
+from ..tiny_training import noise_pictures, tiny_training
+
 CPU = torch.device("cpu")
 LOOP = {"steps": 3, "lr": 1e-3, "warmup": 1, "decay": 1, "ema": 0.5, "log_every": 1, "precision": "fp32", "threads": 1}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(folder / f"{'ab'[i % 2]}-{i}.png")
+    folder = noise_pictures(tmp_path_factory.mktemp("pictures"), 12)
     variants = {
         "still": {"pairs": [[4, 8]], "loop": {"lr": 0.0}},
         "gan": {
@@ -44,31 +42,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "crop": 4,
         },
     }
-    values = {
-        "family": "tiny",
-        "data": {"kind": "folder", "path": str(folder)},
-        "tokenizer": {
-            "model": {"codebook_size": 12, "code_dim": 4, "channels": [8], "decoder_blocks": 1},
-            "batch": {16: 2},
-            "loop": LOOP,
-        },
-        "ar": {
-            "grids": [4, 8],
-            "model": {"dim": 32, "n_layers": 1, "n_heads": 1, "ffn_dim": 32, "head_dim": 32, "global_cond": True},
-            "classes": {"dim": 8},
-            "phases": [{"until": 9, "shares": {4: 0.5, 8: 0.5}, "batch": {4: 2, 8: 2}}],
-            "loop": LOOP,
-        },
-        "upsampler": {
-            "pairs": [[4, 8], [8, 4]],
-            "model": {"channels": 8, "blocks": 1},
-            "batch": 2,
-            "pool": 6,
-            "temperature": 0.02,
-            "loop": LOOP,
-            "variants": variants,
-        },
+    upsampler = {
+        "pairs": [[4, 8], [8, 4]],
+        "model": {"channels": 8, "blocks": 1},
+        "batch": 2,
+        "pool": 6,
+        "temperature": 0.02,
+        "variants": variants,
     }
+    values = tiny_training(folder, LOOP, upsampler=upsampler)
     path = folder.parent / f"{folder.name}.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
