@@ -278,10 +278,11 @@ class Family:
             **({} if self.srgan is None else {"srgan": self.srgan.config.to_dict()}),
         }
 
-    def write(self, folder: Path) -> None:
-        """Write family.json and the weights into an existing folder, in float16 but for the tokenizer's encoder."""
+    def write(self, folder: Path, *, half_encoder: bool = False) -> None:
+        """Write family.json and the weights into an existing folder, in float16 but for the tokenizer's codebook and,
+        without `half_encoder`, its encoder."""
         for name, module in self._parts().items():
-            save_part(name, module, folder)
+            save_part(name, module, folder, half_encoder=half_encoder)
         (folder / "family.json").write_text(json.dumps(self.describe(), indent=1) + "\n")
 
     def _models(self) -> dict[str, ARModel]:
@@ -394,12 +395,13 @@ def write_weights(folder: Path, name: str, state: dict[str, Tensor], metadata: d
     path.chmod(0o644)  # safetensors writes for the owner alone
 
 
-def save_part(name: str, module: nn.Module, folder: Path) -> None:
+def save_part(name: str, module: nn.Module, folder: Path, *, half_encoder: bool = False) -> None:
     """Write the weights of one part of a family, in float16 but for what may not be rounded."""
     state = module.state_dict()
     # What decides which token a picture gets is not rounded: near codes differ by less than float16 can tell,
     # and an encoder that differs from the one the AR model was trained with speaks another language.
-    kept = {k for k in state if name == "tokenizer" and k.startswith(("encoder.", "codebook", "quant"))}
+    exact = ("codebook", "quant") if half_encoder else ("encoder.", "codebook", "quant")
+    kept = {k for k in state if name == "tokenizer" and k.startswith(exact)}
     kept |= {k for k in state if k.endswith("counts")}
     write_weights(
         folder, name, {k: v if k in kept or not v.is_floating_point() else v.half() for k, v in state.items()}

@@ -53,6 +53,12 @@ def load_golden(name: str) -> Golden:
     state = {k: golden_tensor(k, tuple(s), described["seed"]) for k, s in described["shapes"].items()}
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = {k: torch.from_numpy(file[k]) for k in file.files}
+    if "features" in described:
+        # Inputs come from a seed as weights do; only what the reference made of them is stored.
+        shape, scale = described["features"]["shape"], described["features"]["scale"]
+        features = scale * torch.randn(shape, generator=torch.Generator().manual_seed(described["seed"] + 2))
+        mask = arrays.get("prefix_mask")
+        arrays["cond_features"] = features if mask is None else features * mask[..., None]
     return Golden(name, state, described.get("args", {}), arrays)
 
 

@@ -402,6 +402,14 @@ def export(
             show_default="those of train upsampler",
         ),
     ] = None,
+    half_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--half-encoder",
+            help="Round the tokenizer's encoder to float16, as all but the codebook is. Where codes are near each "
+            "other, pictures then get other tokens.",
+        ),
+    ] = False,
 ) -> None:
     """Write the averaged weights of a run as a family that `--family DIR` takes."""
     if not run.is_dir():
@@ -412,7 +420,7 @@ def export(
 
     from ..train.stages import export as write
 
-    written = write(config, run, output, variant or ())
+    written = write(config, run, output, variant or (), half_encoder=half_encoder)
     stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
 
 

@@ -273,7 +273,9 @@ def run_stage(
     return train(task, loop, run, seed=config.seed, name=name, device=device)
 
 
-def export(config_path: Path, run: Path, output: Path, variants: Sequence[str] = ()) -> Path:
+def export(
+    config_path: Path, run: Path, output: Path, variants: Sequence[str] = (), *, half_encoder: bool = False
+) -> Path:
     """Assemble the trained stages of a run into a family folder, which appears whole or not at all.
 
     A family of scenes also gets its sprite sheet and its reader, that of the family it started from if the run trained
@@ -287,6 +289,7 @@ def export(config_path: Path, run: Path, output: Path, variants: Sequence[str] =
         output: the new folder.
         variants: of the latent resamplers, the later before the earlier; those between grids that they leave out are
             the run's own.
+        half_encoder: round the tokenizer's encoder to float16 too.
 
     Raises:
         ValueError: a stage or a variant is missing from the run, or `output` exists already.
@@ -319,7 +322,7 @@ def export(config_path: Path, run: Path, output: Path, variants: Sequence[str] =
         srgan=trained_srgan(config, run) if (run / "srgan.pt").exists() else None,
     )
     with new_folder(output) as folder:
-        family.write(folder)
+        family.write(folder, half_encoder=half_encoder)
         if (run / CLASSIFIER).exists():
             shutil.copyfile(run / CLASSIFIER, folder / CLASSIFIER)
             if photos:
