@@ -89,6 +89,26 @@ ScaleOption = Annotated[
     typer.Option(help="Ratio of target to draft side, 2 or 4 \\[default: the family's].", show_default=False),
 ]
 
+DecoderOption = Annotated[
+    str,
+    typer.Option("--decoder", metavar="NAME[:KEY=VALUE…]", help="Decoder and settings, such as mulo:scale=4:tau=0.02."),
+]
+DecodersOption = Annotated[
+    list[str],
+    typer.Option(
+        "--decoder",
+        metavar="NAME[:KEY=VALUE…]",
+        help="Decoder and settings, such as mulo:scale=4:tau=none; several: repeat it, or separate by commas.",
+    ),
+]
+
+
+def read_decoders(texts: list[str]) -> list[Decoder]:
+    """The decoders that `--decoder` names, repeated or separated by commas; ValueError says what there is."""
+    from ..engine.decoding import parse
+
+    return [parse(text) for part in texts for text in part.split(",") if text.strip()]
+
 
 def make_decoder(name: DecoderName, options: dict[str, Any]) -> Decoder:
     """A decoder from the options that were given (None: not given); ValueError for one that it does not have."""
