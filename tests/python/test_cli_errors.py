@@ -161,9 +161,7 @@ def test_traceback_on_request(run: Callable[..., Result], family: Path) -> None:
 
 
 def subprocess_error(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mulosd", *arguments], capture_output=True, text=True, env=os.environ, timeout=300
-    )
+    return subprocess.run([sys.executable, "-m", "mulosd", *arguments], capture_output=True, text=True, env=os.environ)
 
 
 def test_process_exit_code(tmp_path: Path) -> None:
