@@ -9,7 +9,7 @@ import pytest
 
 from mulosd.eval.classes import ClassReader
 from mulosd.eval.reader import Reader
-from mulosd.eval.statistics import wilson
+from mulosd.measure.statistics import wilson
 
 NAMES = ["rose, roses", "cat", "yin yang"]
 

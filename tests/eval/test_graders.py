@@ -16,7 +16,7 @@ from mulosd.eval.accuracy import Score, summarise
 from mulosd.eval.graders import GRADERS, ClassGrader, SceneGrader, grader_of
 from mulosd.eval.pictures import PictureSet
 from mulosd.eval.samples import Sample, difference
-from mulosd.eval.statistics import BLOCK, bootstrap, bootstrap_ratio
+from mulosd.measure.statistics import BLOCK, bootstrap, bootstrap_ratio
 
 
 def right(found: int) -> Score:

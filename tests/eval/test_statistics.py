@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mulosd.eval.statistics import bootstrap_ratio, share_interval, spread, wilson
+from mulosd.measure.statistics import bootstrap_ratio, share_interval, spread, wilson
 
 
 def test_wilson_gives_published_values() -> None:

@@ -113,7 +113,7 @@ def bench_synthetic(
     from ..engine.engine import Engine
     from ..engine.sampling import SamplingParams
     from ..engine.scheduler import SchedulerConfig
-    from ..eval.machine import commit, device_name, versions
+    from ..measure.machine import commit, device_name, versions
     from .planted import Planted
 
     side = grid or (ARCHITECTURES[arch].grid if arch in ARCHITECTURES else 0)
@@ -163,7 +163,7 @@ def bench_synthetic(
 
 def describe(contestants: Sequence[Contestant], bandwidth: float) -> list[dict[str, Any]]:
     """A row each, compared with the first of their kind."""
-    from ..eval.statistics import spread
+    from ..measure.statistics import spread
 
     medians = {one.decoder: spread(one.seconds)["median"] for one in reversed(contestants)}
     rows = []

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..engine.decoding.base import Decoder
 from ..engine.decoding.spec import spell
-from ..eval.machine import commit, device_name, versions
-from ..eval.statistics import spread
+from ..measure.machine import commit, device_name, versions
+from ..measure.statistics import spread
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine

@@ -16,7 +16,7 @@ from ..engine.likelihood import teacher_forced
 from ..engine.sampling import verify
 from ..engine.upsampling import upsample
 from .samples import origin
-from .statistics import bootstrap_ratio, share_interval
+from ..measure.statistics import bootstrap_ratio, share_interval
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine

@@ -12,7 +12,7 @@ import numpy as np
 from ..data.scenes import COUNTS, RELATIONS, SceneConfig
 from ..engine.models.text import Vocabulary
 from .reader import Reading
-from .statistics import share_interval, wilson
+from ..measure.statistics import share_interval, wilson
 
 
 @dataclass(frozen=True)

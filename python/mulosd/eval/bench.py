@@ -18,7 +18,7 @@ from .journal import Journal
 from .judge import Judge
 from .kid import MIN_SET
 from .samples import Job, Progress, Sample, difference, likelihoods, mean_by_key, mean_or_none, origin, run_jobs
-from .statistics import bootstrap_ratio, spread
+from ..measure.statistics import bootstrap_ratio, spread
 from .sweeps import DECODERS, plan_rows
 
 if TYPE_CHECKING:

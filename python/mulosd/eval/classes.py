@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..atomic import atomic
 from ..engine.conditioning import ClassConditioner
-from .statistics import wilson
+from ..measure.statistics import wilson
 
 FILE = "classifier.safetensors"
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .statistics import Estimate, bootstrap_ratio, random_half
+from ..measure.statistics import Estimate, bootstrap_ratio, random_half
 
 
 def mean_distance(units: NDArray[np.float64]) -> float:

@@ -38,7 +38,7 @@ from .samples import (
     run_jobs,
 )
 from .seams import seam_energy
-from .statistics import Estimate, bootstrap_ratio, spread
+from ..measure.statistics import Estimate, bootstrap_ratio, spread
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kid import MIN_SET
-from .statistics import Estimate, random_half
+from ..measure.statistics import Estimate, random_half
 
 Gaussian = tuple[NDArray[np.float64], NDArray[np.float64]]
 

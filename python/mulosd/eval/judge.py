@@ -16,7 +16,7 @@ from .graders import Grader, grader_of
 from .kid import MIN_SET, Lite0Features, kid, kid_estimate
 from .pictures import PictureSet, reconstruct
 from .references import Reference, builtin_reference
-from .statistics import Estimate
+from ..measure.statistics import Estimate
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from .statistics import Estimate, random_half
+from ..measure.statistics import Estimate, random_half
 
 SCALE = 1000.0
 INPUT_PX = 224

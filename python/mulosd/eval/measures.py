@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .statistics import Z95
+from ..measure.statistics import Z95
 
 
 class Point(NamedTuple):

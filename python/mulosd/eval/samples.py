@@ -15,9 +15,9 @@ from ..engine.decoding.base import Decoder
 from ..engine.stats import GenerationStats
 from .accuracy import Score
 from .journal import Journal
-from .machine import commit, device_name, versions
+from ..measure.machine import commit, device_name, versions
 from .reader import as_array
-from .statistics import bootstrap_ratio
+from ..measure.statistics import bootstrap_ratio
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .statistics import bootstrap
+from ..measure.statistics import bootstrap
 
 # Columns of `edge_sums`.
 BORDER, BORDER_NEAR, BORDERS, BESIDE, BESIDE_NEAR, BESIDES = range(6)

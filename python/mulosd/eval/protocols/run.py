@@ -15,7 +15,7 @@ from ..evaluate import Column, columns
 from ..folder import open_folder
 from ..journal import Journal
 from ..samples import mean_by_key, mean_or_none, origin
-from ..statistics import bootstrap_ratio
+from ...measure.statistics import bootstrap_ratio
 from .base import Item, Protocol
 
 if TYPE_CHECKING:

@@ -1,15 +1,58 @@
-"""What a measurement ran on: device, versions, commit."""
+"""What a measurement ran on: device, versions, commit, date."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from .._version import __version__
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What makes figures comparable.
+
+    Attributes:
+        device: in words: the GPU's name, or the processor's with its threads.
+        versions: of what computes, by package.
+        commit: of the checkout, None for an installed package.
+        date: when, ISO 8601, UTC; None where a report does not say.
+        threads: of torch on the CPU; None where a report does not say.
+    """
+
+    device: str
+    versions: dict[str, str]
+    commit: str | None = None
+    date: str | None = None
+    threads: int | None = None
+
+    @classmethod
+    def here(cls, device: torch.device | str) -> Machine:
+        """This machine, now."""
+        return cls(device_name(torch.device(device)), versions(), commit(), now(), torch.get_num_threads())
+
+    @classmethod
+    def of(cls, report: dict[str, Any]) -> Machine:
+        """The machine that a report (or a row of its own) was made on."""
+        return cls(
+            report.get("device", ""),
+            report.get("versions") or {},
+            report.get("commit"),
+            report.get("date"),
+            report.get("threads"),
+        )
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def device_name(device: torch.device) -> str:
@@ -27,12 +70,16 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
-    return {
+    found = {
         "mulosd": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+    try:
+        return {**found, "triton": version("triton")}
+    except PackageNotFoundError:
+        return found
 
 
 def commit() -> str | None:
