@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from mulosd.eval import judge, kid
+from mulosd.measure import judge
+from mulosd.measure.metrics import kid
 from mulosd.train import classifier, reference
 
 COLOURS = {"Big_Red": (200, 30, 30), "green": (30, 180, 40), "flower_green": (20, 200, 60), "blue": (40, 50, 210)}

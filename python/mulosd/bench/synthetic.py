@@ -274,7 +274,8 @@ def synthetic_table(report: dict[str, Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    from ..eval.report import labels
+    from ..measure.rows import rows_of
+    from ..measure.table import labels
 
     arch, bandwidth = report["arch"], report["bandwidth"]
     table = Table(
@@ -288,7 +289,7 @@ def synthetic_table(report: dict[str, Any]) -> Any:
     table.add_column("decoder", no_wrap=True)
     for heading in ("s/image", "p20-p80", "fwd", "ms/fwd", "× serial", "× eager", "res", "floor"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in zip(labels(report["rows"]), report["rows"], strict=True):
+    for name, row in zip(labels(rows_of(report)), report["rows"], strict=True):
         seconds, speedup = row["seconds_per_image"], row["speedup"]
         table.add_row(
             f"{name} loop" if name in BASELINES else name,

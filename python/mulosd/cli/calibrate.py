@@ -75,7 +75,7 @@ def calibrate(
 
     from .. import Engine
     from ..engine.calibrate import calibrate as run
-    from ..eval.prompts import default_prompts, read_prompts
+    from ..measure.prompts import default_prompts, read_prompts
     from .features import read_features
 
     own = None if prompts_file is None else read_prompts(prompts_file)

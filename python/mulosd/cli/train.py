@@ -223,7 +223,7 @@ def align_upsampler(
     if every < 0:
         raise ValueError(f"--every must be 0 or more, got {every}")
 
-    from ..eval.prompts import read_prompts
+    from ..measure.prompts import read_prompts
     from ..train.family_alignment import align_upsampler as train
 
     written = train(
@@ -281,7 +281,7 @@ def distill(
     if own == drafted == 0:
         raise ValueError("--own and --drafted are both 0: there is nothing to learn from")
 
-    from ..eval.prompts import read_prompts
+    from ..measure.prompts import read_prompts
     from ..train.family_alignment import distill_drafter as train
 
     written = train(
@@ -372,7 +372,7 @@ def reference(
         check_file("--output", output)
 
     from ..engine.family import Family
-    from ..eval.kept_features import FILE
+    from ..measure.kept_features import FILE
     from ..train.config import FamilyConfig
     from ..train.reference import keep_features
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,7 +94,7 @@ def bootstrap(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of whole sets of pictures, and the same figure of random halves of them.
+    """A figure of whole sets of images, and the same figure of random halves of them.
 
     By the delete-half jackknife (Shao and Wu 1989) the spread of the halves estimates the error of the figure itself,
     not that of a half. Two estimates whose halves hold the same prompts give the error of their difference.
@@ -110,12 +111,16 @@ class Estimate:
     def ci95(self) -> list[float]:
         return [self.value - Z95 * self.std, self.value + Z95 * self.std]
 
+    def plain(self) -> dict[str, Any]:
+        """As a row states it."""
+        return {"value": self.value, "std": self.std, "ci95": self.ci95}
+
     def __sub__(self, other: Estimate) -> Estimate:
         return Estimate(self.value - other.value, self.halves - other.halves)
 
 
 def random_half(rng: np.random.Generator, n: int, group: int = 1) -> NDArray[np.int64]:
-    """Indices of a random half of n things, taken in groups of `group` neighbours: the pictures of a prompt."""
+    """Indices of a random half of n things, taken in groups of `group` neighbours: the images of a prompt."""
     chosen = rng.permutation(n // group)[: n // group // 2]
     return (chosen[:, None] * group + np.arange(group)).ravel()
 
