@@ -129,7 +129,7 @@ def test_the_reference_is_the_first_of_those_kept(family: Path) -> None:
     assert some.rebuilt is not None and some.note is None and some.prompts == list(kept.classes[:5])
     for found, whole in ((some.real, kept.real), (some.other, kept.other), (some.rebuilt, kept.rebuilt)):
         assert found.images is None and np.array_equal(found.features, whole[:5])
-    assert len(all_of_them.real) == 20 and all_of_them.note is not None and "256 real pictures" in all_of_them.note
+    assert len(all_of_them.real) == 20 and all_of_them.note is not None and "256 real images" in all_of_them.note
     with pytest.raises(ValueError, match="only features are kept"):
         _ = some.real.shown
 
@@ -155,7 +155,7 @@ def test_reports_have_every_measure_without_a_photo(family: Path, tmp_path: Path
     assert not [note for note in report["notes"] if "null" in note]
 
     bench = bench_decode(engine, prompts, ["serial"], real_scenes=64)
-    assert bench["real_scenes"] == 20 and "64 real pictures were asked for" in " ".join(bench["notes"])
+    assert bench["real_scenes"] == 20 and "64 real images were asked for" in " ".join(bench["notes"])
     assert bench["kid_real"]["value"] == pytest.approx(kid(kept.real, kept.other)["value"])
     assert (
         bench["reader"]["accuracy_real"] == 1 and bench["reconstruction"]["kid"]["value"] > bench["kid_real"]["value"]

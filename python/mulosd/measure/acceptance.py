@@ -139,16 +139,16 @@ def share(stands: NDArray[np.bool_], among: NDArray[np.bool_]) -> dict[str, Any]
     return {"value": float(found.sum() / asked.sum()), "ci95": [low, high], "tokens": int(asked.sum())}
 
 
-def rejected(heading: str, key: str | None = None, digits: int = 2) -> Column:
-    """A column of the share of tokens that are not accepted, in per cent with its interval."""
+def rejected(heading: str, key: str, digits: int = 2, interval: bool = True) -> Column:
+    """A column of the share of tokens that are not accepted, in per cent."""
 
     def cell(row: Row) -> str | None:
-        found = row.figure(key or heading)
+        found = row.figure(key)
         if found is None:
             return None
         # What is least accepted is most rejected.
         value, low, high = (f"{100 * (1 - x):.{digits}f}" for x in (found.value, found.high, found.low))
-        return f"{value} ({low}-{high})" if low != high else value
+        return f"{value} ({low}-{high})" if interval else value
 
     return Column(heading, cell)
 
@@ -161,8 +161,8 @@ def acceptance_table(report: dict[str, Any]) -> Table:
         [
             named([row.what["source"] for row in rows], rows, "source"),
             rejected("rejected", "accepted"),
-            rejected("foreground"),
-            rejected("background"),
+            rejected("foreground", "foreground", interval=False),
+            rejected("background", "background", interval=False),
             figure("NLL", "nll", "{value:.3f} ({low:.3f}-{high:.3f})"),
         ],
         f"{report['family']}: tau {report['tau']:.3g}, pool {report['pool']}, scale {report['scale']}, "

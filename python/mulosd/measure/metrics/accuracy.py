@@ -145,7 +145,7 @@ def summarise(scores: Sequence[Score], group: int = 1) -> dict[str, Any]:
         ValueError: there are no scores.
     """
     if not scores:
-        raise ValueError("there are no pictures to score")
+        raise ValueError("there are no images to score")
     figures = np.asarray([(s.asked, s.found, s.scene, 1) for s in scores], np.float64)
     asked, found, right, pictures = figures.reshape(-1, group, 4).sum(axis=1).T
     any_asked = asked.sum() > 0
