@@ -143,7 +143,8 @@ COSTS = (
 def seconds(row: Row) -> Figure:
     """Mean seconds an image with its 95 % interval."""
     found = row.values["seconds_per_image"]
-    return Figure(found["mean"], *found["ci95"], unit="s")
+    low, high = found["ci95"]
+    return Figure(found["mean"], low, high, "s")
 
 
 def known(rows: Sequence[Row]) -> list[Measure]:

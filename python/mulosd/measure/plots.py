@@ -173,9 +173,9 @@ def annotate(axis: Any, colour: str, rows: list[Row], x: list[float], y: list[fl
             clumps.append([i])
     for clump in clumps:
         knob = KNOBS.get(rows[clump[0]].what["decoder"])
-        values = [] if knob is None else [rows[i].settings.get(knob.setting) for i in clump]
-        if knob is None or None in values:
+        if knob is None or any(rows[i].settings.get(knob.setting) is None for i in clump):
             continue
+        values = [rows[i].settings[knob.setting] for i in clump]
         ends = dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values)))
         axis.annotate(
             f"{knob.setting} {' to '.join(ends)}", (x[clump[-1]], y[clump[-1]]),
