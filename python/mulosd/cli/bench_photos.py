@@ -37,16 +37,17 @@ def photos(
 
     Features of the archive are taken from the run, or made there first (minutes on a CPU).
     """
-    check_options(images, {"--json": json_file})
     if images < 4:
         raise ValueError(f"--images must be at least 4, got {images}")
+    check_options(images, {"--json": json_file})
 
     from .. import Engine
     from ..engine.decoding.spec import parse
     from ..measure.images import as_array
-    from ..measure.photos import CHUNK, PhotoJudge, in_words
+    from ..measure.photos import PhotoJudge, in_words
     from ..measure.readers.classes import FILE, ClassReader
     from ..measure.readers.lite0 import Lite0Features
+    from ..measure.sheets import drawn
     from ..train.classifier import FEATURES, photo_features
     from ..train.config import FamilyConfig
 
@@ -68,13 +69,9 @@ def photos(
     )
     chosen = judge.drawn(images, seed)
     classes = archive.classes[chosen]
-    made = []
+    asked = [(str(c), seed + i) for i, c in enumerate(classes)]
     with count_bar() as bar:
-        for start in range(0, images, CHUNK):
-            part = classes[start : start + CHUNK]
-            seeds = [seed + start + i for i in range(len(part))]
-            made += engine.generate([str(c) for c in part], decoder=how, seed=seeds).images
-            bar("generating", len(made), images)
+        made = drawn(engine, asked, how, lambda done, total: bar("generating", done, total))
     report = {
         "family": engine.family.name,
         "decoder": decoder,
@@ -112,12 +109,7 @@ def sheet(
     asked = read_prompts(prompts_file) if prompts_file is not None else shown_prompts(engine, prompts, seed)
     with count_bar() as bar:
         draw(
-            engine,
-            asked,
-            output,
-            each=each,
-            decoder=how,
-            seed=seed,
+            engine, asked, output, each=each, decoder=how, seed=seed,
             progress=lambda done, total: bar("generating", done, total),
-        )
+        )  # fmt: skip
     stdout.print(f"{output}: {len(asked)} prompts, {each} of each", soft_wrap=True, highlight=False)

@@ -76,3 +76,9 @@ def reconstruct(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Images uint8 [N, S, S, 3] through the family's tokenizer: the best that its tokens can show."""
     tokens = encode(engine.family, images)
     return np.concatenate([as_array(engine.to_images(part)) for part in tokens.split(CHUNK)])
+
+
+def psnr(made: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB, the mean over images uint8 [N, S, S, 3]."""
+    error = ((made.astype(np.float64) - wanted) ** 2).mean(axis=(1, 2, 3)) / 255**2
+    return float((-10 * np.log10(np.maximum(error, 1e-10))).mean())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.photos import Photos
-from .images import reconstruct
+from .images import psnr, reconstruct
 from .metrics.kid import kid
 from .metrics.neighbours import directions, memorisation, pixels
 from .readers.classes import ClassReader
@@ -90,12 +90,11 @@ class PhotoJudge:
         """{"kid", "psnr"} of held-out photos through the family's tokenizer, the best that its tokens can show."""
         images = self.real(numbers)
         out = reconstruct(engine, images)
-        error = ((out.astype(np.float64) - images) ** 2).mean(axis=(1, 2, 3)) / 255**2
         others = np.setdiff1d(self.held_out, numbers)
         return {
             # Against other photos than those that were rebuilt: paired sets would look nearer than they are.
             "kid": kid(self.features[others], self.network(out)) if len(others) >= CHUNK else None,
-            "psnr": float((-10 * np.log10(np.maximum(error, 1e-10))).mean()),
+            "psnr": psnr(out, images),
         }
 
 

@@ -13,9 +13,15 @@ from ..engine.conditioning import ClassConditioner
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
+    from ..engine.family import Family
 
 # Draws after which a scarce held-out split is taken to be exhausted.
 PATIENCE = 10_000
+
+
+def made_of(family: Family) -> str | None:
+    """What a family was trained on, "photos" or "scenes" of its own data; None for other images."""
+    return next((kind for kind in ("photos", "scenes") if kind in family.metadata), None)
 
 
 def held_out_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
@@ -81,12 +87,13 @@ def default_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
     Raises:
         ValueError: the family takes free text; its prompts have to be given.
     """
-    if "photos" in engine.family.metadata:
+    kind = made_of(engine.family)
+    if kind == "photos":
         return held_out_classes(engine, n, seed)
     conditioner = engine.family.conditioner
     if isinstance(conditioner, ClassConditioner):
         return spaced_classes(conditioner, n)
-    if "scenes" not in engine.family.metadata:
+    if kind != "scenes":
         raise ValueError(
             f"family {engine.family.name!r} takes free text: give prompts (--prompts-file FILE) or precomputed "
             f"conditions (--features FILE)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..data.family import scene_config, sprites
 from ..data.scenes import Renderer, scenes
 from .images import ImageSet
 from .kept_features import KeptFeatures
+from .prompts import made_of
 
 if TYPE_CHECKING:
     from ..engine.family import Family
@@ -71,10 +71,6 @@ def held_out_photos(family: Family, count: int, seed: int) -> Reference:
     return Reference(name, real, other, list(kept.classes[:count]), rebuilt, fewer if len(real) < count else None)
 
 
-# By the key of family.json that says what a family was trained on.
-BUILTIN: dict[str, Callable[[Family, int, int], Reference]] = {"scenes": held_out_scenes, "photos": held_out_photos}
-
-
 def builtin_reference(family: Family, count: int, seed: int = 0) -> Reference:
     """Held-out images of what a family was trained on.
 
@@ -86,8 +82,7 @@ def builtin_reference(family: Family, count: int, seed: int = 0) -> Reference:
     Raises:
         ValueError: there are none.
     """
-    make = next((made for key, made in BUILTIN.items() if key in family.metadata), held_out_scenes)
-    return make(family, count, seed)
+    return (held_out_photos if made_of(family) == "photos" else held_out_scenes)(family, count, seed)
 
 
 def folder_reference(folder: Path, count: int, size: int, seed: int = 0) -> Reference:

@@ -58,6 +58,22 @@ def contact_sheet(
     sheet.save(path)
 
 
+def drawn(
+    engine: Engine,
+    asked: Sequence[tuple[str, int]],
+    decoder: Decoder | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Image.Image]:
+    """The images of (prompt, seed) pairs; `progress` is called with images done and in all."""
+    images: list[Image.Image] = []
+    for start in range(0, len(asked), CHUNK):
+        prompts, seeds = zip(*asked[start : start + CHUNK], strict=True)
+        images += engine.generate(list(prompts), decoder=decoder, seed=list(seeds)).images
+        if progress is not None:
+            progress(len(images), len(asked))
+    return images
+
+
 def sheet(
     engine: Engine,
     prompts: Sequence[str],
@@ -77,22 +93,17 @@ def sheet(
         path: file to write; its suffix chooses the format.
         each: images a prompt.
         decoder: None is the family's calibrated default.
-        seed: of the first picture of each prompt.
+        seed: of the first image of each prompt.
         columns: images a row.
-        progress: called with images done and in all.
+        progress: see `drawn`.
 
     Raises:
         ValueError: no prompts, `each` below 1, or what `Engine.generate` raises.
     """
     if not prompts or each < 1:
-        raise ValueError(f"a sheet needs a prompt and at least 1 picture of each, got {len(prompts)} and {each}")
+        raise ValueError(f"a sheet needs a prompt and at least 1 image of each, got {len(prompts)} and {each}")
     conditioner = engine.family.conditioner
     asked = [(prompt, seed + i) for prompt in prompts for i in range(each)]
-    images = []
-    for start in range(0, len(asked), CHUNK):
-        part = asked[start : start + CHUNK]
-        images += engine.generate([p for p, _ in part], decoder=decoder, seed=[s for _, s in part]).images
-        if progress is not None:
-            progress(len(images), len(asked))
+    images = drawn(engine, asked, decoder, progress)
     captions = [conditioner.name(p) if isinstance(conditioner, ClassConditioner) else p for p, _ in asked]
     contact_sheet(images, captions, path, columns=columns, size=max(engine.family.image_sizes))

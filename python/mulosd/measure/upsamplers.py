@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..engine.calibrate import calibrate
 from ..engine.decoding.base import Decoder
@@ -23,7 +23,7 @@ from ..engine.upsampling import check_upsampler, upsample
 from .ablations import CALIBRATION_SEED, REJECTION
 from .acceptance import Images, measure_acceptance, rejected
 from .decode import measure
-from .images import encode
+from .images import as_array, encode, psnr, reconstruct
 from .rows import Row
 from .table import figure, named, table
 
@@ -127,7 +127,7 @@ def bench_upsamplers(
         raise ValueError(f"up-samplers to compare need different names, and at least one; got {names}")
     family = engine.family
     given = base or MuloSD()
-    if given.upsampler is not None or given.cascade:
+    if given.upsampler is not None or given.settings()["cascade"]:
         raise ValueError(f"base {spell(given)!r}: up-samplers are what is compared; leave upsampler and cascade out")
     # One window and way of drafting for all: an up-sampler's own calibration would be another setting.
     start = replace(given, tau=0.0 if given.tau is None else given.tau).resolve(family)
@@ -184,13 +184,14 @@ def bench_upsamplers(
     if len(set(steps.values())) > 1:
         told = ", ".join(f"{name} {n}" for name, n in steps.items())
         report["notes"].append(f"variants were trained for different numbers of steps: {told}")
+    large = np.stack([sizes[1] for _, sizes in images]) if images else np.zeros(0, np.uint8)
     return {
         **report,
         "base": spell(replace(start, upsampler=None, tau=given.tau)),
         "wanted_rejection": rejection if given.tau is None else None,
         "judged_tau": judged_tau,
         "pictures": len(images),
-        "reconstruction_psnr": None if not images else psnr_of(engine, images),
+        "reconstruction_psnr": None if not images else psnr(reconstruct(engine, large), large),
         "upsamplers": found,
     }
 
@@ -213,34 +214,15 @@ def checked(candidate: Candidate, family: Family, pair: tuple[int, int]) -> Mapp
     return candidate.resamplers
 
 
-def encoded(engine: Engine, images: Images, index: int) -> tuple[Tensor, Tensor]:
-    """Real images of one size: float32 [B, 3, S, S] in -1..1, and their tokens int64 [B, h, w]."""
-    stack = np.stack([sizes[index] for _, sizes in images])
-    pixels = torch.from_numpy(stack).to(engine.family.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pixels, encode(engine.family, stack, 1)
-
-
-def psnr(engine: Engine, tokens: Tensor, pixels: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of decoded tokens to images, the mean over images."""
-    parts = [engine.family.tokenizer.decode(t).clamp(-1, 1) for t in tokens.split(1)]
-    error = ((torch.cat(parts) - pixels) ** 2).flatten(1).mean(dim=1) / 4
-    return float((-10 * error.clamp_min(1e-10).log10()).mean())
-
-
-@torch.inference_mode()
 def fidelity(engine: Engine, images: Images, method: str) -> dict[str, float]:
     """Small real images up-sampled, beside the large ones: {"psnr" in dB, "match": share of equal tokens}."""
-    pixels, wanted = encoded(engine, images, 1)
-    small = encoded(engine, images, 0)[1]
-    tokens = torch.cat([upsample(engine.family, t, wanted.shape[-1], method) for t in small.split(1)])
-    return {"psnr": psnr(engine, tokens, pixels), "match": float((tokens == wanted).float().mean())}
-
-
-@torch.inference_mode()
-def psnr_of(engine: Engine, images: Images) -> float:
-    """PSNR in dB of large real images through the tokenizer, the most that an up-sampler can reach."""
-    pixels, tokens = encoded(engine, images, 1)
-    return psnr(engine, tokens, pixels)
+    small, large = (np.stack([sizes[i] for _, sizes in images]) for i in (0, 1))
+    wanted = encode(engine.family, large, 1)
+    with torch.inference_mode():
+        parts = encode(engine.family, small, 1).split(1)
+        tokens = torch.cat([upsample(engine.family, part, wanted.shape[-1], method) for part in parts])
+    made = as_array(engine.to_images(tokens))
+    return {"psnr": psnr(made, large), "match": float((tokens == wanted).float().mean())}
 
 
 def upsampler_rows(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ...data.family import scene_config
 from ..images import ImageSet
 from ..metrics.accuracy import PromptParser, Score, score
@@ -62,32 +59,22 @@ class SceneGrader:
         return [score(a, r, b) for a, r, b in zip(asked, seen, backgrounds, strict=True)]
 
 
-class Classifier(Protocol):
-    """Names the class of images by their features."""
-
-    def read(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Class ids [B] of images with features [B, d]."""
-
-    def ids(self, classes: Sequence[str | int]) -> NDArray[np.int64]:
-        """Class ids [B] of prompts; ValueError for one that is no class."""
-
-
 class ClassGrader:
     """Classes, each an object that is asked for once.
 
     Args:
-        classifier: a network that the judged family never saw.
+        reader: of classes.
     """
 
     what, scenes = "classes", False
 
-    def __init__(self, classifier: Classifier) -> None:
-        self.classifier = classifier
+    def __init__(self, reader: ClassReader) -> None:
+        self.reader = reader
 
     def grade(self, prompts: Sequence[str], images: ImageSet) -> list[Score]:
         if images.features is None:
             raise ValueError("classes are read off features, and there are images alone")
-        right = self.classifier.ids(list(prompts)) == self.classifier.read(images.features)
+        right = self.reader.ids(list(prompts)) == self.reader.read(images.features)
         return [Score(1, int(r), 0, relations=True, background=True) for r in right]
 
 
