@@ -62,5 +62,5 @@ def test_other_files_are_refused(reader: ClassReader, tmp_path: Path) -> None:
     reader.save(tmp_path / "classes.safetensors")
     with pytest.raises(ValueError, match="not a reader"):
         Reader.load(tmp_path / "classes.safetensors")
-    with pytest.raises(ValueError, match="each with a picture"):
+    with pytest.raises(ValueError, match="each with an image"):
         ClassReader.fit(*clouds((3, 3), 0), NAMES)

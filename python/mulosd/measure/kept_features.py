@@ -45,7 +45,7 @@ class KeptFeatures:
     classes: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """Write the file: a feature as a byte, times a scale for each picture, the largest of its features being 255.
+        """Write the file: a feature as a byte, times a scale for each image, the largest of its features being 255.
 
         Of 256 + 256 photos (0.56 MiB with the reconstructions), each half against the other or against 256 more photos,
         that moved KID-Lite0 and Frechet-Lite0 by less than 0.02 of their standard errors, against float32.
@@ -100,7 +100,7 @@ class KeptFeatures:
         why = f" ({'; '.join(seen)})" if seen else ""
         raise ValueError(
             f"no features of held-out photos are kept for family {family.name!r}{why}: make them with `mulosd train "
-            f"reference --config FILE --family DIR`, or give real pictures to `mulosd evaluate --reference DIR`"
+            f"reference --config FILE --family DIR`, or give real images to `mulosd evaluate --reference DIR`"
         )
 
 
@@ -110,7 +110,7 @@ def bundled(digest: str) -> Path:
 
 
 def describe(family: Family) -> dict[str, Any]:
-    """What features must agree in to be compared with a family's pictures; ValueError for one not made of photos."""
+    """What features must agree in to be compared with a family's images; ValueError for one not made of photos."""
     split = PhotoSplit.load(family)
     return {
         "network": NETWORK,

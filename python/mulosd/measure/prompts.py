@@ -56,7 +56,7 @@ def held_out_classes(engine: Engine, n: int, seed: int = 0) -> list[str]:
     """Classes drawn as often as held-out photos are of them, the same for the same seed; a class may come again.
 
     Prompts drawn in another way (each class once, or equally often) would turn the difference in frequencies into a
-    distance between pictures. Draws are independent, for which KID is unbiased; the first ones do not depend on `n`.
+    distance between images. Draws are independent, for which KID is unbiased; the first ones do not depend on `n`.
 
     Args:
         engine: of a family that was trained on photos.

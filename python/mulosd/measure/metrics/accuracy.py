@@ -1,4 +1,4 @@
-"""Whether a picture shows what its prompt asks for: objects, their number, their relation, the background."""
+"""Whether an image shows what its prompt asks for: objects, their number, their relation, the background."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def holds(relation: str, first: Reading, second: Reading) -> bool:
 
 @dataclass(frozen=True)
 class Score:
-    """One picture against its prompt: objects asked for, found among them, seen beyond them, and the rest."""
+    """One image against its prompt: objects asked for, found among them, seen beyond them, and the rest."""
 
     asked: int
     found: int
@@ -134,8 +134,8 @@ def summarise(scores: Sequence[Score], group: int = 1) -> dict[str, Any]:
     """Object accuracy pooled over prompts, with scene accuracy as an extra.
 
     Args:
-        scores: one a picture.
-        group: neighbours that are pictures of one prompt, the unit of the intervals.
+        scores: one an image.
+        group: neighbours that are images of one prompt, the unit of the intervals.
 
     Returns:
         {"value", "ci95", "objects", "prompts", "extra_per_image", "scene": {"value", "ci95"}}. Shares are in 0..1;
@@ -147,9 +147,9 @@ def summarise(scores: Sequence[Score], group: int = 1) -> dict[str, Any]:
     if not scores:
         raise ValueError("there are no images to score")
     figures = np.asarray([(s.asked, s.found, s.scene, 1) for s in scores], np.float64)
-    asked, found, right, pictures = figures.reshape(-1, group, 4).sum(axis=1).T
+    asked, found, right, images = figures.reshape(-1, group, 4).sum(axis=1).T
     any_asked = asked.sum() > 0
-    scene = wilson(float(right.sum()), len(scores)) if group == 1 else share_interval(right, pictures)
+    scene = wilson(float(right.sum()), len(scores)) if group == 1 else share_interval(right, images)
     return {
         "value": float(found.sum() / asked.sum()) if any_asked else None,
         "ci95": list(share_interval(found, asked)) if any_asked else None,

@@ -1,4 +1,4 @@
-"""How much pictures differ from each other: mean pairwise cosine distance of their features."""
+"""How much images differ from each other: mean pairwise cosine distance of their features."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ def normalised(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def overall_diversity(
     features: NDArray[np.floating[Any]], *, group: int = 1, resamples: int = 100, seed: int = 0
 ) -> Estimate:
-    """Mean distance of all pairs of pictures, 0 where all are the same and 1 where all are orthogonal.
+    """Mean distance of all pairs of images, 0 where all are the same and 1 where all are orthogonal.
 
     Args:
         features: [n, d].
-        group: neighbours that are pictures of one prompt.
+        group: neighbours that are images of one prompt.
         resamples: random halves for the error.
         seed: of the halves.
 
     Raises:
-        ValueError: fewer than 4 pictures, for a half must hold a pair.
+        ValueError: fewer than 4 images, for a half must hold a pair.
     """
     if len(features) < 4:
-        raise ValueError(f"the diversity of a set takes at least 4 pictures, got {len(features)}")
+        raise ValueError(f"the diversity of a set takes at least 4 images, got {len(features)}")
     units, rng = normalised(features), np.random.default_rng(seed)
     halves = [mean_distance(units[random_half(rng, len(units), group)]) for _ in range(resamples)]
     return Estimate(mean_distance(units), np.asarray(halves))
 
 
 def prompt_diversities(features: NDArray[np.floating[Any]], group: int) -> NDArray[np.float64]:
-    """Mean distance of the pictures of each prompt: features [prompts * group, d] -> [prompts].
+    """Mean distance of the images of each prompt: features [prompts * group, d] -> [prompts].
 
     Raises:
-        ValueError: fewer than 2 pictures a prompt, or prompts of different size.
+        ValueError: fewer than 2 images a prompt, or prompts of different size.
     """
     if group < 2 or len(features) % group:
-        raise ValueError(f"diversity within prompts takes 2 or more pictures of each, got {len(features)} by {group}")
+        raise ValueError(f"diversity within prompts takes 2 or more images of each, got {len(features)} by {group}")
     units = normalised(features)
     return np.asarray([mean_distance(units[start : start + group]) for start in range(0, len(units), group)])
 

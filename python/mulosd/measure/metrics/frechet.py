@@ -1,4 +1,4 @@
-"""Frechet-Lite0: the Frechet distance of Gaussians fitted to pooled Lite0 features of two sets of pictures.
+"""Frechet-Lite0: the Frechet distance of Gaussians fitted to pooled Lite0 features of two sets of images.
 
 The formula is that of FID (Heusel et al. 2017), the features are not: values compare only with values of this name.
 """
@@ -45,12 +45,12 @@ def frechet_estimate(
 ) -> Estimate:
     """Squared Frechet distance between two sets of features, and that of random halves of both.
 
-    The estimate is biased upwards by an amount that falls about as one over the number of pictures; see `report`.
+    The estimate is biased upwards by an amount that falls about as one over the number of images; see `report`.
 
     Args:
         real: features [n, d].
         made: features [m, d].
-        group: neighbours in `made` that are pictures of one prompt: they stay together in a half.
+        group: neighbours in `made` that are images of one prompt: they stay together in a half.
         resamples: random halves.
         seed: of the halves.
 
@@ -75,8 +75,8 @@ def report(estimate: Estimate, real: int, made: int, width: int) -> dict[str, An
 
     Returns:
         {"value", "std", "ci95", "halves", "extrapolated", "real", "made", "width", "full_rank"}: `halves` is the mean
-        over random halves, `extrapolated` what a line in 1/n through both gives for ever more pictures (Chong and
-        Forsyth 2020), `full_rank` whether both sets have more pictures than the features have dimensions.
+        over random halves, `extrapolated` what a line in 1/n through both gives for ever more images (Chong and
+        Forsyth 2020), `full_rank` whether both sets have more images than the features have dimensions.
     """
     halves = float(estimate.halves.mean())
     return {

@@ -1,4 +1,4 @@
-"""Distances to the nearest training picture: does a family draw new pictures, or those that it was trained on?"""
+"""Distances to the nearest training image: does a family draw new images, or those that it was trained on?"""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def nearest_neighbour(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]
 
 
 def nearest_view(views: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> Neighbours:
-    """`nearest_neighbour` of pictures with several views, [n, d] or [views, n, d]: that of the nearest view."""
+    """`nearest_neighbour` of images with several views, [n, d] or [views, n, d]: that of the nearest view."""
     found = [nearest_neighbour(view, b) for view in (views if views.ndim == 3 else views[None])]
     best = np.stack([f.distance for f in found]).argmin(axis=0)
     pick = np.arange(len(best))
@@ -58,7 +58,7 @@ def directions(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def pixels(images: NDArray[np.uint8], side: int = PIXEL_SIDE) -> NDArray[np.float64]:
-    """Pictures uint8 [B, H, W, 3], reduced to `side` px -> rows [B, side * side * 3] whose distance is RMS, 0 to 1."""
+    """Images uint8 [B, H, W, 3], reduced to `side` px -> rows [B, side * side * 3] whose distance is RMS, 0 to 1."""
     small = [np.asarray(Image.fromarray(i).resize((side, side), Image.Resampling.BOX)) for i in images]
     rows = np.stack(small).reshape(len(images), -1) / 255.0
     return rows / np.sqrt(rows.shape[1])
@@ -71,18 +71,18 @@ def memorisation(
     *,
     quantile: float = 0.01,
 ) -> dict[str, Any]:
-    """How near made pictures are to training pictures, beside pictures that training never saw.
+    """How near made images are to training images, beside images that training never saw.
 
     Args:
-        made: rows of generated pictures, of `directions` or `pixels`: [n, d], or [views, n, d] where a picture counts
+        made: rows of generated images, of `directions` or `pixels`: [n, d], or [views, n, d] where an image counts
             as near if any view of it is, such as its mirror image.
-        held_out: rows of held-out real pictures [m, d], or [views, m, d].
-        training: rows of training pictures [t, d].
-        quantile: share of held-out pictures that count as suspiciously near.
+        held_out: rows of held-out real images [m, d], or [views, m, d].
+        training: rows of training images [t, d].
+        quantile: share of held-out images that count as suspiciously near.
 
     Returns:
-        {"made", "held_out"}: quartiles of the distance to the nearest training picture; {"threshold"}: the `quantile`
-        of those of held-out pictures; {"nearer"}: share of made pictures below it, about `quantile` or less where
+        {"made", "held_out"}: quartiles of the distance to the nearest training image; {"threshold"}: the `quantile`
+        of those of held-out images; {"nearer"}: share of made images below it, about `quantile` or less where
         nothing is memorised; {"nearest"}: numbers (made, training) of the nearest pairs, nearest first, at most 16.
     """
     a, b = nearest_view(made, training), nearest_view(held_out, training)

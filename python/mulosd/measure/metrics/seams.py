@@ -15,7 +15,7 @@ BORDER, BORDER_NEAR, BORDERS, BESIDE, BESIDE_NEAR, BESIDES = range(6)
 
 
 def boundary_jumps(image: NDArray[np.uint8], grid: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Jumps of colour at the upright boundaries between the tokens of a picture.
+    """Jumps of colour at the upright boundaries between the tokens of an image.
 
     Args:
         image: uint8 [S, S, 3].
@@ -30,7 +30,7 @@ def boundary_jumps(image: NDArray[np.uint8], grid: int) -> tuple[NDArray[np.floa
     """
     size = image.shape[0]
     if image.shape != (size, size, 3) or size % grid or size < 2 * grid:
-        raise ValueError(f"a picture of {grid}x{grid} tokens must be [S, S, 3], S a multiple of the grid and at least "
+        raise ValueError(f"an image of {grid}x{grid} tokens must be [S, S, 3], S a multiple of the grid and at least "
                          f"2 px a token, got {list(image.shape)}")  # fmt: skip
     steps = np.abs(np.diff(image.astype(np.float64), axis=1)).mean(axis=2)
     rows = steps.reshape(grid, size // grid, size - 1).mean(axis=1)
@@ -47,10 +47,10 @@ def grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def edge_sums(image: NDArray[np.uint8], resampled: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Sums over the token boundaries of a picture, [6].
+    """Sums over the token boundaries of an image, [6].
 
     A boundary between a resampled and a kept token is a border. The other boundaries within the resampled regions and
-    a token around them are what it is compared with: pictures differ too much from place to place to compare with all.
+    a token around them are what it is compared with: images differ too much from place to place to compare with all.
     For each kind: the sum of the jumps, that of the jumps next to them within the tokens, and their number.
 
     Args:
@@ -62,8 +62,8 @@ def edge_sums(image: NDArray[np.uint8], resampled: NDArray[np.bool_]) -> NDArray
     """
     sums = np.zeros(6)
     around = grown(resampled)
-    for picture, mask, area in ((image, resampled, around), (image.transpose(1, 0, 2), resampled.T, around.T)):
-        jumps, within = boundary_jumps(picture, len(mask))
+    for pixels, mask, area in ((image, resampled, around), (image.transpose(1, 0, 2), resampled.T, around.T)):
+        jumps, within = boundary_jumps(pixels, len(mask))
         first, second = mask[:, :-1], mask[:, 1:]
         near_region = area[:, :-1] & area[:, 1:]
         for start, kind in ((BORDER, first != second), (BESIDE, (first == second) & near_region)):
@@ -84,16 +84,16 @@ def sharpness(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 def seam_energy(
     images: Sequence[NDArray[np.uint8]], resampled: NDArray[np.bool_], group: int = 1
 ) -> dict[str, Any] | None:
-    """Seam energy of pictures: 1 where the borders of resampled regions are no rougher than the boundaries beside them.
+    """Seam energy of images: 1 where the borders of resampled regions are no rougher than the boundaries beside them.
 
     Args:
         images: uint8 [S, S, 3] each.
         resampled: bool [B, G, G].
-        group: neighbours that are pictures of one prompt, the unit of the intervals.
+        group: neighbours that are images of one prompt, the unit of the intervals.
 
     Returns:
         {"value", "ci95", "relative", "relative_ci95", "borders", "beside"}: `value` is `energy`, `relative` is
-        `sharpness`, the last two count boundaries. None where no picture has both kinds, or nothing jumps beside
+        `sharpness`, the last two count boundaries. None where no image has both kinds, or nothing jumps beside
         the borders.
 
     Raises:

@@ -1,4 +1,4 @@
-"""An independent reader of classes: a linear head on EfficientNet-Lite0 features, trained on real pictures alone."""
+"""An independent reader of classes: a linear head on EfficientNet-Lite0 features, trained on real images alone."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FILE = "classifier.safetensors"
 
 
 class ClassReader:
-    """Names the class of pictures by their Lite0 features.
+    """Names the class of images by their Lite0 features.
 
     Args:
         weight: float [classes, features].
         bias: float [classes].
         names: of the classes, synonyms separated by ", ", as `ClassConditioner` takes them.
-        figures: measured when it was trained, such as the accuracy on held-out pictures.
+        figures: measured when it was trained, such as the accuracy on held-out images.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class ClassReader:
         """Logistic regression with an L2 penalty on standardised features, every class of equal weight.
 
         Args:
-            features: [n, d] of training pictures.
+            features: [n, d] of training images.
             classes: int [n].
             names: of the classes.
             penalty: of the squared weights, beside the mean cross-entropy.
             steps: of L-BFGS, at most.
 
         Raises:
-            ValueError: a class without a picture, or another number of classes than of features.
+            ValueError: a class without an image, or another number of classes than of features.
         """
         counts = np.bincount(classes, minlength=len(names))
         if len(features) != len(classes) or len(counts) != len(names) or not counts.all():
-            raise ValueError("a reader of classes is fitted to features [n, d] and n classes, each with a picture")
+            raise ValueError("a reader of classes is fitted to features [n, d] and n classes, each with an image")
         x, y = torch.from_numpy(np.asarray(features, np.float32)), torch.from_numpy(classes.astype(np.int64))
         mean, scale = x.mean(dim=0), x.std(dim=0).clamp_min(1e-6)
         x = (x - mean) / scale
@@ -112,7 +112,7 @@ class ClassReader:
         return found
 
     def read(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The likeliest class of each picture, by its features [B, d]: int64 [B]."""
+        """The likeliest class of each image, by its features [B, d]: int64 [B]."""
         return self.logits(features).argmax(axis=1)
 
     def ids(self, classes: Sequence[str | int]) -> NDArray[np.int64]:
@@ -120,18 +120,18 @@ class ClassReader:
         return np.asarray([self._classes.id(str(c)) for c in classes], np.int64)
 
     def accuracy_of(self, classes: Sequence[str | int], features: NDArray[np.float32]) -> dict[str, Any]:
-        """Share of pictures, by their features [B, d], that show the class that was asked for.
+        """Share of images, by their features [B, d], that show the class that was asked for.
 
         Returns:
             {"value", "ci95", "pictures"}: the share whose likeliest class is the right one, its 95 % interval (Wilson)
-            and the number of pictures; {"top5"}; {"by_class"}: name -> share, of the classes that were asked for.
+            and the number of images; {"top5"}; {"by_class"}: name -> share, of the classes that were asked for.
 
         Raises:
-            ValueError: a prompt that is no class, no pictures, or another number of pictures than of prompts.
+            ValueError: a prompt that is no class, no images, or another number of images than of prompts.
         """
         asked = self.ids(classes)
         if not len(asked) or len(asked) != len(features):
-            raise ValueError(f"as many classes as pictures are needed, got {len(asked)} and {len(features)}")
+            raise ValueError(f"as many classes as images are needed, got {len(asked)} and {len(features)}")
         order = np.argsort(-self.logits(features), axis=1, kind="stable")
         right = order[:, 0] == asked
         return {

@@ -64,7 +64,7 @@ class ReaderConfig:
 
 
 def conv_block(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
-    """Convolution, group norm and SiLU; normalising per picture behaves the same whatever the batch."""
+    """Convolution, group norm and SiLU; normalising per image behaves the same whatever the batch."""
     padding = 0 if kernel == stride else kernel // 2
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False), nn.GroupNorm(8, outputs), nn.SiLU()
@@ -110,7 +110,7 @@ def find_objects(logits: Tensor, config: ReaderConfig, threshold: float = 0.5) -
         threshold: least confidence of an object, in (0, 1].
 
     Returns:
-        For each picture its objects, most certain first.
+        For each image its objects, most certain first.
 
     Raises:
         ValueError: the logits do not have the config's shape, or the threshold is outside (0, 1].
@@ -179,12 +179,12 @@ class Reader:
         path.chmod(0o644)  # safetensors writes for the owner alone, and an installed package is read by everyone
 
     def read(self, images: NDArray[np.uint8], threshold: float = 0.5, batch: int = 64) -> list[list[Reading]]:
-        """Objects of pictures.
+        """Objects of images.
 
         Args:
             images: uint8 [B, H, W, 3], square; reduced by area to the reader's input.
             threshold: least confidence of an object.
-            batch: pictures a forward.
+            batch: images a forward.
 
         Raises:
             ValueError: images of another type or shape, or smaller than the reader's input.
@@ -204,7 +204,7 @@ class Reader:
 
 
 def read_background(images: NDArray[np.uint8], backgrounds: dict[str, tuple[int, int, int]]) -> list[str]:
-    """Nearest named colour of the median pixel along the border of each picture, uint8 [B, H, W, 3].
+    """Nearest named colour of the median pixel along the border of each image, uint8 [B, H, W, 3].
 
     Raises:
         ValueError: there are no named colours, or the images have another shape.
