@@ -132,6 +132,14 @@ def plan_ablations(family: Family, base: MuloSD, only: Sequence[str] | None = No
     return found
 
 
+def tau_that_rejects(engine: Engine, prompts: Sequence[str], decoder: MuloSD, rejection: float) -> float:
+    """The `tau` at which a decoder rejects a share of the up-sampled tokens of prompts."""
+    return calibrate(
+        engine, prompts, rejection=rejection, scale=decoder.scale, pool=decoder.pool or 1, radius=decoder.radius or 0,
+        upsampler=decoder.upsampler, seed=CALIBRATION_SEED,
+    ).tau  # fmt: skip
+
+
 def bench_ablations(
     engine: Engine,
     prompts: Sequence[str],
@@ -163,6 +171,7 @@ def bench_ablations(
         ValueError: as `measure`, `plan_ablations` and `calibrate`.
     """
     given = base or MuloSD()
+    asked = prompts if calibration_prompts is None else calibration_prompts
     # Whatever the thresholds, the plan is the same: impossible requests fail before anything is calibrated.
     open_tau = given.tau is None
     start = (replace(given, tau=0.0) if open_tau else given).resolve(engine.family)
@@ -174,16 +183,7 @@ def bench_ablations(
             return decoder
         key = (decoder.upsampler, decoder.pool or 1)
         if key not in taus:
-            taus[key] = calibrate(
-                engine,
-                prompts if calibration_prompts is None else calibration_prompts,
-                rejection=rejection,
-                scale=decoder.scale,
-                pool=key[1],
-                radius=decoder.radius or 0,
-                upsampler=key[0],
-                seed=CALIBRATION_SEED,
-            ).tau
+            taus[key] = tau_that_rejects(engine, asked, decoder, rejection)
         return replace(decoder, tau=taus[key])
 
     base_now = with_tau(start)
@@ -195,7 +195,7 @@ def bench_ablations(
             drafts.append(
                 draft_masses(
                     engine,
-                    prompts if calibration_prompts is None else calibration_prompts,
+                    asked,
                     how_drafted.resolve(engine.family),
                     pool=start.pool or 1,
                     seed=CALIBRATION_SEED,

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..engine.calibrate import calibrate
 from ..engine.decoding.base import Decoder
 from ..engine.decoding.draft_only import DraftOnly
 from ..engine.decoding.mulo import MuloSD
@@ -20,7 +19,7 @@ from ..engine.engine import Engine
 from ..engine.family import Family
 from ..engine.super_resolution import RATIOS, model_files
 from ..engine.upsampling import check_upsampler, upsample
-from .ablations import CALIBRATION_SEED, REJECTION
+from .ablations import REJECTION, tau_that_rejects
 from .acceptance import Images, measure_acceptance, rejected
 from .decode import measure
 from .images import as_array, encode, psnr, reconstruct
@@ -141,16 +140,8 @@ def bench_upsamplers(
     for c in candidates:
         taus[c.name] = start.tau or 0.0
         if given.tau is None:
-            taus[c.name] = calibrate(
-                engines[c.name],
-                prompts if calibration_prompts is None else calibration_prompts,
-                rejection=rejection,
-                scale=start.scale,
-                pool=start.pool or 1,
-                radius=start.radius or 0,
-                upsampler=c.method,
-                seed=CALIBRATION_SEED,
-            ).tau
+            asked = prompts if calibration_prompts is None else calibration_prompts
+            taus[c.name] = tau_that_rejects(engines[c.name], asked, replace(start, upsampler=c.method), rejection)
         rows.append((c.name, DraftOnly(start.scale, c.method, start.draft_window, start.draft_guesses)))
         rows.append((c.name, replace(start, upsampler=c.method, tau=taus[c.name])))
     steps = {c.name: c.training["steps"] for c in candidates if c.training is not None}
