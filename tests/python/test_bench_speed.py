@@ -227,7 +227,7 @@ def test_throughput_rows(engine: Engine) -> None:
 
 
 def test_commands(run: Callable[..., Any], tmp_path: Path) -> None:
-    options = ("--grid", 8, "--images", 1, "--decoders", "serial", "--bandwidth", 9, "--json", "s.json")
+    options = ("--grid", 8, "--images", 1, "--decoder", "serial", "--bandwidth", 9, "--json", "s.json")
     result = run("bench", "synthetic", "--arch", "tiny", *options)
     assert result.exit_code == 0, result.output
     assert "SYNTHETIC" in result.stdout
@@ -243,9 +243,9 @@ def test_commands(run: Callable[..., Any], tmp_path: Path) -> None:
         (["synthetic", "--arch", "tiny", "--grid", "6"], "multiple of 4"),
         (["throughput", "--batch", "1,x"], "--batch"),
         (["throughput", "--images", "0"], "--images"),
-        (["throughput", "--decoders", "magic"], "draft-only"),
+        (["throughput", "--decoder", "magic"], "draft-only"),
         (["ablations", "--only", "colour"], "upsampler"),
-        (["ablations", "--base", "serial"], "--base"),
+        (["ablations", "--decoder", "serial"], "--decoder"),
         (["decode", "--sweep", "zipar"], "--sweep"),
         (["decode", "--plot", "a.jpg"], ".svg"),
         (["plot", "absent.json", "a.png"], "absent.json"),

@@ -11,10 +11,10 @@ from PIL import Image
 from typer.testing import Result
 
 import mulosd
-from mulosd.eval.graders import grader_of
-from mulosd.eval.kid import Lite0Features
-from mulosd.eval.pictures import PictureSet
-from mulosd.eval.references import builtin_reference
+from mulosd.measure.images import ImageSet
+from mulosd.measure.readers.graders import grader_of
+from mulosd.measure.readers.lite0 import Lite0Features
+from mulosd.measure.references import builtin_reference
 
 FOLDER = Path(mulosd.__file__).parent / "families" / "photo"
 MIB = 1 << 20
@@ -55,5 +55,5 @@ def test_pictures_show_their_class(decoder: mulosd.Serial | mulosd.MuloSD) -> No
     prompts = CLASSES * 2
     result = engine.generate(prompts, decoder=decoder, seed=list(range(20)), batch_size=10)
     images = np.stack([np.asarray(image) for image in result.images])
-    scores = grader_of(engine.family).grade(prompts, PictureSet(images, Lite0Features()(images)))
+    scores = grader_of(engine.family).grade(prompts, ImageSet(images, Lite0Features()(images)))
     assert sum(score.found for score in scores) >= 4

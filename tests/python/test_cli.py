@@ -143,8 +143,18 @@ def test_calibrate_stores_what_generate_uses(run: Run, family: Path, tmp_path: P
 def test_bench_writes_its_report(run: Run, family: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red apple\nblue pear\n")
-    options = ("--prompts-file", prompts, "--taus", "0.01,0.2", "--scale", 2, "--json", "b.json")
-    result = run("bench", "decode", "--family", family, *options)
+    options = ("--prompts-file", prompts, "--sweep", "mulo=0.01,0.2", "--json", "b.json")
+    result = run(
+        "bench",
+        "decode",
+        "--family",
+        family,
+        "--decoder",
+        "serial,draft-only",
+        "--decoder",
+        "mulo:scale=2,zipar",
+        *options,
+    )
     assert result.exit_code == 0, result.output
     report = json.loads(Path("b.json").read_text())
     assert {"device", "versions", "commit", "family", "rows"} <= set(report)

@@ -25,7 +25,8 @@ def test_a_family_is_aligned_calibrated_and_measured(run: Run, family: Path, com
     assert "mulosd calibrate --family aligned" in made.stdout
     assert set(json.loads(Path("aligned/family.json").read_text())["calibration"]) == {"4-latent"}
     assert run("calibrate", "--family", "aligned", "--decoder", "mulo:scale=2:pool=3", *prompts).exit_code == 0
-    found = run("bench", "acceptance", "--family", "aligned", "--scale", 2, *prompts, "--json", "found.json")
+    mulo = ("--decoder", "mulo:scale=2")
+    found = run("bench", "acceptance", "--family", "aligned", *mulo, *prompts, "--json", "found.json")
     assert found.exit_code == 0, found.output
     report = json.loads(Path("found.json").read_text())
     assert [row["source"] for row in report["rows"]] == ["own", "draft"] and report["pool"] == 3
@@ -39,7 +40,7 @@ def test_real_pictures_come_from_a_training_file(run: Run, family: Path) -> None
     assert not is_held_out("unknown-1.png", 0.05)
     Path("photo.yaml").write_text("family: x\ndata: {kind: folder, path: .}\n")
     Path("prompts.txt").write_text("red apple\na pear on blue\n")
-    asked = ("bench", "acceptance", "--family", family, "--scale", 2, "--tau", 0.02, "--pool", 1, "--draft-window", 1)
+    asked = ("bench", "acceptance", "--family", family, "--decoder", "mulo:scale=2:tau=0.02:pool=1:draft_window=1")
     found = run(*asked, "--prompts-file", "prompts.txt", "--config", "photo.yaml", "--json", "found.json")
     assert found.exit_code == 0, found.output
     report = json.loads(Path("found.json").read_text())

@@ -167,10 +167,12 @@ def test_impossible_backend(fails: Fails, family: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--decoders", "serial,magic"], "draft-only"),
-        (["--decoders", ""], "draft-only"),
-        (["--taus", "0.1,high"], "--taus"),
-        (["--taus", "-1"], "--taus"),
+        (["--decoder", "serial,magic"], "draft-only"),
+        (["--decoder", ""], "draft-only"),
+        (["--sweep", "mulo=0.1,high"], "--sweep"),
+        (["--decoders", "serial"], "--decoder serial,mulo"),
+        (["--taus=0.1"], "--sweep mulo="),
+        (["--scale", "2"], "--decoder mulo:scale="),
         (["--prompts", "0"], "--prompts"),
         (["--prompts-file", "none.txt"], "none.txt"),
         (["--json", "no/b.json"], "--json"),

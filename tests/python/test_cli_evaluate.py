@@ -15,8 +15,8 @@ from typer.testing import Result
 
 from mulosd.engine.decoding import Serial
 from mulosd.engine.engine import Engine
-from mulosd.eval import judge as judge_module
-from mulosd.eval import page as page_module
+from mulosd.measure import judge as judge_module
+from mulosd.measure import page as page_module
 
 Run = Callable[..., Result]
 Fails = Callable[..., str]
@@ -146,12 +146,12 @@ def test_a_report_from_beginning_to_end(call: Callable[..., Result], family: Pat
     assert "url(http" not in Path("out/report.html").read_text()
     assert "@import" not in page.words
     charts = [svg for svg in page.of("svg") if svg.get("role") == "img"]
-    assert len(charts) == 7, "all measures but accuracy"
+    assert len(charts) == 7, "all measures but those of a grader"
     outlines = [svg for svg in page.of("svg") if svg.get("aria-hidden")]
     assert 1 <= len(outlines) <= 3, "mulo's pictures alone have outlines"
     assert "red pear" in page.words
     assert "KID-Lite0" in page.words
-    assert "Not measured here: Right, %." in page.words
+    assert "Not measured here: Right, %, Scenes right, %." in page.words
     assert "<b>red</b> apple" in page.words, "a prompt is text"
     assert page.of("b") == []
 
@@ -234,7 +234,7 @@ MISTAKES = [
     (["--limit", "4"], "--protocol"),
     (["--real", "3"], "at least 4"),
     (["--reference", "none"], "no such folder"),
-    (["--reference", "empty"], "holds 0 pictures"),
+    (["--reference", "empty"], "holds 0 images"),
     (["--report", "no/such"], "mkdir"),
     (["--report", "prompts.txt"], "is a file"),
     (["--report", "full"], "no evaluation"),

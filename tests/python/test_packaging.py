@@ -162,8 +162,8 @@ def test_wheel_is_complete(wheel: Path) -> None:
     data = [p for p in families.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert {f"mulosd/families/{p.relative_to(families)}" for p in data} <= names
     assert {"mulosd/py.typed", "mulosd/native.txt"} <= names
-    assert "mulosd/eval/page.html.j2" in names
-    assert {f"mulosd/eval/{p.name}" for p in (ROOT / "python" / "mulosd" / "eval").glob("*.npz")} <= names
+    assert "mulosd/measure/page.html.j2" in names
+    assert {f"mulosd/measure/{p.name}" for p in (ROOT / "python" / "mulosd" / "measure").glob("*.npz")} <= names
     assert licences == {"LICENSE", "NOTICE"}
     assert not [
         name for name in names if name.split("/")[0] not in ("mulosd", f"mulosd-{mulosd.__version__}.dist-info")

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from mulosd.eval import judge, kid
+from mulosd.measure import judge
+from mulosd.measure.readers import lite0
 from mulosd.train import classifier, reference
 
 COLOURS = {"Big_Red": (200, 30, 30), "green": (30, 180, 40), "flower_green": (20, 200, 60), "blue": (40, 50, 210)}
@@ -104,6 +105,6 @@ class Averages:
 @pytest.fixture
 def averages(monkeypatch: pytest.MonkeyPatch) -> type[Averages]:
     """`Averages`, in the place of Lite0 wherever that is used."""
-    for module in (classifier, reference, kid, judge):
+    for module in (classifier, reference, lite0, judge):
         monkeypatch.setattr(module, "Lite0Features", Averages)
     return Averages

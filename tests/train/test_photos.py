@@ -19,8 +19,8 @@ from mulosd.cli import app
 from mulosd.data.photos import Photos
 from mulosd.engine.conditioning import ClassConditioner
 from mulosd.engine.family import Family
-from mulosd.eval.classes import ClassReader
-from mulosd.eval.photos import PhotoJudge
+from mulosd.measure.photos import PhotoJudge
+from mulosd.measure.readers.classes import ClassReader
 from mulosd.train import classifier
 from mulosd.train.ar import ARTask, dropped_condition
 from mulosd.train.config import FamilyConfig
@@ -151,10 +151,10 @@ def judged(engine: Engine, config: Path, features: Callable[..., Any]) -> None:
     judge = PhotoJudge(photos, everything, share, reader, features, 32)
     chosen = judge.drawn(8)
     assert len(set(chosen)) == 8 and set(chosen) <= set(held)
-    copies = judge.report(photos.classes[train[:8]], judge.pictures(train[:8])[:, :, ::-1])
+    copies = judge.report(photos.classes[train[:8]], judge.real(train[:8])[:, :, ::-1])
     for found in copies["memorisation"].values():  # mirror images of training pictures
         assert found["nearer"] == 1 and {j for _, j in found["nearest"]} == set(train[:8].tolist())
-    honest = judge.report(photos.classes[chosen], judge.pictures(chosen))
+    honest = judge.report(photos.classes[chosen], judge.real(chosen))
     assert honest["memorisation"]["pixels"]["nearer"] <= 1 / 8 and honest["accuracy"]["value"] == 1
     assert judge.reconstruction(engine, chosen)["psnr"] < 40
     with pytest.raises(ValueError, match="are held out"):

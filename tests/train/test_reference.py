@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from mulosd.cli import app
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
-from mulosd.eval import kept_features
-from mulosd.eval.kept_features import KeptFeatures
-from mulosd.eval.pictures import reconstruct
+from mulosd.measure import kept_features
+from mulosd.measure.images import reconstruct
+from mulosd.measure.kept_features import KeptFeatures
 from mulosd.train import reference
 from mulosd.train.config import FamilyConfig
 from mulosd.train.reference import add_features, keep_features

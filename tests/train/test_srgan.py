@@ -23,7 +23,7 @@ from mulosd.engine.models.srgan import SuperResolver, SuperResolverConfig
 from mulosd.engine.models.tokenizer import Tokenizer, TokenizerConfig
 from mulosd.engine.random_family import random_family
 from mulosd.engine.upsampling import upsample
-from mulosd.eval.upsamplers import fitted
+from mulosd.measure.upsamplers import fitted
 from mulosd.train.distill import with_own_drafter
 from mulosd.train.loop import LoopConfig, train
 from mulosd.train.srgan import SuperResolverTask

@@ -113,7 +113,7 @@ def bench_synthetic(
     from ..engine.engine import Engine
     from ..engine.sampling import SamplingParams
     from ..engine.scheduler import SchedulerConfig
-    from ..eval.machine import commit, device_name, versions
+    from ..measure.machine import commit, device_name, versions
     from .planted import Planted
 
     side = grid or (ARCHITECTURES[arch].grid if arch in ARCHITECTURES else 0)
@@ -163,7 +163,7 @@ def bench_synthetic(
 
 def describe(contestants: Sequence[Contestant], bandwidth: float) -> list[dict[str, Any]]:
     """A row each, compared with the first of their kind."""
-    from ..eval.statistics import spread
+    from ..measure.statistics import spread
 
     medians = {one.decoder: spread(one.seconds)["median"] for one in reversed(contestants)}
     rows = []
@@ -274,7 +274,8 @@ def synthetic_table(report: dict[str, Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    from ..eval.report import labels
+    from ..measure.rows import rows_of
+    from ..measure.table import labels
 
     arch, bandwidth = report["arch"], report["bandwidth"]
     table = Table(
@@ -288,7 +289,7 @@ def synthetic_table(report: dict[str, Any]) -> Any:
     table.add_column("decoder", no_wrap=True)
     for heading in ("s/image", "p20-p80", "fwd", "ms/fwd", "× serial", "× eager", "res", "floor"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in zip(labels(report["rows"]), report["rows"], strict=True):
+    for name, row in zip(labels(rows_of(report)), report["rows"], strict=True):
         seconds, speedup = row["seconds_per_image"], row["speedup"]
         table.add_row(
             f"{name} loop" if name in BASELINES else name,

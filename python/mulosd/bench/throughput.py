@@ -11,8 +11,8 @@ import numpy as np
 
 from ..engine.decoding.base import Decoder
 from ..engine.decoding.spec import spell
-from ..eval.machine import commit, device_name, versions
-from ..eval.statistics import spread
+from ..measure.machine import commit, device_name, versions
+from ..measure.statistics import spread
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -164,7 +164,8 @@ def throughput_table(report: dict[str, Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    from ..eval.report import labels
+    from ..measure.rows import rows_of
+    from ..measure.table import labels
 
     table = Table(
         title=f"{report['family']}, {report['dtype']}: requests in flight, closed loop",
@@ -175,7 +176,7 @@ def throughput_table(report: dict[str, Any]) -> Any:
     table.add_column("decoder", no_wrap=True)
     for heading in ("batch", "images/s", "gain", "p50", "p90", "p99"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in zip(labels(report["rows"]), report["rows"], strict=True):
+    for name, row in zip(labels(rows_of(report)), report["rows"], strict=True):
         latency = row["latency"]
         table.add_row(
             name,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from .console import stdout
+from ..atomic import write_json
+from .console import count_bar, stdout
 from .files import check_file
 
 if TYPE_CHECKING:
@@ -18,7 +22,7 @@ PromptsFileOption = Annotated[
     Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
 ]
 TimingOption = Annotated[int | None, typer.Option(help="Time only the first so many prompts.", show_default="all")]
-BatchOption = Annotated[int, typer.Option(help="Pictures decoded together where nothing is timed.")]
+BatchOption = Annotated[int, typer.Option(help="Images decoded together where nothing is timed.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
 ]
@@ -30,6 +34,49 @@ RunsOption = Annotated[
         show_default=False,
     ),
 ]
+
+# Options that went, and how the same is written now.
+IN_DECODER = "settings stand in the text of the decoder: --decoder mulo:scale=4:tau=0.01:pool=1"
+RENAMED = {
+    "--decoders": "it is --decoder now, repeated or separated by commas: --decoder serial,mulo:tau=0.01",
+    "--taus": "write --sweep mulo=0.001,0.01",
+    "--base": "it is --decoder now: --decoder mulo:window=2",
+    **dict.fromkeys(("--scale", "--tau", "--pool", "--upsampler", "--draft-window"), IN_DECODER),
+}
+
+
+class BenchCommand(TyperCommand):
+    """Tells the new spelling of an option that went."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {name for parameter in self.params for name in parameter.opts}
+        for name in (arg.partition("=")[0] for arg in args):
+            if name in RENAMED and name not in own:
+                raise ValueError(f"there is no option {name} any more: {RENAMED[name]}")
+        return super().parse_args(ctx, args)
+
+
+def split_decoders(texts: list[str]) -> list[str]:
+    """The texts of the decoders that `--decoder` names; ValueError says which there are."""
+    from ..engine.decoding.spec import DECODERS
+    from .options import read_decoders
+
+    found = [text.strip() for part in texts for text in part.split(",") if text.strip()]
+    if not found:
+        raise ValueError(f"--decoder: give one or more of {', '.join(DECODERS)}")
+    read_decoders(found)
+    return found
+
+
+def read_mulo(text: str) -> Any:
+    """The decoder of `--decoder` where it has to be mulo."""
+    from .. import MuloSD
+    from ..engine.decoding.spec import parse
+
+    found = parse(text)
+    if not isinstance(found, MuloSD):
+        raise ValueError(f"--decoder {text!r}: this measures mulo; write mulo or mulo:key=value:…")
+    return found
 
 
 def check_options(prompts: int, files: dict[str, Path | None]) -> None:
@@ -43,9 +90,27 @@ def check_options(prompts: int, files: dict[str, Path | None]) -> None:
 
 def choose_prompts(engine: Engine, n: int, file: Path | None, seed: int) -> list[str]:
     """The prompts of a file, or so many held-out ones or classes of the family."""
-    from ..eval.prompts import default_prompts, read_prompts
+    from ..measure.prompts import default_prompts, read_prompts
 
     return default_prompts(engine, n, seed) if file is None else read_prompts(file)
+
+
+@contextmanager
+def bench_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """The progress of a benchmark: one line for all decoders, and one for their quality."""
+    with count_bar() as bar:
+        yield lambda what, done, total: bar(what if what == "quality" else "generating", done, total)
+
+
+def finish(report: dict[str, Any], json_file: Path | None, *tables: Any, base: str | None = None) -> None:
+    """Write a report and show what it says."""
+    if json_file is not None:
+        write_json(json_file, report)
+    for table in tables:
+        stdout.print(table)
+    if base is not None:
+        stdout.print(f"base: {base}", markup=False, soft_wrap=True)
+    tell(report.get("notes", []))
 
 
 def tell(notes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`mulosd bench photos` and `bench sheet`: class-conditional photographs judged, and pictures to look at."""
+"""`mulosd bench photos` and `bench sheet`: class-conditional photographs judged, and images to look at."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ..atomic import write_json
+from .bench_options import JsonOption, PromptsFileOption, check_options, finish
 from .console import count_bar, examples, stdout
 from .files import check_file
-from .options import DeviceOption, FamilyOption, SeedOption
+from .options import DecoderOption, DeviceOption, FamilyOption, SeedOption
 
 PHOTOS_EXAMPLES = examples(
     "mulosd bench photos --family families/photo --config configs/photo.yaml --run runs/photo --images 256",
@@ -21,9 +21,6 @@ SHEET_EXAMPLES = examples(
     "mulosd bench sheet --family families/photo --prompts 16 --each 4 --output sheet.png",
     "mulosd bench sheet --family families/photo --prompts-file classes.txt --decoder serial --output sheet.png",
 )
-DecoderOption = Annotated[
-    str, typer.Option(help="A decoder with settings, such as serial or mulo:window=2:tau=0.01; mulo is calibrated.")
-]
 
 
 def photos(
@@ -31,28 +28,26 @@ def photos(
     run: Annotated[Path, typer.Option(help="The run, with the features that `train classifier` keeps.")],
     family: FamilyOption = "photo",
     decoder: DecoderOption = "serial",
-    images: Annotated[int, typer.Option(help="Pictures to draw, of the classes of so many held-out photos.")] = 256,
+    images: Annotated[int, typer.Option(help="Images to draw, of the classes of so many held-out photos.")] = 256,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-    ] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Judge a family of photos: KID-Lite0 against held-out photos, class accuracy, distance to training photos.
 
     Features of the archive are taken from the run, or made there first (minutes on a CPU).
     """
-    if json_file is not None:
-        check_file("--json", json_file)
     if images < 4:
         raise ValueError(f"--images must be at least 4, got {images}")
+    check_options(images, {"--json": json_file})
 
     from .. import Engine
     from ..engine.decoding.spec import parse
-    from ..eval.classes import FILE, ClassReader
-    from ..eval.kid import Lite0Features
-    from ..eval.photos import CHUNK, PhotoJudge
-    from ..eval.reader import as_array
+    from ..measure.images import as_array
+    from ..measure.photos import PhotoJudge, in_words
+    from ..measure.readers.classes import FILE, ClassReader
+    from ..measure.readers.lite0 import Lite0Features
+    from ..measure.sheets import drawn
     from ..train.classifier import FEATURES, photo_features
     from ..train.config import FamilyConfig
 
@@ -74,13 +69,9 @@ def photos(
     )
     chosen = judge.drawn(images, seed)
     classes = archive.classes[chosen]
-    made = []
+    asked = [(str(c), seed + i) for i, c in enumerate(classes)]
     with count_bar() as bar:
-        for start in range(0, images, CHUNK):
-            part = classes[start : start + CHUNK]
-            seeds = [seed + start + i for i in range(len(part))]
-            made += engine.generate([str(c) for c in part], decoder=how, seed=seeds).images
-            bar("generating", len(made), images)
+        made = drawn(engine, asked, how, lambda done, total: bar("generating", done, total))
     report = {
         "family": engine.family.name,
         "decoder": decoder,
@@ -88,58 +79,37 @@ def photos(
         **judge.report(classes, as_array(made)),
         "reconstruction": judge.reconstruction(engine, chosen),
     }
-    if json_file is not None:
-        write_json(json_file, report)
-    accuracy, real, rebuilt = report["accuracy"], report["accuracy_real"], report["reconstruction"]
-    lines = [f"KID-Lite0 x 1000  {report['kid']['value']:.1f} +- {report['kid']['std']:.1f}, real photos "]
-    lines[0] += f"{report['kid_real']['value']:.1f}"
-    if rebuilt["kid"] is not None:
-        lines[0] += f", through the tokenizer {rebuilt['kid']['value']:.1f} ({rebuilt['psnr']:.1f} dB)"
-    if accuracy is not None:
-        lines.append(f"class accuracy    {accuracy['value']:.3f} ({accuracy['top5']:.3f} among five)")
-        lines[-1] += f", real photos {real['value']:.3f}" if real else ""
-    for name, found in report["memorisation"].items():
-        lines.append(
-            f"nearest training picture by {name}: median {found['made'][1]:.3f}, held-out photos "
-            f"{found['held_out'][1]:.3f}; {found['nearer']:.1%} nearer than all but 1 % of those"
-        )
-    for line in lines:
+    finish(report, json_file)
+    for line in in_words(report):
         stdout.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def sheet(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write, such as sheet.png.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The image to write, such as sheet.png.")],
     family: FamilyOption = "emoji",
     prompts: Annotated[int, typer.Option(help="So many classes, or held-out prompts, of the family.")] = 16,
-    prompts_file: Annotated[
-        Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
-    ] = None,
-    each: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
+    prompts_file: PromptsFileOption = None,
+    each: Annotated[int, typer.Option(help="Images of each prompt.")] = 4,
     decoder: DecoderOption = "mulo",
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Draw a contact sheet of pictures as they come, none picked."""
+    """Draw a contact sheet of images as they come, none picked."""
     check_file("--output", output)
     if prompts < 1 or each < 1:
         raise ValueError(f"--prompts and --each must be at least 1, got {prompts} and {each}")
 
     from .. import Engine
     from ..engine.decoding.spec import parse
-    from ..eval.prompts import read_prompts, shown_prompts
-    from ..eval.sheets import sheet as draw
+    from ..measure.prompts import read_prompts, shown_prompts
+    from ..measure.sheets import sheet as draw
 
     how = parse(decoder)
     engine = Engine.from_pretrained(family, device=device)
     asked = read_prompts(prompts_file) if prompts_file is not None else shown_prompts(engine, prompts, seed)
     with count_bar() as bar:
         draw(
-            engine,
-            asked,
-            output,
-            each=each,
-            decoder=how,
-            seed=seed,
+            engine, asked, output, each=each, decoder=how, seed=seed,
             progress=lambda done, total: bar("generating", done, total),
-        )
+        )  # fmt: skip
     stdout.print(f"{output}: {len(asked)} prompts, {each} of each", soft_wrap=True, highlight=False)

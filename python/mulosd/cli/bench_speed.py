@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..atomic import write_json
-from .console import count_bar, examples, stdout
+from .bench_options import JsonOption, finish, split_decoders
+from .console import count_bar, examples
 from .files import check_file
-from .options import DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption
+from .options import DecodersOption, DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption, read_decoders
 
 THROUGHPUT_EXAMPLES = examples(
-    "mulosd bench throughput --batch 1,2,4,8,16 --decoders serial,zipar,mulo",
-    "mulosd bench throughput --batch 1,8 --decoders mulo:window=2:draft_window=2 --images 32 --json throughput.json",
+    "mulosd bench throughput --batch 1,2,4,8,16 --decoder serial,zipar,mulo",
+    "mulosd bench throughput --batch 1,8 --decoder mulo:window=2:draft_window=2 --images 32 --json throughput.json",
     "mulosd bench throughput --device cuda --dtype bfloat16 --batch 1,8,64 --stagger 4",
 )
 SYNTHETIC_EXAMPLES = examples(
     "mulosd bench synthetic --arch tiny --images 3",
     "mulosd bench synthetic --arch llamagen-b --grid 16 --images 1",
     "mulosd bench synthetic --arch llamagen-xl --accept 0.97 --device cuda --dtype bfloat16 --json xl.json",
-    "mulosd bench synthetic --arch ar-dtok-1024 --scale 4 --decoders serial,mulo:scale=4:window=4:draft_window=4",
+    "mulosd bench synthetic --arch ar-dtok-1024 --scale 4 --decoder serial,mulo:scale=4:window=4:draft_window=4",
 )
-
-JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-]
 
 
 def throughput(
     family: FamilyOption = "emoji",
     batch: Annotated[str, typer.Option(help="Comma-separated: requests in flight.")] = "1,2,4,8,16",
-    decoders: Annotated[str, typer.Option(help="Comma-separated, with settings: mulo:window=2.")] = "serial,zipar,mulo",
-    images: Annotated[int, typer.Option(help="Finished pictures a round, decoder and batch.")] = 16,
+    decoder: DecodersOption = ["serial", "zipar", "mulo"],  # noqa: B006
+    images: Annotated[int, typer.Option(help="Finished images a round, decoder and batch.")] = 16,
     rounds: Annotated[int, typer.Option(help="Rounds; decoders and batches take turns in each.")] = 2,
     stagger: Annotated[
         int, typer.Option(help="Steps between the first requests; 0 begins them together, at the same phase.")
@@ -52,21 +47,19 @@ def throughput(
         check_file("--json", json_file)
 
     from ..bench.throughput import bench_throughput, throughput_table
-    from ..engine.decoding.spec import parse
     from ..engine.engine import Engine
     from ..engine.family import Family
     from ..engine.scheduler import SchedulerConfig
-    from ..eval.prompts import held_out_prompts
-    from .bench import parse_decoders
+    from ..measure.prompts import held_out_prompts
 
-    names = parse_decoders(decoders)
+    names = read_decoders(decoder)
     loaded = Family.load(family)
     engine = Engine(loaded, device=device, dtype=dtype.value, config=SchedulerConfig(max_running=max(batches)))
     with count_bar() as bar:
         report = bench_throughput(
             engine,
             held_out_prompts(engine, max(batches), seed),
-            [parse(name).resolve(loaded) for name in names],
+            [name.resolve(loaded) for name in names],
             batches,
             images=images,
             rounds=rounds,
@@ -74,9 +67,7 @@ def throughput(
             seed=seed,
             progress=bar,
         )
-    if json_file is not None:
-        write_json(json_file, report)
-    stdout.print(throughput_table(report))
+    finish(report, json_file, throughput_table(report))
 
 
 def synthetic(
@@ -88,10 +79,7 @@ def synthetic(
     scale: Annotated[
         int | None, typer.Option(help="Ratio of the default MuLo-SD rows, 2 or 4.", show_default="both")
     ] = None,
-    decoders: Annotated[
-        str | None,
-        typer.Option(help="Comma-separated, with settings.", show_default="serial, zipar and mulo with two windows"),
-    ] = None,
+    decoder: DecodersOption = [],  # noqa: B006
     baselines: Annotated[
         str | None,
         typer.Option(
@@ -125,7 +113,6 @@ def synthetic(
         raise ValueError(f"--accept must be a share from 0 to 1, got {accept}")
 
     from ..bench.synthetic import bench_synthetic, synthetic_table
-    from .bench import parse_decoders
 
     if baselines is None:
         baselines = "eager,compiled" if device.startswith("cuda") else "eager"
@@ -134,7 +121,7 @@ def synthetic(
             arch,
             accept=accept,
             scale=scale,
-            decoders=None if decoders is None else parse_decoders(decoders),
+            decoders=split_decoders(decoder) if decoder else None,
             baselines=[name.strip() for name in baselines.split(",") if name.strip() not in ("", "none")],
             radius=radius,
             grid=grid,
@@ -148,9 +135,7 @@ def synthetic(
             seed=seed,
             progress=bar,
         )
-    if json_file is not None:
-        write_json(json_file, report)
-    stdout.print(synthetic_table(report))
+    finish(report, json_file, synthetic_table(report))
 
 
 def parse_counts(option: str, text: str) -> list[int]:

@@ -54,7 +54,7 @@ def calibrate(
 
     from .. import Engine, MuloSD
     from ..engine.calibrate import calibrate as run
-    from ..eval.prompts import default_prompts, read_prompts
+    from ..measure.prompts import default_prompts, read_prompts
     from .features import read_features
 
     wanted = read_decoder(decoder)

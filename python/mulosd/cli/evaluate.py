@@ -1,4 +1,4 @@
-"""`mulosd evaluate`: pictures of several decoders, measured and laid side by side."""
+"""`mulosd evaluate`: images of several decoders, measured and laid side by side."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .bench import parse_decoders
-from .bench_options import tell
+from .bench_options import bench_bar, check_options, choose_prompts, finish, split_decoders
 from .console import count_bar, examples, stdout
-from .options import DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption, make_sampling
+from .options import (
+    DecodersOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    FamilyOption,
+    SamplingOption,
+    SeedOption,
+    read_sampling,
+)
 
 if TYPE_CHECKING:
     from .. import Engine, SamplingParams
@@ -42,17 +50,10 @@ class ProtocolName(str, Enum):
 
 def evaluate(
     report: Annotated[
-        Path, typer.Option(help="Folder for pictures, report.json and report.html; the same call goes on in it.")
+        Path, typer.Option(help="Folder for images, report.json and report.html; the same call goes on in it.")
     ],
     family: FamilyOption = "emoji",
-    decoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Name with settings, such as mulo:tau=0.01:window=2; several times or comma-separated. What is left "
-            "open comes from the family. Differences are to the first.",
-            show_default="serial, draft-only, mulo",
-        ),
-    ] = None,
+    decoder: DecodersOption = ["serial", "draft-only", "mulo"],  # noqa: B006
     prompts: Annotated[
         str,
         typer.Option(
@@ -64,28 +65,28 @@ def evaluate(
     reference: Annotated[
         str,
         typer.Option(
-            help="Real pictures to compare with: builtin (held-out ones of the family's data) or a folder. For "
+            help="Real images to compare with: builtin (held-out ones of the family's data) or a folder. For "
             "coco-fid a folder, or stats:NAME of clean-fid.",
             metavar="builtin|DIR",
         ),
     ] = "builtin",
     protocol: Annotated[
         ProtocolName | None,
-        typer.Option(help=f"Write pictures as the scorer of {PLACES} reads them.", show_default=False),
+        typer.Option(help=f"Write images as the scorer of {PLACES} reads them.", show_default=False),
     ] = None,
     num_images: Annotated[
         int | None,
         typer.Option(
             "--num-images",
             "-n",
-            help="Pictures of each prompt; diversity within prompts needs two.",
+            help="Images of each prompt; diversity within prompts needs two.",
             show_default=f"{NUM_IMAGES}, or the protocol's",
         ),
     ] = None,
     real: Annotated[
         int | None,
         typer.Option(
-            help="How many real pictures to compare with; a family of photos has so many as it keeps features of.",
+            help="How many real images to compare with; a family of photos has so many as it keeps features of.",
             show_default=str(REAL),
         ),
     ] = None,
@@ -93,29 +94,25 @@ def evaluate(
         int | None, typer.Option(help="With --protocol: only so many prompts.", show_default="all; coco-fid 30000")
     ] = None,
     show: Annotated[
-        int | None, typer.Option(help="Prompts whose pictures the report shows side by side.", show_default=str(SHOW))
+        int | None, typer.Option(help="Prompts whose images the report shows side by side.", show_default=str(SHOW))
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Pictures drawn together: faster, but seconds are then those of a batch.")
+        int, typer.Option(help="Images drawn together: faster, but seconds are then those of a batch.")
     ] = 1,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Drop what an earlier evaluation left in the folder.")
     ] = False,
-    cfg_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; 1 is off.", show_default="family")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling.", show_default="family")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Likeliest tokens drawn from.", show_default="family")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Mass of those drawn from.", show_default="family")] = None,
+    sampling: SamplingOption = "",
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Judge decoders by the same pictures' quality: distance to real ones, accuracy, likelihood, diversity, seams.
+    """Judge decoders by their images of the same prompts and seeds: distance to real ones, accuracy, likelihood,
+    diversity, seams. Differences are to the first decoder.
 
     Writes a report to open in a browser. An interrupted call goes on where it stopped.
     """
-    names = [name for text in decoder or ["serial,draft-only,mulo"] for name in parse_decoders(text, "--decoder")]
+    names = split_decoders(decoder)
     counts = {"--num-images": num_images, "--batch-size": batch_size, "--limit": limit, "--real": real}
     for option, value in counts.items():
         if value is not None and value < 1:
@@ -133,54 +130,46 @@ def evaluate(
 
     def load() -> tuple[Engine, SamplingParams]:
         engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
-        given = {"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        return engine, make_sampling(engine, given)
+        return engine, read_sampling(engine, sampling)
 
     if protocol is not None:
-        from ..eval.protocols import make_protocol, run_protocol
-        from ..eval.protocols.report import protocol_table
+        from ..measure.protocols import make_protocol, protocol_table, run_protocol
 
         official = make_protocol(protocol.value, Path(prompts), reference, limit)
-        engine, sampling = load()
+        engine, params = load()
         with count_bar() as bar:
             found = run_protocol(
-                engine, official, names, report, sampling=sampling, seed=seed, batch_size=batch_size,
+                engine, official, names, report, sampling=params, seed=seed, batch_size=batch_size,
                 overwrite=overwrite, command=command, progress=bar,
             )  # fmt: skip
-        stdout.print(protocol_table(found))
-        tell(found["notes"])
+        finish(found, None, protocol_table(found))
         return
 
     from ..atomic import atomic
-    from ..eval.evaluate import evaluate as run
-    from ..eval.page import check_page, render
-    from ..eval.report import evaluation_table
+    from ..measure.evaluate import evaluate as run
+    from ..measure.evaluate import evaluation_table
+    from ..measure.page import check_page, render
 
     check_page()
-    engine, sampling = load()
-    with count_bar() as bar:
+    engine, params = load()
+    with bench_bar() as bar:
         evaluation = run(
             engine, choose(engine, prompts, seed), names, report,
             reference=None if reference == "builtin" else Path(reference), real=real or REAL,
             num_images=num_images or NUM_IMAGES,
-            sampling=sampling, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,
-            progress=lambda what, done, total: bar(what if what == "quality" else "generating", done, total),
+            sampling=params, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,
+            progress=bar,
         )  # fmt: skip
     page = render(evaluation, SHOW if show is None else show)
     with atomic(report / "report.html") as file:
         file.write(page.encode())
-    stdout.print(evaluation_table(evaluation.report))
-    tell(evaluation.report["notes"])
+    finish(evaluation.report, None, evaluation_table(evaluation.report))
     stdout.print(f"{report / 'report.html'}", markup=False, soft_wrap=True, highlight=False)
 
 
 def choose(engine: Engine, text: str, seed: int) -> list[str]:
     """The prompts of a file, or so many of the family's own."""
-    from ..eval.prompts import default_prompts, read_prompts
-
     if not text.strip().lstrip("+-").isdecimal():
-        return read_prompts(Path(text))
-    count = int(text)
-    if count < 1:
-        raise ValueError(f"--prompts must be at least 1, got {count}")
-    return default_prompts(engine, count, seed)
+        return choose_prompts(engine, 0, Path(text), seed)
+    check_options(int(text), {})
+    return choose_prompts(engine, int(text), None, seed)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import examples, stdout
-from .files import check_file, check_parent, check_pictures
+from .files import check_file, check_images, check_parent
 from .options import DeviceOption
 
 app = typer.Typer(
@@ -260,10 +260,10 @@ def align(function: str, options: dict[str, Any], **weights: float) -> None:
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise ValueError(f"--{name} must be 0 or more, got {weight}")
-    check_pictures(options["images"], options.get("config"))
+    check_images(options["images"], options.get("config"))
     check_parent("--output", options["output"])
 
-    from ..eval.prompts import read_prompts
+    from ..measure.prompts import read_prompts
     from ..train import family_alignment
 
     file = options.pop("prompts_file")
@@ -319,7 +319,7 @@ def reference(
         check_file("--output", output)
 
     from ..engine.family import Family
-    from ..eval.kept_features import FILE
+    from ..measure.kept_features import FILE
     from ..train.config import FamilyConfig
     from ..train.reference import keep_features
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from ..atomic import atomic
 from ..data.photos import Photos
-from ..eval.classes import FILE, ClassReader
-from ..eval.kid import Lite0Features
+from ..measure.readers.classes import FILE, ClassReader
+from ..measure.readers.lite0 import Lite0Features
 
 if TYPE_CHECKING:
     from .config import FamilyConfig

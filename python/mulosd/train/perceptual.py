@@ -52,7 +52,7 @@ class Lite0Maps:
     """
 
     def __init__(self) -> None:
-        from ..eval.kid import lite0
+        from ..measure.readers.lite0 import lite0
 
         self.net = lite0()
         strides = [int(block._depthwise_conv.stride[0]) for block in self.net._blocks]

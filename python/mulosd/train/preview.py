@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..eval.plots import contact_sheet
+from ..measure.sheets import contact_sheet
 from .config import FamilyConfig
 from .stages import trained_tokenizer
 from .token_pool import as_input

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.scenes import Renderer, Scene, sample_scene
 from ..data.sprites import Sprites
-from ..eval.reader import CELL_PX, ReaderConfig, ReaderNet
+from ..measure.readers.objects import CELL_PX, ReaderConfig, ReaderNet
 from .loop import Task
 
 if TYPE_CHECKING:

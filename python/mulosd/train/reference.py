@@ -10,10 +10,11 @@ from ..data.family import PhotoSplit
 from ..data.photos import Photos
 from ..engine.engine import Engine
 from ..engine.family import Family
-from ..eval.kept_features import FILE, KeptFeatures, bundled, describe
-from ..eval.kid import MIN_SET, Lite0Features
-from ..eval.pictures import reconstruct
-from ..eval.references import REAL_SEED
+from ..measure.images import reconstruct
+from ..measure.kept_features import FILE, KeptFeatures, bundled, describe
+from ..measure.metrics.kid import MIN_SET
+from ..measure.readers.lite0 import Lite0Features
+from ..measure.references import REAL_SEED
 
 COUNT = 256
 

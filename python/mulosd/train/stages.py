@@ -19,8 +19,8 @@ from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.srgan import SuperResolver, SuperResolverConfig
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
 from ..engine.models.transformer import Transformer, TransformerConfig
-from ..eval.classes import FILE as CLASSIFIER
-from ..eval.reader import FILE as READER
+from ..measure.readers.classes import FILE as CLASSIFIER
+from ..measure.readers.objects import FILE as READER
 from .ar import ARTask, Phase
 from .captions import CaptionsTask
 from .checkpoint import averaged, load_averaged
@@ -362,7 +362,7 @@ def attach(config_path: Path, run: Path, folder: Path) -> Path:
 
 def export_reader(config: FamilyConfig, run: Path, path: Path) -> None:
     """Write the trained reader of a run to a safetensors file."""
-    from ..eval.reader import Reader
+    from ..measure.readers.objects import Reader
     from .reader import ReaderTask
 
     net = ReaderTask.from_config(config).net

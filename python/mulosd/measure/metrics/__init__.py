@@ -1,0 +1,1 @@
+"""What is counted about images: accuracy, distances to real ones, diversity, seams, nearest training images."""
