@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Purpose, processed
 from .base import OneGrid, Outcome, Plan
 from .draft_tree import ACCEPT_PURPOSE, DraftTree, Drawn, Foreseen, Growth, Lantern, Stream, accept
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Eagle(OneGrid):
         return {**own, "lantern_k": "int", "delta": "float"}
 
     @classmethod
-    def from_settings(cls, values: Mapping[str, Any]) -> Eagle:
+    def from_settings(cls, values: Mapping[str, Any]) -> Self:
         own = dict(values)
         names = {"lantern_k": "k", "delta": "delta"}
         lantern = {names[key]: own.pop(key) for key in list(own) if key in names}
@@ -81,7 +84,7 @@ class Eagle(OneGrid):
         lantern = {} if self.relaxed is None else {"lantern_k": self.relaxed.k, "delta": self.relaxed.delta}
         return {**own, **lantern}
 
-    def resolve(self, family: Family) -> Eagle:
+    def resolve(self, family: Family) -> Self:
         resolved = super().resolve(family)
         family.eagle_drafter(resolved.side(family))
         vocab = family.ar.config.vocab_size

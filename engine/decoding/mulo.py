@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from .drafting import Drafting, draft_rows
 from .rejection import REJECTIONS, Resampling, plan_resampling, verify
 from .strategy import OFF, STRATEGIES, Strategy, strategy
 from .zipar import draw_steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class MuloSD(Decoder):
         return {**own, **{key: kind for key, (kind, _) in STRATEGIES.items()}}
 
     @classmethod
-    def from_settings(cls, values: Mapping[str, Any]) -> MuloSD:
+    def from_settings(cls, values: Mapping[str, Any]) -> Self:
         own = {key: value for key, value in values.items() if key not in STRATEGIES}
         found = [strategy(key, values[key]) for key in STRATEGIES if key in values]
         return cls(**own, strategies=tuple(extra for extra in found if extra is not None))

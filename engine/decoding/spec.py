@@ -99,9 +99,9 @@ def with_settings(name: object, settings: Mapping[str, Any]) -> Decoder:
     """A decoder by name, with settings as values or as texts."""
     kind = decoder_class(name)
     types = kind.text_settings()
-    for key in settings:
+    for key, value in settings.items():
         if key not in types:
-            raise ValueError(no_setting(kind.name, key))
+            raise ValueError(no_setting(kind.name, f"{key}={value}"))
     return kind.from_settings({key: read(f"{name}:{key}", value, types[key]) for key, value in settings.items()})
 
 
