@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..registry import Registry
 from .base import Decoder, Outcome, Plan
-from .spec import DECODERS, decoder_class, decoder_of, load, parse, spell
+from .spec import DECODERS, decoder_class, decoder_of, parse, spell
 
 if TYPE_CHECKING:
     from .draft_only import DraftOnly
@@ -37,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for where in (*DECODERS.values(), ".draft_tree:Lantern"):
-        if where.partition(":")[2] == name:
-            return load(where)
+    lines = {line.partition(":")[2]: line for line in (*DECODERS.lines.values(), ".draft_tree:Lantern")}
+    if name in lines:
+        return Registry(__name__, lines)[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

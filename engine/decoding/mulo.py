@@ -21,7 +21,7 @@ from ..upsampling import check_upsampler, downsample, settled_upsampler, upsampl
 from .base import Decoder, Outcome, Plan
 from .drafting import Drafting, draft_rows
 from .rejection import REJECTIONS, Resampling, plan_resampling, verify
-from .strategy import OFF, STRATEGIES, Strategy, strategy
+from .strategy import OFF, Strategy, strategy
 from .zipar import draw_steps
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class MuloSD(Decoder):
             is serial, None the family's setting.
         verify_dtype: "bfloat16" or "float16" computes the layers of the verify pass in that type, which is faster on
             CPUs with such units; None is the engine's type. Steps of one token, keys and values stay as they are.
-        strategies: variants with a file of their own; in texts and mappings, the settings of `strategy.STRATEGIES`.
+        strategies: variants with a file of their own; in texts and mappings, the settings of `strategy.OFF`.
     """
 
     name: ClassVar[str] = "mulo"
@@ -91,18 +91,17 @@ class MuloSD(Decoder):
     @classmethod
     def text_settings(cls) -> dict[str, str]:
         own = {f.name: str(f.type) for f in fields(cls) if f.name != "strategies"}
-        return {**own, **{key: kind for key, (kind, _) in STRATEGIES.items()}}
+        return {**own, **{key: type(value).__name__ for key, value in OFF.items()}}
 
     @classmethod
     def from_settings(cls, values: Mapping[str, Any]) -> Self:
-        own = {key: value for key, value in values.items() if key not in STRATEGIES}
-        found = [strategy(key, values[key]) for key in STRATEGIES if key in values]
+        own = {key: value for key, value in values.items() if key not in OFF}
+        found = [strategy(key, values[key]) for key in OFF if key in values]
         return cls(**own, strategies=tuple(extra for extra in found if extra is not None))
 
     def settings(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "strategies"}
-        off = {key: OFF[kind] for key, (kind, _) in STRATEGIES.items()}
-        return {**own, **off, **{extra.setting: extra.value for extra in self.strategies}}
+        return {**own, **OFF, **{extra.setting: extra.value for extra in self.strategies}}
 
     def resolve(self, family: Family) -> MuloSD:
         scale = family.scale if self.scale is None else self.scale

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
+from ..registry import Registry
 from ..settings import read, spelled
 from .base import Decoder
 
-# The registry: one line a decoder, "module:class", a module of this package or an absolute one.
-DECODERS = {
-    "serial": ".serial:Serial",
-    "draft-only": ".draft_only:DraftOnly",
-    "mulo": ".mulo:MuloSD",
-    "zipar": ".zipar:ZipAR",
-    "jacobi": ".jacobi:Jacobi",
-    "eagle": ".eagle:Eagle",
-}
-
-
-def load(where: str) -> Any:
-    """What a line "module:name" names."""
-    module, _, name = where.partition(":")
-    return getattr(import_module(module, __package__), name)
+# One line a decoder: the class by name.
+DECODERS = Registry(
+    "mulosd.engine.decoding",
+    {
+        "serial": ".serial:Serial",
+        "draft-only": ".draft_only:DraftOnly",
+        "mulo": ".mulo:MuloSD",
+        "zipar": ".zipar:ZipAR",
+        "jacobi": ".jacobi:Jacobi",
+        "eagle": ".eagle:Eagle",
+    },
+)
 
 
 def decoder_class(name: object) -> type[Decoder]:
     """The class of a decoder; ValueError lists the names."""
     if not isinstance(name, str) or name not in DECODERS:
         raise ValueError(f"decoders must be chosen from {', '.join(DECODERS)}, got {name or 'none'}")
-    kind: type[Decoder] = load(DECODERS[name])
+    kind: type[Decoder] = DECODERS[name]
     return kind
 
 

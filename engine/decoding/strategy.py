@@ -10,16 +10,15 @@ from torch import Tensor
 
 from ..family import Family
 from ..feed import Feed, Result
+from ..registry import Registry
 from ..request import Request
 from ..sampling import Logits, SamplingParams
-from .spec import load
 
-# The registry, by the setting of `mulo` that switches a strategy on: the type of the setting, "module:class".
-STRATEGIES = {
-    "cascade": ("bool", ".cascade:Cascade"),
-    "entropy_radius": ("float", ".adaptive:EntropyRadius"),
-}
-OFF: dict[str, Any] = {"bool": False, "float": 0.0}
+# One line a strategy: the class by the setting of `mulo` that switches it on, and the value that leaves it off.
+STRATEGIES = Registry(
+    "mulosd.engine.decoding", {"cascade": ".cascade:Cascade", "entropy_radius": ".adaptive:EntropyRadius"}
+)
+OFF: dict[str, Any] = {"cascade": False, "entropy_radius": 0.0}
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class Strategy:
 
 def strategy(setting: str, value: Any) -> Strategy | None:
     """The strategy that a setting switches on, or None for its value that switches it off."""
-    kind, where = STRATEGIES[setting]
-    if value == OFF[kind]:
+    if value == OFF[setting]:
         return None
-    found: Strategy = load(where)() if kind == "bool" else load(where)(value)
+    found: Strategy = STRATEGIES[setting]() if value is True else STRATEGIES[setting](value)
     return found

@@ -93,13 +93,14 @@ def test_plain_follows_the_target(tree: Eagle, sampling: SamplingParams) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", [0, 1])
 def test_plain_guides_where_serial_does(interval: int) -> None:
-    """`assert_follows_target` finds a total variation of 0.05; guidance everywhere would differ by more."""
+    """1,000 images: a total variation of 0.15 in a pair is found with probability above 0.99 at level 1e-4; guidance
+    everywhere would differ by more than 0.5."""
     sampling = SamplingParams(cfg_scale=3.0, cfg_interval=interval)
     family = toy_family()
     here, everywhere = (pairs(joint(family, s)) for s in (sampling, replace(sampling, cfg_interval=-1)))
     distances = [float((a - b).abs().sum() / 2) for (_, a), (_, b) in zip(here, everywhere, strict=True)]
-    assert max(distances) > 0.1, "the test has no power"
-    assert_follows_target(Eagle(3, 3, 4, grid=2), sampling)
+    assert max(distances) > 0.5, "the test has no power"
+    assert_follows_target(Eagle(3, 3, 4, grid=2), sampling, runs=1000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -18,7 +16,7 @@ MULO = MuloSD(scale=2, tau=0.03, radius=1, pool=1, rows_per_cycle=4)
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+def held(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Requests under way, and rows of caches lent, in every step of any scheduler."""
     seen: list[tuple[int, int]] = []
     step = Scheduler.step
@@ -30,7 +28,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
         return found
 
     monkeypatch.setattr(Scheduler, "step", spied)
-    yield seen
+    return seen
 
 
 class Broken(Decoder):
