@@ -33,7 +33,7 @@ class Lane:
         self.cache, self.branches = cache, features.shape[0]
         self.first_row = cache.take(self.branches) if first_row is None else first_row
         self.features = features
-        self.everywhere = cache.model.embed_global(features)
+        self.everywhere = cache.model.embed_global(features, cache.grid)
         # None: every slot up to a query holds a token. Otherwise bool [slots], slots that may be seen.
         self.valid: Tensor | None = None
         self.mask = mask

@@ -111,10 +111,17 @@ class Group:
                 x += table[self.slots - cond_len]
         everywhere = [f.lane.everywhere for f in self.feeds]
         if everywhere[0] is not None:
-            x = x + torch.cat([e for e in everywhere if e is not None])
+            x = x + self.here(torch.cat([e for e in everywhere if e is not None]))
         if isinstance(model, EagleDrafter):
             x = model.fused(torch.cat([f.features for f in self.feeds if f.features is not None]), x)
         return x.flatten(0, 1)
+
+    def here(self, everywhere: Tensor) -> Tensor:
+        """What the tokens of the feeds are given, of what every position is: [rows, 1 or N, dim] -> [rows, n, dim]."""
+        if everywhere.shape[1] == 1:
+            return everywhere
+        at = self.slots - self.feeds[0].lane.cond_len if self.at is None else self.at
+        return everywhere.gather(1, at[..., None].expand(-1, -1, everywhere.shape[-1]))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write keys and values, then attend: q, k, v [rows * count, H, D] -> [rows * count, H, D]."""

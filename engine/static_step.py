@@ -80,7 +80,7 @@ class StaticStep:
         """Run feeds, each of another lane, that `key_of` gave this step's key."""
         everywhere = feeds[0].lane.everywhere
         if self.everywhere is None and everywhere is not None:
-            self.everywhere = everywhere.new_zeros(len(self.cache.used), 1, everywhere.shape[-1])
+            self.everywhere = everywhere.new_zeros(len(self.cache.used), *everywhere.shape[1:])
         if self.cache.device.type == "cuda" and self.graph is None:
             self.capture()
         self.fill(feeds)
@@ -137,7 +137,11 @@ class StaticStep:
         if position is not None:
             x = x + position[(self.slots - self.cache.cond_len).clamp(min=0)]
         if self.everywhere is not None:
-            x = x + self.everywhere
+            here = self.everywhere
+            if here.shape[1] > 1:
+                at = (self.slots - self.cache.cond_len).clamp(min=0)
+                here = here.gather(1, at[..., None].expand(-1, -1, here.shape[-1]))
+            x = x + here
         for block, keys, values in zip(model.blocks, self.cache.k, self.cache.v, strict=True):
             q, k, v = block.qkv(x)
             q = KV_WRITE(q, None, q, k, v, self.slots, self.cache.rotary, keys, values, None)

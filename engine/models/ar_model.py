@@ -79,8 +79,9 @@ class ARModel(nn.Module, ABC):
             prefix: slots of the condition, where they are not `config.cond_len`.
         """
 
-    def embed_global(self, cond: Tensor) -> Tensor | None:
-        """What every image token gets of condition features [B, T, ...] -> [B, 1, dim], or None for nothing."""
+    def embed_global(self, cond: Tensor, grid: int) -> Tensor | None:
+        """What image tokens get of condition features [B, T, ...], all the same -> [B, 1, dim], or each its own by
+        raster position -> [B, grid*grid, dim]; None for nothing."""
         return None
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -109,9 +110,9 @@ class ARModel(nn.Module, ABC):
         position = self.position_embedding(grid, cond.shape[1])
         if position is not None:
             image = image + position[: n - 1]
-        everywhere = self.embed_global(cond)
+        everywhere = self.embed_global(cond, grid)
         if everywhere is not None:
-            image = image + everywhere
+            image = image + everywhere[:, : max(1, n - 1)]
         prefix = self.embed_prefix(cond, grid)
         x = torch.cat([prefix.to(image.dtype), image], dim=1)
         table = self.rotary(grid)

@@ -92,9 +92,9 @@ class EagleDrafter(nn.Module):
         table = self.target.rotary(grid)
         return None if table is None else table[self.target.config.cond_len :]
 
-    def embed_global(self, cond: Tensor) -> Tensor | None:
+    def embed_global(self, cond: Tensor, grid: int) -> Tensor | None:
         """See `ARModel.embed_global`."""
-        return self.target.embed_global(cond)
+        return self.target.embed_global(cond, grid)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Features [..., dim] -> float32 logits [..., V], by the target's final norm and output head."""
@@ -122,9 +122,9 @@ class EagleDrafter(nn.Module):
         position, table = self.position_embedding(grid), self.rotary(grid)
         if position is not None:
             embedded = embedded + position[:n]
-        everywhere = self.embed_global(cond)
+        everywhere = self.embed_global(cond, grid)
         if everywhere is not None:
-            embedded = embedded + everywhere
+            embedded = embedded + everywhere[:, :n]
         x = self.fused(features, embedded)
         for block in self.blocks:
             q, k, v = block.qkv(x)
