@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .lane import Lane
+from .cache import Lane
 from .sampling import Logits, Noise, SamplingParams
 
 

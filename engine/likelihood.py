@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .conditioning import Condition
@@ -47,3 +48,11 @@ def log_probabilities(logits: Logits, params: SamplingParams, positions: Sequenc
     """
     smooth = replace(params, top_k=0, top_p=1.0, temperature=params.temperature or 1.0)
     return processed(logits, smooth, positions).log_softmax(dim=-1)
+
+
+def nll(family: Family, condition: Condition, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood float32 [B] of images int64 [B, H, W], mean nats a token: unguided, temperature 1."""
+    flat = tokens.flatten(1).to(family.device)
+    logits = teacher_forced(family, condition, flat, tokens.shape[-1], SamplingParams())
+    losses = F.cross_entropy(logits.cond, flat.flatten(), reduction="none")
+    return losses.view(flat.shape).mean(dim=1)

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ..kernels.kv_write import OP as KV_WRITE
 from ..kernels.verify_attention import OP as VERIFY_ATTENTION
-from .cache import KVCache
+from .cache import KVCache, Lane
 from .collapse import weigh
 from .feed import Feed
-from .lane import Lane
 from .models.eagle import EagleDrafter
 from .sampling import Logits
 

@@ -1,16 +1,24 @@
-"""Decoders: each plans which tokens to feed next and what to do with the logits."""
+"""Decoders: each plans which tokens to feed next and what to do with the logits. A decoder's file is read when it is
+first asked for."""
 
-from .acceptance import Lantern
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .base import Decoder, Outcome, Plan
-from .draft_only import DraftOnly
-from .eagle import Eagle
-from .jacobi import Jacobi
-from .mulo import MuloSD
-from .serial import Serial
-from .spec import parse
-from .zipar import ZipAR
+from .spec import DECODERS, decoder_class, decoder_of, load, parse, spell
+
+if TYPE_CHECKING:
+    from .draft_only import DraftOnly
+    from .draft_tree import Lantern
+    from .eagle import Eagle
+    from .jacobi import Jacobi
+    from .mulo import MuloSD
+    from .serial import Serial
+    from .zipar import ZipAR
 
 __all__ = [
+    "DECODERS",
     "Decoder",
     "DraftOnly",
     "Eagle",
@@ -21,5 +29,15 @@ __all__ = [
     "Plan",
     "Serial",
     "ZipAR",
+    "decoder_class",
+    "decoder_of",
     "parse",
+    "spell",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for where in (*DECODERS.values(), ".draft_tree:Lantern"):
+        if where.partition(":")[2] == name:
+            return load(where)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

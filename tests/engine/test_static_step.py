@@ -24,7 +24,7 @@ DECODERS: list[Decoder] = [
     ZipAR(window=3),
     Jacobi(),
     MuloSD(tau=0.05, radius=1, pool=3),
-    MuloSD(2, tau=0.2, radius=1, pool=3, window=2, draft_window=2, refresh="full", rounds=2),
+    MuloSD(2, tau=0.2, radius=1, pool=3, window=2, draft_window=2),
     MuloSD(2, tau=0.05, radius=1, pool=3, rows_per_cycle=2),
 ]
 

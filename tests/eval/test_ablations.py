@@ -44,10 +44,6 @@ def test_what_a_family_has_not_is_left_away(engine: Engine) -> None:
         plan_ablations(engine.family, replace(BASE, scale=2), ["cascade"])
     with pytest.raises(ValueError, match="choose from rejection, matched, radius"):
         plan_ablations(engine.family, BASE, ["colour"])
-    pixel = plan_ablations(engine.family, replace(BASE, upsampler="pixel"))
-    assert "refine" not in pixel and "upsampler" in pixel
-    redrawn = plan_ablations(engine.family, replace(BASE, refine=1))
-    assert "upsampler" not in redrawn and [d.refine for d in redrawn["refine"].values()] == [0, 1, 2, 4]
 
 
 def test_rows_have_their_variants_and_the_wanted_rejection(engine: Engine) -> None:

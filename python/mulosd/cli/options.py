@@ -112,7 +112,7 @@ def read_decoders(texts: list[str]) -> list[Decoder]:
 
 def make_decoder(name: DecoderName, options: dict[str, Any]) -> Decoder:
     """A decoder from the options that were given (None: not given); ValueError for one that it does not have."""
-    from ..engine.decoding.spec import DECODERS
+    from ..engine.decoding import decoder_class
 
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
@@ -121,7 +121,7 @@ def make_decoder(name: DecoderName, options: dict[str, Any]) -> Decoder:
             raise ValueError(
                 f"--{key.replace('_', '-')} has no meaning for --decoder {name.value}, only for: {owners}; leave it out"
             )
-    return DECODERS[name.value].from_settings({RENAMED.get(key, key): value for key, value in given.items()})
+    return decoder_class(name.value).from_settings({RENAMED.get(key, key): value for key, value in given.items()})
 
 
 def upsampler_of(name: Upsampler | None, weights: Path | None) -> str | None:

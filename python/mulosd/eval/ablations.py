@@ -42,28 +42,14 @@ def pools(family: Family, base: MuloSD) -> Variants:
     return {str(pool): {"pool": pool} for pool in (1, 10, 50) if pool <= family.ar.config.vocab_size}
 
 
-def thresholds(family: Family, base: MuloSD) -> Variants:
-    return {
-        "fixed tau" if rate == 0 else f"tau·exp(-{rate:g}H)": {"entropy_tau": rate} for rate in (0.0, 0.5, 1.0, 2.0)
-    }
-
-
 def spreads(family: Family, base: MuloSD) -> Variants:
     names = {0.0: "fixed radius", 1.0: "radius + H", 2.0: "radius + 2H", -1.0: "radius - H"}
     return {name: {"entropy_radius": rate} for rate, name in names.items()}
 
 
 def upsamplers(family: Family, base: MuloSD) -> Variants:
-    if base.refine:
-        return {}
     own = () if family.srgan is None else ("srgan",)
     return {name: {"upsampler": name} for name in ("latent", "pixel", *own)}
-
-
-def refinements(family: Family, base: MuloSD) -> Variants:
-    if (base.upsampler or family.upsampler) != "latent":
-        return {}
-    return {"as up-sampled" if n == 0 else f"redrawn {n}x": {"refine": n} for n in (0, 1, 2, 4)}
 
 
 def windows(family: Family, base: MuloSD) -> Variants:
@@ -81,7 +67,7 @@ def draftings(family: Family, base: MuloSD) -> Variants:
 
 
 def row_counts(family: Family, base: MuloSD) -> Variants:
-    if base.cascade:
+    if base.settings()["cascade"]:
         return {}
     grid, rows = family.grids[-1], base.scale or 1
     found: Variants = {}
@@ -92,7 +78,7 @@ def row_counts(family: Family, base: MuloSD) -> Variants:
 
 
 def cascades(family: Family, base: MuloSD) -> Variants:
-    if base.rows_per_cycle is not None or len(replace(base, cascade=True).grids(family)) < 3:
+    if base.rows_per_cycle is not None or len(base.changed(cascade=True).grids(family)) < 3:
         return {}
     return {"direct": {"cascade": False}, "cascade": {"cascade": True}}
 
@@ -104,10 +90,8 @@ ABLATIONS: dict[str, Callable[[Family, MuloSD], Variants]] = {
     "matched": rejections,
     "radius": radii,
     "pool": pools,
-    "threshold": thresholds,
     "spread": spreads,
     "upsampler": upsamplers,
-    "refine": refinements,
     "resampling": windows,
     "drafting": draftings,
     "rows": row_counts,
@@ -130,7 +114,7 @@ def plan_ablations(family: Family, base: MuloSD, only: Sequence[str] | None = No
     """
     check_names(only or [])
     found = {
-        name: {variant: replace(base, **changes) for variant, changes in make(family, base).items()}
+        name: {variant: base.changed(**changes) for variant, changes in make(family, base).items()}
         for name, make in ABLATIONS.items()
         if not only or name in only
     }
@@ -138,7 +122,7 @@ def plan_ablations(family: Family, base: MuloSD, only: Sequence[str] | None = No
     if not found:
         raise ValueError(
             f"family {family.name!r} allows none of {', '.join(only or ABLATIONS)} with {spell(base)!r}: "
-            f"a cascade needs three grids and no rows per cycle, refine the latent up-sampler and no other to compare"
+            f"a cascade needs three grids and no rows per cycle"
         )
     return found
 
@@ -155,10 +139,9 @@ def bench_ablations(
 ) -> dict[str, Any]:
     """Measure MuLo-SD with one setting changed at a time, beside serial decoding and the bare draft.
 
-    Where the base states no `tau`, each pool, up-sampler and rate of entropy gets the one that rejects the same share
-    of tokens: at the same `tau` a larger pool would only reject less. Drafts that are redrawn keep the `tau` of those
-    that are not, so that their rows show what a pass does to rejection. The ablations of `MATCHED` compare at the same
-    number of forwards instead, as planned on the calibration's drafts.
+    Where the base states no `tau`, each pool and up-sampler gets the one that rejects the same share of tokens: at the
+    same `tau` a larger pool would only reject less. The ablations of `MATCHED` compare at the same number of forwards
+    instead, as planned on the calibration's drafts.
 
     Args:
         engine, prompts: see `measure`.
@@ -179,12 +162,12 @@ def bench_ablations(
     open_tau = given.tau is None
     start = (replace(given, tau=0.0) if open_tau else given).resolve(engine.family)
     plan = plan_ablations(engine.family, start, only)
-    taus: dict[tuple[str | None, int, float], float] = {}
+    taus: dict[tuple[str | None, int], float] = {}
 
     def with_tau(decoder: MuloSD) -> MuloSD:
         if not open_tau:
             return decoder
-        key = (decoder.upsampler, decoder.pool or 1, decoder.entropy_tau)
+        key = (decoder.upsampler, decoder.pool or 1)
         if key not in taus:
             taus[key] = calibrate(
                 engine,
@@ -194,7 +177,6 @@ def bench_ablations(
                 pool=key[1],
                 radius=decoder.radius or 0,
                 upsampler=key[0],
-                entropy_tau=key[2],
                 seed=CALIBRATION_SEED,
             ).tau
         return replace(decoder, tau=taus[key])
@@ -211,7 +193,6 @@ def bench_ablations(
                     prompts if calibration_prompts is None else calibration_prompts,
                     how_drafted.resolve(engine.family),
                     pool=start.pool or 1,
-                    entropy_tau=start.entropy_tau,
                     seed=CALIBRATION_SEED,
                 )
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..engine.decoding import DraftOnly, MuloSD, Serial
 from ..engine.likelihood import teacher_forced
-from ..engine.sampling import verify
+from ..engine.decoding.rejection import verify
 from ..engine.upsampling import upsample
 from .samples import origin
 from .statistics import bootstrap_ratio, share_interval

@@ -144,7 +144,6 @@ def bench_upsamplers(
                 pool=start.pool or 1,
                 radius=start.radius or 0,
                 upsampler=c.method,
-                entropy_tau=start.entropy_tau,
                 seed=CALIBRATION_SEED,
             ).tau
         rows.append((c.name, DraftOnly(start.scale, c.method, start.draft_window, start.draft_guesses)))
