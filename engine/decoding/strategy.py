@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..batch import Feed, Result
 from ..family import Family
-from ..feed import Feed, Result
 from ..request import Request
 from ..sampling import Logits, SamplingParams
 from .spec import load

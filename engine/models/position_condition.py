@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import RMSNorm
+from .layers import RMSNorm
 
 # Waves of 1, 2, 4, … half periods across the image, of rows and of columns, as sine and cosine.
 OCTAVES = 6

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .block import RMSNorm
+from .layers import RMSNorm, rotary_table
 from .linear import Linear
 from .position_condition import PositionCondition
-from .rope import rotary_table
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,9 @@ class TransformerConfig:
 
 
 class Transformer(ARModel):
-    """AR transformer over VQ tokens. The engine drives it layer by layer through `blocks`."""
+    """AR transformer over VQ tokens."""
+
+    config_class = TransformerConfig
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class Transformer(ARModel):
         self.prefix_position = nn.Parameter(torch.zeros(c.cond_len, c.dim))
         self.row_embeddings = nn.ModuleList(nn.Embedding(g, c.dim) for g in c.grids)
         self.col_embeddings = nn.ModuleList(nn.Embedding(g, c.dim) for g in c.grids)
-        self.blocks = self.stack(c, c.ffn_dim, c.norm_eps)
+        self.blocks = self.stack(c)
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = Linear(c.dim, c.vocab_size)
         for module in self.modules():
@@ -114,7 +115,7 @@ class Transformer(ARModel):
     def rotary(self, grid: int) -> Tensor:
         """Float32 rotary table [cond_len + grid*grid, head_dim/2, 2] of a grid (cos, sin), by slot."""
         self.grid_index(grid)
-        key = (grid, self.output.weight.device)
+        key = (grid, self.device)
         if key not in self._rotary:
             c = self.config
             # Kept for training as well, which may not use what was made in inference mode.

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..engine.decoding import DraftOnly, MuloSD, Serial
-from ..engine.likelihood import teacher_forced
 from ..engine.decoding.rejection import verify
+from ..engine.likelihood import teacher_forced
 from ..engine.upsampling import upsample
 from .samples import origin
 from .statistics import bootstrap_ratio, share_interval
