@@ -22,7 +22,7 @@ KEPT_NULLS = 16
 
 
 class KVCache:
-    """Rows of keys and values [rows, slots, H, D], one pair of tensors a layer.
+    """Rows of keys and values [rows, slots, Hkv, D], one pair of tensors a layer.
 
     Args:
         model: the AR transformer, or the drafter that continues its features.
@@ -55,16 +55,16 @@ class KVCache:
     def bytes_per_row(model: Model, grid: int, *, collapse: bool = False) -> int:
         """Bytes of one row, all layers: keys and values of every slot."""
         c = model.config
-        element = model.output.weight.element_size()
-        return 2 * c.n_layers * (prefix_slots(model, collapse) + grid * grid) * c.n_heads * c.head_dim * element
+        heads = 2 * c.n_layers * model.n_kv_heads
+        return heads * (prefix_slots(model, collapse) + grid * grid) * c.head_dim * model.dtype.itemsize
 
     def _allocate(self) -> None:
-        c, weight = self.model.config, self.model.output.weight
-        shape = (len(self.used), self.slots, c.n_heads, c.head_dim)
+        c, dtype, device = self.model.config, self.model.dtype, self.model.device
+        shape = (len(self.used), self.slots, self.model.n_kv_heads, c.head_dim)
         for layers in (self.k, self.v):
             old = list(layers)
             # Zeros, not empty memory: a slot that is masked out is still read.
-            layers[:] = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layers)]
+            layers[:] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.n_layers)]
             for new, before in zip(layers, old, strict=False):
                 new[: len(before)] = before
         self._views.clear()
@@ -139,7 +139,7 @@ class Lane:
         self.cache, self.branches = cache, features.shape[0]
         self.first_row = cache.take(self.branches) if first_row is None else first_row
         self.features = features
-        self.everywhere = cache.model.embed_global(features)
+        self.everywhere = cache.model.embed_global(features, cache.grid)
         # None: every slot up to a query holds a token. Otherwise bool [slots], slots that may be seen.
         self.valid: Tensor | None = None
         self.mask = mask

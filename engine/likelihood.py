@@ -33,7 +33,7 @@ def teacher_forced(family: Family, condition: Condition, tokens: Tensor, grid: i
     if params.guided:
         null = family.null_features(len(tokens)).to(condition.features)
         uncond = model(null, tokens, grid, mask).flatten(0, 1)
-    return Logits(cond, uncond, model.output.weight.dtype)
+    return Logits(cond, uncond, model.dtype)
 
 
 def log_probabilities(logits: Logits, params: SamplingParams, positions: Sequence[int]) -> Tensor:

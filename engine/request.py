@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .batch import Draw, Feed, Result
 from .cache import KVCache, Lane
 from .family import Family
-from .feed import Draw, Feed, Result
 from .runner import sample
 from .sampling import Logits, Noise, Purpose, SamplingParams
 from .stats import GenerationStats, Recorder
@@ -213,7 +213,7 @@ def prefix(lane: Lane) -> Generator[list[Feed], list[Result], Logits]:
 def prefill(branch: Lane) -> Generator[list[Feed], list[Result], Logits]:
     """Feed the prefix of one branch; a collapsed one is run at once, it is no token of the cache."""
     if branch.cache.collapse:
-        return Logits(branch.write_collapsed(), None, branch.cache.model.output.weight.dtype)
+        return Logits(branch.write_collapsed(), None, branch.cache.model.dtype)
     [result] = yield [Feed(branch, None, role="prefill")]
     return logits_of(result)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from .batch import Feed
 from .cache import KVCache
 from .decoding.base import Decoder
 from .family import Family
-from .feed import Feed
 from .request import Request, Update
 from .runner import run
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..batch import Feed, Result
 from ..family import Family
-from ..feed import Feed, Result
 from ..request import Request
 from ..sampling import Purpose
 from .mulo import Candidates, MuloSD

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from ...kernels import masks
 from ...kernels.upsample_pool import neighbours
+from ..batch import Feed, Result, Tree
 from ..cache import KVCache
 from ..family import Family
-from ..feed import Feed, Result, Tree
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Purpose, processed
 from .base import OneGrid, Outcome, Plan
@@ -119,7 +119,7 @@ class Speculation:
         # The target's features before the tokens that the drafter has not been fed: zeros before the first.
         model = family.ar
         shape = (self.lane.branches, 1, model.config.dim)
-        self.features = torch.zeros(shape, dtype=model.output.weight.dtype, device=device)
+        self.features = torch.zeros(shape, dtype=model.dtype, device=device)
         vocab = model.config.vocab_size
         self.noise = request.noise(Purpose.TARGET)
         self.coupled = decoder.coupled or request.sampling.temperature == 0

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import philox
+from ..batch import Feed, Result
 from ..cache import Lane
-from ..feed import Feed, Result
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Logits, Noise, Purpose, processed
 from .base import OneGrid, Outcome, Plan

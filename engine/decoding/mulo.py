@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..batch import Feed, Result
 from ..dtypes import checked_dtype
 from ..family import Family
-from ..feed import Feed, Result
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Logits, Purpose
 from ..upsampling import check_upsampler, downsample, settled_upsampler, upsample

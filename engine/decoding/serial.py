@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..batch import Feed
 from ..cache import Lane
-from ..feed import Feed
 from ..request import Request, Steps, prefix
 from ..sampling import Logits, Noise, Purpose
 from .base import OneGrid, Outcome, Plan

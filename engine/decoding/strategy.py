@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..batch import Feed, Result
 from ..family import Family
-from ..feed import Feed, Result
 from ..registry import Registry
 from ..request import Request
 from ..sampling import Logits, SamplingParams

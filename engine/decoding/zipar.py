@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..batch import Feed, Result
 from ..cache import Lane
-from ..feed import Feed, Result
 from ..request import Request, prefix
 from ..sampling import Logits, Noise, Purpose
 from .base import OneGrid, Outcome, Plan

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mulosd.engine.batch import Feed
 from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.decoding import Eagle, Lantern, MuloSD, Serial, parse
 from mulosd.engine.decoding.draft_tree import Drawn, Foreseen, accept
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
-from mulosd.engine.feed import Feed
 from mulosd.engine.models.eagle import EagleConfig, EagleDrafter
 from mulosd.engine.random_family import random_family
 from mulosd.engine.runner import run

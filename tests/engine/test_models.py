@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mulosd.engine.family import Family
-from mulosd.engine.models.rope import apply_rotary, rotary_table
+from mulosd.engine.models.layers import apply_rotary, rotary_table
 from mulosd.engine.models.text import END, PAD, Vocabulary
 from mulosd.engine.models.tokenizer import Tokenizer, TokenizerConfig
 from mulosd.engine.models.upsampler import LatentResampler, ResamplerConfig

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from mulosd.engine.batch import Feed
 from mulosd.engine.decoding import Decoder, DraftOnly, MuloSD, Serial, ZipAR
 from mulosd.engine.decoding.base import Plan
 from mulosd.engine.engine import Engine
-from mulosd.engine.feed import Feed
 from mulosd.engine.request import Request, Update, prefix
 from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.scheduler import Scheduler, SchedulerConfig
