@@ -68,7 +68,7 @@ def root(
 
 
 app.command("generate", epilog=generate.EXAMPLES, cls=Respelled)(generate.generate)
-app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("evaluate", epilog=evaluate.EXAMPLES, cls=Respelled)(evaluate.evaluate)
 app.command("info", epilog=info.EXAMPLES)(info.info)
 app.command("calibrate", epilog=calibrate.EXAMPLES, cls=Respelled)(calibrate.calibrate)
 app.command("decoders", epilog=decoders.EXAMPLES)(decoders.decoders)

@@ -29,7 +29,7 @@ def check_parent(option: str, path: Path) -> None:
         raise ValueError(f"{option} {path}: the directory {parent} is not writable; choose another")
 
 
-def check_pictures(images: Path | None, config: Path | None) -> None:
+def check_images(images: Path | None, config: Path | None) -> None:
     """ValueError unless at most one of a folder of images and a training file is given, and it exists."""
     if images is not None and config is not None:
         raise ValueError("--images and --config both name images: give one of them")

@@ -12,13 +12,6 @@ if TYPE_CHECKING:
     from ..engine.decoding import Decoder
 
 
-class Upsampler(str, Enum):
-    latent = "latent"
-    pixel = "pixel"
-    srgan = "srgan"
-    sr = "sr"
-
-
 class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -29,11 +22,6 @@ FamilyOption = Annotated[str, typer.Option(help="A bundled family or the folder 
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
 DtypeOption = Annotated[Dtype, typer.Option(metavar="TYPE", help="float32 (exact), bfloat16 or float16.")]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same image, whatever the batch.")]
-ScaleOption = Annotated[
-    int | None,
-    typer.Option(help="Ratio of target to draft side, 2 or 4 \\[default: the family's].", show_default=False),
-]
-
 DECODER_TEXT = "NAME:KEY=…"
 DecoderOption = Annotated[
     str,
@@ -81,16 +69,10 @@ def read_decoder(text: str) -> Decoder:
     return found[0]
 
 
-def make_sampling(engine: Engine, options: dict[str, Any]) -> SamplingParams:
-    """The family's own sampling parameters with what was given on top."""
-    from dataclasses import replace
-
-    given = {key: value for key, value in options.items() if value is not None}
-    return replace(engine.family.sampling, **given)
-
-
 def read_sampling(engine: Engine, text: str) -> SamplingParams:
     """The family's own sampling parameters with those of a text such as `cfg_scale=3:top_k=100` on top."""
+    from dataclasses import replace
+
     usual = engine.family.sampling.to_dict()
     given: dict[str, Any] = {}
     for setting in filter(None, text.strip().split(":")):
@@ -102,7 +84,7 @@ def read_sampling(engine: Engine, text: str) -> SamplingParams:
             given[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
             raise ValueError(f"--sampling {key} must be {kind.__name__}, got {value!r}") from None
-    return make_sampling(engine, given)
+    return replace(engine.family.sampling, **given)
 
 
 def spell_sampling(sampling: SamplingParams) -> str:
