@@ -58,7 +58,7 @@ class BenchCommand(TyperCommand):
 
 def split_decoders(texts: list[str]) -> list[str]:
     """The texts of the decoders that `--decoder` names; ValueError says which there are."""
-    from ..engine.decoding.spec import DECODERS
+    from ..engine.decoding import DECODERS
     from .options import read_decoders
 
     found = [text.strip() for part in texts for text in part.split(",") if text.strip()]

@@ -24,8 +24,7 @@ def decoders(
 
     `none` leaves a setting to the family: to what was calibrated with it, where there is such a thing.
     """
-    from ..engine.decoding import parse
-    from ..engine.decoding.spec import DECODERS
+    from ..engine.decoding import DECODERS, parse
 
     kinds = DECODERS if name is None else {name: type(parse(name))}
     table = Table(box=None, header_style="bold", pad_edge=False)

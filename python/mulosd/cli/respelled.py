@@ -74,7 +74,7 @@ def spelled(settings: dict[str, str], *first: str) -> str:
 
 def decoder_with(settings: dict[str, str], base: str) -> str:
     """`base` where that decoder has these settings, otherwise one that has them."""
-    from ..engine.decoding.spec import DECODERS
+    from ..engine.decoding import DECODERS
 
     for name in (base, "mulo", "eagle", *DECODERS):
         kind = DECODERS.get(name.partition(":")[0])

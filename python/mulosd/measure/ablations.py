@@ -83,7 +83,7 @@ def row_counts(family: Family, base: MuloSD) -> Variants:
 
 
 def cascades(family: Family, base: MuloSD) -> Variants:
-    if base.rows_per_cycle is not None or len(changed(base, cascade=True).grids(family)) < 3:
+    if base.rows_per_cycle is not None or len(base.changed(cascade=True).grids(family)) < 3:
         return {}
     return {"direct": {"cascade": False}, "cascade": {"cascade": True}}
 
@@ -119,7 +119,7 @@ def plan_ablations(family: Family, base: MuloSD, only: Sequence[str] | None = No
     """
     check_names(only or [])
     found = {
-        name: {variant: changed(base, **changes) for variant, changes in make(family, base).items()}
+        name: {variant: base.changed(**changes) for variant, changes in make(family, base).items()}
         for name, make in ABLATIONS.items()
         if not only or name in only
     }
