@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..engine.decoding.base import Decoder, Plan
-from ..engine.feed import Feed
-from ..engine.request import Request
-from .floors import Work, forward
+from ...engine.decoding.base import Decoder, Plan
+from ...engine.feed import Feed
+from ...engine.request import Request
+from ..kernels.floors import Work, forward
 
 if TYPE_CHECKING:
-    from ..engine.family import Family
+    from ...engine.family import Family
 
 
 @dataclass(frozen=True)
