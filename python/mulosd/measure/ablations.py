@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..engine.calibrate import DraftMasses, calibrate, draft_masses, mean_steps, tau_of_steps
 from ..engine.decoding.base import Decoder
@@ -24,11 +24,6 @@ CALIBRATION_SEED = 2_000_003
 
 # A variant is a name and the settings that it changes.
 Variants = dict[str, dict[str, Any]]
-
-
-def changed(base: MuloSD, **settings: Any) -> MuloSD:
-    """A decoder with other settings, by the names that its text has."""
-    return cast("MuloSD", MuloSD.from_settings({**base.settings(), **settings}))
 
 
 def rejections(family: Family, base: MuloSD) -> Variants:
