@@ -110,19 +110,19 @@ class MuloSD(Decoder):
         found = family.calibration(scale or 0, upsampler)
         values = {k: getattr(self, k) for k in ("tau", "radius", "pool")}
         for key, value in values.items():
-            if value is None and key not in found:
+            if value is None and found is None:
                 raise ValueError(
                     f"family {family.name!r} is not calibrated for scale {scale} with the {upsampler} "
                     f"up-sampler: give {key}, or run `mulosd calibrate`"
                 )
-            values[key] = found[key] if value is None else value
+            values[key] = getattr(found, key) if value is None else value
         vocab = family.ar.config.vocab_size
         if values["pool"] > vocab:
             raise ValueError(f"pool must be at most the codebook size {vocab}, got {values['pool']}")
         rows = self.rows_per_cycle
         if rows is not None and scale is not None and rows % scale:
             raise ValueError(f"rows_per_cycle must be a multiple of the scale {scale}, got {rows}")
-        values["window"] = found.get("window") if self.window is None else self.window
+        values["window"] = (found and found.window) if self.window is None else self.window
         how = Drafting(self.draft_window, self.draft_guesses).settled(found)
         return replace(
             self, scale=scale, upsampler=upsampler, draft_window=how.window, draft_guesses=how.guesses, **values
