@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from mulosd.bench import OPS, Row, bench_kernels, cases, floors, peers, read_csv, report, timing, write_csv
-from mulosd.bench.cases import Case, Problem
 from mulosd.cli import app
+from mulosd.measure.kernels import OPS, bench_kernels, cases, floors, peers, report
+from mulosd.measure.kernels.cases import Case, Problem
+from mulosd.measure.machine import Machine
+from mulosd.measure.rows import Row, read_json
 
 
 def test_floors_of_the_published_table() -> None:
@@ -50,37 +52,6 @@ def test_floors_by_counting() -> None:
     assert floors.floor_us(work, None, 2) is None
 
 
-def test_rows_survive_csv(tmp_path: Path) -> None:
-    rows = [
-        Row(
-            "kv_write",
-            "B1, Q2",
-            "float32",
-            "torch",
-            "ok",
-            1.5,
-            1.25,
-            2.0,
-            3.0,
-            0.1,
-            None,
-            1e-7,
-            "",
-            "cpu",
-            "v",
-            "c",
-            "d",
-        ),
-        Row("kv_write", 'a "quoted"\nshape', "float32", "cuda", "skipped", note="no, none"),
-    ]
-    write_csv(tmp_path / "rows.csv", rows)
-    assert read_csv(tmp_path / "rows.csv") == rows
-
-
-def test_quantiles() -> None:
-    assert timing.quantiles([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == (3.5, 2.0, 5.0)
-
-
 def case(error: float, run: Callable[[], Any] = lambda: None, peer: Callable[[], Any] | None = None) -> Case:
     problem = Problem(lambda _: run, lambda _: error, 0.1, {} if peer is None else {"rival": peer})
     return Case("kv_write", "toy", torch.float32, floors.Work(1e3, 1e3), lambda _: problem)
@@ -91,13 +62,14 @@ def test_a_wrong_kernel_is_not_timed(error: float) -> None:
     calls: list[int] = []
     wrong = case(error, lambda: calls.append(1))
     (row,) = bench_kernels(backends=["torch"], cases=[wrong], quick=True)
-    assert row.status == "failed"
-    assert row.median_us is None
-    assert "not timed" in row.note
+    assert row.what["status"] == "failed"
+    assert "median_us" not in row.values
+    assert "not timed" in row.what["note"]
+    json.dumps(report.as_report([row]), allow_nan=False)
     assert len(calls) == 1
     assert report.reasons([row])[0].startswith("FAILED")
     (row,) = bench_kernels(backends=["torch"], cases=[case(0.1, lambda: calls.append(1))], quick=True)
-    assert (row.status, row.max_error) == ("ok", 0.1)
+    assert (row.what["status"], row.values["max_error"]) == ("ok", 0.1)
     assert len(calls) > 5
 
 
@@ -109,8 +81,8 @@ def test_a_kernel_that_raises_fails_and_a_peer_that_cannot_is_skipped() -> None:
         raise peers.Unavailable("only on the moon")
 
     first, second = bench_kernels(backends=["torch", "peers"], cases=[case(0.0, broken, absent)], quick=True)
-    assert (first.status, first.note) == ("failed", "RuntimeError: boom")
-    assert (second.status, second.note) == ("skipped", "only on the moon")
+    assert (first.what["status"], first.what["note"]) == ("failed", "RuntimeError: boom")
+    assert (second.what["status"], second.what["note"]) == ("skipped", "only on the moon")
 
 
 @pytest.mark.parametrize("index", range(6))
@@ -229,15 +201,19 @@ def test_quick_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["bench", "kernels", "--quick", *options])
     assert done.exit_code == 0, done.output
     assert "expand_islands" in done.output
-    rows = read_csv(files[1])
-    assert [Row(**values) for values in json.loads(files[0].read_text())["rows"]] == rows
-    assert {row.op for row in rows} == {"expand_islands", "kv_write"}
-    timed = [row for row in rows if row.status == "ok"]
-    assert {"torch", "complex+index_put"} <= {row.backend for row in timed}
-    assert all(row.p20_us <= row.median_us <= row.p80_us for row in timed)  # type: ignore[operator]
-    assert all(row.floor_share is None for row in rows)
-    skipped = [row for row in rows if row.backend == "cuda"]
-    assert all(row.status == "skipped" and row.note for row in skipped)
+    rows = read_json(files[0])
+    with files[1].open(newline="") as file:
+        records = list(csv.DictReader(file))
+    assert {"p20_us", "median_us", "p80_us", "device", "versions", "commit", "date"} <= set(records[0])
+    assert [r["median_us"] for r in records] == [str(row.values.get("median_us", "")) for row in rows]
+    assert all(row.machine.device and "torch" in row.machine.versions and row.machine.date for row in rows)
+    assert {row.what["op"] for row in rows} == {"expand_islands", "kv_write"}
+    timed = report.timed(rows)
+    assert {"torch", "complex+index_put"} <= {row.what["backend"] for row in timed}
+    assert all(row.values["p20_us"] <= row.values["median_us"] <= row.values["p80_us"] for row in timed)
+    assert all(row.values["floor_share"] is None for row in timed)
+    skipped = [row for row in rows if row.what["backend"] == "cuda"]
+    assert all(row.what["status"] == "skipped" and row.what["note"] for row in skipped)
 
 
 def test_failure_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,16 +234,27 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         assert message in done.output
 
 
-def test_picture(tmp_path: Path) -> None:
+def row(op: str, backend: str, median: float | None) -> Row:
+    what = {"op": op, "shape": "toy", "dtype": "float32", "backend": backend, "note": ""}
+    values = {f"{name}_us": median for name in ("median", "p20", "p80")} if median else {}
+    return Row({**what, "status": "ok" if median else "failed"}, values, machine=Machine("a device", {}))
+
+
+def test_bars(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    row = Row("kv_write", "toy", "float32", "torch", "ok", 1.0, 1.0, 1.0)
-    slow = replace(row, op="nearest_code", median_us=23456.0, backend="flex")
-    report.plot([row, slow, replace(slow, backend="cuda", median_us=99.4)], tmp_path / "a.svg")
+    rows = [row("kv_write", "torch", 1.0), row("nearest_code", "flex", 23456.0), row("nearest_code", "cuda", 99.4)]
+    report.plot_kernels(rows, tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
-    # A comment beside the outlines holds each text of the picture.
+    # A comment beside the outlines holds each text of the plot.
     for label in ("23,456", "99.4", "toy  flex", "cuda", "peer"):
         assert f"<!-- {label} -->" in text
     assert "<!-- triton -->" not in text
     with pytest.raises(ValueError, match="nothing was timed"):
-        report.plot([replace(row, median_us=None)], tmp_path / "b.png")
+        report.plot_kernels([row("kv_write", "torch", None)], tmp_path / "b.png")
     assert len(OPS) == 6
+
+
+def test_tables_compare_with_the_fastest() -> None:
+    rows = [row("kv_write", "torch", 3.0), row("kv_write", "cuda", 2.0), row("nearest_code", "torch", None)]
+    (shown,) = report.kernel_tables(rows)
+    assert list(shown.columns[-1].cells) == ["1.50", "1.00"]

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from mulosd.bench import floors
-from mulosd.bench.architectures import ARCHITECTURES, random_weights
-from mulosd.bench.metered import Metered
-from mulosd.bench.planted import Planted
-from mulosd.bench.static_loops import CompiledLoop, ReferenceLoop, StaticLoop
-from mulosd.bench.synthetic import bench_synthetic, conditions, run_alone
-from mulosd.bench.throughput import Cell, bench_throughput, closed_loop
 from mulosd.engine.decoding import MuloSD, Serial, ZipAR
 from mulosd.engine.engine import Engine
 from mulosd.engine.random_family import random_family
 from mulosd.engine.request import Request
 from mulosd.engine.sampling import Logits, SamplingParams
 from mulosd.engine.scheduler import SchedulerConfig
+from mulosd.measure.kernels import floors
+from mulosd.measure.speed.architectures import ARCHITECTURES, random_weights
+from mulosd.measure.speed.metered import Metered
+from mulosd.measure.speed.planted import Planted
+from mulosd.measure.speed.static_loops import CompiledLoop, ReferenceLoop, StaticLoop
+from mulosd.measure.speed.synthetic import bench_synthetic, conditions, run_alone, synthetic_table
+from mulosd.measure.speed.throughput import Cell, bench_throughput, closed_loop, throughput_table
 
 SAMPLINGS = [SamplingParams(temperature=0), SamplingParams(cfg_scale=2.0, temperature=0)]
 
@@ -224,6 +224,20 @@ def test_throughput_rows(engine: Engine) -> None:
     assert [row["gain"] for row in report["rows"]][::2] == [1.0, 1.0]
     with pytest.raises(ValueError, match="max_running=9"):
         bench_throughput(engine, ["apple"], decoders, [9])
+
+
+def test_kept_reports_still_make_tables() -> None:
+    kept = Path(__file__).parents[2] / "benchmarks" / "results"
+    for name, tabulate in (
+        ("synthetic_tiny_cpu", synthetic_table),
+        ("synthetic_llamagen-b_cpu", synthetic_table),
+        ("throughput_cpu", throughput_table),
+    ):
+        report = json.loads((kept / f"{name}.json").read_text())
+        table = tabulate(report)
+        assert table.row_count == len(report["rows"])
+        assert {"serial"} <= {str(cell) for cell in table.columns[0].cells}
+        assert "-" not in table.columns[1].cells, "every row has its first figure"
 
 
 def test_commands(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..atomic import write_json
+from .bench_options import JsonOption, finish
 from .console import count_bar, examples, stdout
 from .files import check_file
 from .options import DeviceOption
@@ -29,9 +29,7 @@ def kernels(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller shapes, less time each.")] = False,
     device: DeviceOption = "cpu",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the rows to this file.", show_default=False)
-    ] = None,
+    json_file: JsonOption = None,
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="Also write the rows to this file.", show_default=False)
     ] = None,
@@ -43,25 +41,26 @@ def kernels(
     for option, file in (("--json", json_file), ("--csv", csv_file), ("--plot", plot_file)):
         if file is not None:
             check_file(option, file)
-    if plot_file is not None and plot_file.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot {plot_file}: name a .png, .svg or .pdf file")
 
-    from ..bench import bench_kernels, write_csv
-    from ..bench.report import as_json, kernel_table, plot, reasons
+    from ..measure.kernels.report import as_report, kernel_tables, plot_kernels, reasons
+    from ..measure.kernels.run import bench_kernels
+    from ..measure.plots import check_plot
+    from ..measure.rows import write_csv
 
+    if plot_file is not None:
+        check_plot(plot_file)
     with count_bar() as bar:
         rows = bench_kernels(op, backend, device=device, quick=quick, progress=bar)
-    if json_file is not None:
-        write_json(json_file, as_json(rows))
     if csv_file is not None:
         write_csv(csv_file, rows)
-    stdout.print(kernel_table(rows))
+    finish(as_report(rows), json_file, *kernel_tables(rows))
     if rows:
-        about = rows[0]
-        stdout.print(f"{about.device}; {about.versions}; {about.commit} {about.date}", markup=False, soft_wrap=True)
+        about = rows[0].machine
+        versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
+        stdout.print(f"{about.device}; {versions}; {about.commit} {about.date}", markup=False, soft_wrap=True)
     for reason in reasons(rows):
         stdout.print(reason, markup=False, soft_wrap=True)
     if plot_file is not None:
-        plot(rows, plot_file)
-    if any(row.status == "failed" for row in rows):
+        plot_kernels(rows, plot_file)
+    if any(row.what["status"] == "failed" for row in rows):
         raise typer.Exit(1)

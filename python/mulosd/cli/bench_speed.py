@@ -46,11 +46,11 @@ def throughput(
     if json_file is not None:
         check_file("--json", json_file)
 
-    from ..bench.throughput import bench_throughput, throughput_table
     from ..engine.engine import Engine
     from ..engine.family import Family
     from ..engine.scheduler import SchedulerConfig
     from ..measure.prompts import held_out_prompts
+    from ..measure.speed.throughput import bench_throughput, throughput_table
 
     names = read_decoders(decoder)
     loaded = Family.load(family)
@@ -112,7 +112,7 @@ def synthetic(
     if not 0 <= accept <= 1:
         raise ValueError(f"--accept must be a share from 0 to 1, got {accept}")
 
-    from ..bench.synthetic import bench_synthetic, synthetic_table
+    from ..measure.speed.synthetic import bench_synthetic, synthetic_table
 
     if baselines is None:
         baselines = "eager,compiled" if device.startswith("cuda") else "eager"

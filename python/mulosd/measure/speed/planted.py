@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.decoding.mulo import MuloSD
-from ..engine.request import Request
-from ..engine.sampling import Logits
-from ..kernels import philox
+from ...engine.decoding.mulo import MuloSD
+from ...engine.request import Request
+from ...engine.sampling import Logits
+from ...kernels import philox
 
 # A purpose of the random numbers that no decoder uses.
 PURPOSE = philox.MASK

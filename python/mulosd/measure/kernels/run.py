@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..kernels import BackendUnavailable
-from ..kernels.registry import BACKENDS
+from ...kernels import BackendUnavailable
+from ...kernels.registry import BACKENDS
+from ..machine import Machine
+from ..rows import Row
+from ..statistics import spread
 from . import cases as table
-from .cases import Call, Case
+from .cases import Case
 from .floors import floor_us, limits_of
-from .peers import Unavailable
-from .rows import Row, origin
-from .timing import measure
+from .peers import Call, Unavailable
+from .timing import time_calls
 
 OPS = ("verify_attention", "kv_write", "local_resample", "pooled_mass", "nearest_code", "expand_islands")
 SECONDS = {True: 0.1, False: 0.5}
@@ -33,7 +36,7 @@ def bench_kernels(
     """Measure ops beside their peers.
 
     A result is compared to an oracle of higher precision first. What is wrong is not timed: its row has the status
-    "failed". What cannot serve has a row with the status "skipped" and the reason.
+    "failed". What cannot serve has a row with the status "skipped". The `note` of both says why.
 
     Args:
         ops: names out of `OPS`; None for all.
@@ -42,6 +45,11 @@ def bench_kernels(
         quick: fewer and smaller shapes, less time each.
         cases: these instead of the table's.
         progress: called with (what, done, total).
+
+    Returns:
+        Rows whose texts are op, shape, dtype, backend, status and note. Those with the status "ok" have the values
+        `median_us`, `p20_us` and `p80_us`, microseconds; `gb_per_s` and `tflop_per_s` of what the op cannot avoid;
+        `floor_share`, the floor's time over the median, where the device's limits are known; and `max_error`.
 
     Raises:
         ValueError: an unknown op, backend or device.
@@ -53,12 +61,12 @@ def bench_kernels(
             raise ValueError(f"unknown {name} {', '.join(unknown)}; possible: {', '.join(possible)}")
     where = usable_device(device)
     chosen = [c for c in (table.cases(where, quick) if cases is None else cases) if not ops or c.op in ops]
-    about = origin(device)
+    machine = Machine.here(where)
     rows: list[Row] = []
     for done, case in enumerate(chosen):
         if progress:
             progress("measuring", done, len(chosen))
-        rows += case_rows(case, wanted, where, SECONDS[quick], about)
+        rows += [replace(row, machine=machine) for row in case_rows(case, wanted, where, SECONDS[quick])]
     if progress:
         progress("measuring", len(chosen), len(chosen))
     return rows
@@ -78,13 +86,18 @@ def usable_device(name: str) -> torch.device:
 
 
 @torch.inference_mode()
-def case_rows(case: Case, wanted: list[str], device: torch.device, seconds: float, about: dict[str, str]) -> list[Row]:
-    """The rows of one case; an exception while its tensors are built, such as too little memory, fails the case."""
-    head: dict[str, Any] = {"op": case.op, "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch.")} | about
+def case_rows(case: Case, wanted: list[str], device: torch.device, seconds: float) -> list[Row]:
+    """The rows of one case; too little memory for its tensors skips all of it."""
+
+    def row(backend: str, status: str, note: str = "", **values: float | None) -> Row:
+        dtype = str(case.dtype).removeprefix("torch.")
+        what = {"op": case.op, "shape": case.shape, "dtype": dtype, "backend": backend, "status": status, "note": note}
+        return Row(what, values)
+
     try:
         problem = case.make(device)
     except torch.OutOfMemoryError as error:
-        return [Row(**head, backend="all", status="skipped", note=first_line(error))]
+        return [row("all", "skipped", first_line(error))]
     builds: dict[str, Callable[[], Call]] = {}
     for name in BACKENDS:
         if name in wanted:
@@ -97,36 +110,32 @@ def case_rows(case: Case, wanted: list[str], device: torch.device, seconds: floa
             call = build()
             off = problem.error(call())
             if not off <= problem.tolerance:
-                found: dict[str, Any] = {} if math.isnan(off) else {"max_error": off}
                 note = f"error {off:.3g} above {problem.tolerance:.3g}: not timed"
-                rows.append(Row(**head, backend=name, status="failed", note=note, **found))
+                # JSON has neither infinity nor NaN.
+                rows.append(row(name, "failed", note, **({"max_error": off} if math.isfinite(off) else {})))
                 continue
-            timing = measure(call, device, seconds)
+            found = spread(time_calls(call, device, seconds))
         except (Unavailable, BackendUnavailable, torch.OutOfMemoryError) as reason:
-            rows.append(Row(**head, backend=name, status="skipped", note=declined(name, reason)))
-            continue
+            rows.append(row(name, "skipped", declined(name, reason)))
         except Exception as reason:
             # A peer that this version of torch does not have is no fault of ours.
             status = "failed" if name in BACKENDS else "skipped"
-            rows.append(Row(**head, backend=name, status=status, note=f"{type(reason).__name__}: {first_line(reason)}"))
-            continue
-        work, micro = case.work, timing.median
-        floor = floor_us(work, limits_of(about["device"]), case.dtype.itemsize)
-        rows.append(
-            Row(
-                **head,
-                backend=name,
-                status="ok",
-                median_us=timing.median,
-                p20_us=timing.p20,
-                p80_us=timing.p80,
-                gb_per_s=work.bytes / micro / 1e3,
-                tflop_per_s=work.flops / micro / 1e6,
-                floor_share=None if floor is None else floor / micro,
-                max_error=off,
-            )
-        )
+            rows.append(row(name, status, f"{type(reason).__name__}: {first_line(reason)}"))
+        else:
+            rows.append(row(name, "ok", **figures(case, found, device), max_error=off))
     return rows
+
+
+def figures(case: Case, found: dict[str, float], device: torch.device) -> dict[str, Any]:
+    """What times in microseconds say of a case's work."""
+    limits = limits_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    median, floor = found["median"], floor_us(case.work, limits, case.dtype.itemsize)
+    return {
+        **{f"{name}_us": value for name, value in found.items()},
+        "gb_per_s": case.work.bytes / median / 1e3,
+        "tflop_per_s": case.work.flops / median / 1e6,
+        "floor_share": None if floor is None else floor / median,
+    }
 
 
 def first_line(error: BaseException) -> str:

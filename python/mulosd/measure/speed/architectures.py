@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..engine.family import Family
-    from ..engine.models.ar_model import ARModel
+    from ...engine.family import Family
+    from ...engine.models.ar_model import ARModel
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Architecture:
 
     def model(self, grids: tuple[int, ...]) -> ARModel:
         """An untrained model that serves these grids."""
-        from ..engine.models.ar_dtok import ARDTok, ARDTokConfig
-        from ..engine.models.llamagen import LlamaGen, LlamaGenConfig
-        from ..engine.models.transformer import Transformer, TransformerConfig
+        from ...engine.models.ar_dtok import ARDTok, ARDTokConfig
+        from ...engine.models.llamagen import LlamaGen, LlamaGenConfig
+        from ...engine.models.transformer import Transformer, TransformerConfig
 
         sizes = (self.vocab, self.dim, self.layers, self.heads, self.ffn)
         if self.kind == "llamagen":
@@ -81,11 +81,11 @@ def random_weights(name: str, grid: int | None = None, device: str = "cpu", seed
 
     import torch
 
-    from ..engine.conditioning import PhraseConditioner
-    from ..engine.family import Family
-    from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
-    from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
-    from ..engine.models.upsampler import LatentResampler, ResamplerConfig
+    from ...engine.conditioning import PhraseConditioner
+    from ...engine.family import Family
+    from ...engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
+    from ...engine.models.tokenizer import Tokenizer, TokenizerConfig
+    from ...engine.models.upsampler import LatentResampler, ResamplerConfig
 
     grids = (side // 4, side // 2, side)
     where = torch.device(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -12,26 +12,12 @@ REPEATS = 50
 FEWEST = 5
 
 
-class Timing(NamedTuple):
-    """Microseconds: the median and the 20th and 80th percentile."""
-
-    median: float
-    p20: float
-    p80: float
+def time_calls(call: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
+    """Microseconds of `call`, measured for about so many seconds, at least 5 times; it has run before."""
+    return time_cuda(call, device, seconds) if device.type == "cuda" else time_cpu(call, seconds)
 
 
-def quantiles(samples: list[float]) -> Timing:
-    """Median, 20th and 80th percentile of at least one sample."""
-    values = torch.tensor(samples, dtype=torch.float64)
-    return Timing(*values.quantile(torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)).tolist())
-
-
-def measure(call: Callable[[], Any], device: torch.device, seconds: float) -> Timing:
-    """Time `call` for about so many seconds, at least 5 times; it has run before."""
-    return measure_cuda(call, device, seconds) if device.type == "cuda" else measure_cpu(call, seconds)
-
-
-def measure_cpu(call: Callable[[], Any], seconds: float) -> Timing:
+def time_cpu(call: Callable[[], Any], seconds: float) -> list[float]:
     """By the wall clock; each sample is as many calls as make it longer than the clock's noise."""
     begin = time.perf_counter()
     call()
@@ -44,10 +30,10 @@ def measure_cpu(call: Callable[[], Any], seconds: float) -> Timing:
         for _ in range(inner):
             call()
         samples.append(1e6 * (time.perf_counter() - begin) / inner)
-    return quantiles(samples)
+    return samples
 
 
-def measure_cuda(call: Callable[[], Any], device: torch.device, seconds: float) -> Timing:
+def time_cuda(call: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
     """Between events, L2 flushed before each call; replayed from a CUDA graph where the call can be captured."""
     with torch.cuda.device(device):
         run = captured(call) or call
@@ -66,7 +52,7 @@ def measure_cuda(call: Callable[[], Any], device: torch.device, seconds: float) 
                 pairs.append((before, after))
             torch.cuda.synchronize()
             samples += [1e3 * before.elapsed_time(after) for before, after in pairs]
-    return quantiles(samples)
+    return samples
 
 
 def captured(call: Callable[[], Any]) -> Callable[[], None] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..engine.batch import Feed
-from ..engine.decoding.base import Decoder, Plan
-from ..engine.request import Request
-from .floors import Work, forward
+from ...engine.batch import Feed
+from ...engine.decoding.base import Decoder, Plan
+from ...engine.request import Request
+from ..kernels.floors import Work, forward
 
 if TYPE_CHECKING:
-    from ..engine.family import Family
+    from ...engine.family import Family
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
-    from ..engine.models.ar_model import ARModel
-    from ..engine.sampling import SamplingParams
+    from ...engine.models.ar_model import ARModel
+    from ...engine.sampling import SamplingParams
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import kernels
-from ..kernels import masks
+from ... import kernels
+from ...kernels import masks
 from . import floors, peers
 from .floors import Work
+from .peers import Build, Call
 
-Call = Callable[[], Any]
 EXACT = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
@@ -35,7 +34,7 @@ class Problem:
     run: Callable[[str], Call]
     error: Callable[[Any], float]
     tolerance: float
-    peers: dict[str, Callable[[], Call]] = field(default_factory=dict)
+    peers: dict[str, Build] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,7 @@ def attention(B: int, heads: int, dim: int, Q: int, L: int, dtype: torch.dtype) 
         slots = (L - Q + torch.arange(Q, device=device)).expand(B, Q)
         words = masks.pack(masks.raster_causal(Q, device))
         visible = F.pad(masks.unpack(words, Q), (L - Q, 0), value=True)
-        options: dict[str, Any] = {"kv_len": L, "start": L - Q}
-        if "block" in inspect.signature(kernels.verify_attention).parameters:
-            options = {"kv_len": L - Q, "start": L - Q, "block": words[None]}
+        options: dict[str, Any] = {"kv_len": L - Q, "start": L - Q, "block": words[None]}
 
         def oracle(row: int) -> Tensor:
             scores = torch.einsum("qhd,khd->hqk", q[row].float(), k[row].float()) * dim**-0.5

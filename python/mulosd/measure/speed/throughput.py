@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engine.decoding.base import Decoder
-from ..engine.decoding.spec import spell
-from ..measure.machine import commit, device_name, versions
-from ..measure.statistics import spread
+from ...engine.decoding.base import Decoder
+from ...engine.decoding.spec import spell
+from ..rows import rows_of
+from ..run import origin
+from ..statistics import spread
+from ..table import figure, labels, named, table
 
 if TYPE_CHECKING:
-    from ..engine.engine import Engine
+    from rich.table import Table
+
+    from ...engine.engine import Engine
 
 PERCENTILES = (50, 90, 99)
 
@@ -83,14 +87,9 @@ def bench_throughput(
             if progress is not None:
                 progress("rounds", turn * len(cells) + n + 1, rounds * len(cells))
     return {
-        "device": device_name(engine.family.device),
-        "versions": versions(),
-        "commit": commit(),
-        "family": engine.family.name,
+        **origin(engine, engine.family.sampling, seed),
         "dtype": str(engine.family.ar.output.weight.dtype).removeprefix("torch."),
-        "sampling": engine.family.sampling.to_dict(),
         "stagger": stagger,
-        "seed": seed,
         "notes": warnings,
         "rows": describe(cells),
     }
@@ -159,30 +158,20 @@ def describe(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return rows
 
 
-def throughput_table(report: dict[str, Any]) -> Any:
+def throughput_table(report: dict[str, Any]) -> Table:
     """The rows as a table."""
-    from rich import box
-    from rich.table import Table
-
-    from ..measure.rows import rows_of
-    from ..measure.table import labels
-
-    table = Table(
-        title=f"{report['family']}, {report['dtype']}: requests in flight, closed loop",
-        caption=f"{report['device']}. Latency in seconds; gain over the smallest batch of the decoder",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    rows = rows_of(report)
+    columns = [
+        named(labels(rows), rows),
+        figure("batch", "batch", "{value:.0f}"),
+        figure("images/s", "images_per_second"),
+        figure("gain", "gain", "{value:.2f}"),
+        *(figure(f"p{p}", f"latency.p{p}") for p in PERCENTILES),
+    ]
+    return table(
+        rows,
+        columns,
+        f"{report['family']}, {report['dtype']}: requests in flight, closed loop",
+        f"{report['device']}. Latency in seconds; gain over the smallest batch of the decoder",
+        gap=1,
     )
-    table.add_column("decoder", no_wrap=True)
-    for heading in ("batch", "images/s", "gain", "p50", "p90", "p99"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in zip(labels(rows_of(report)), report["rows"], strict=True):
-        latency = row["latency"]
-        table.add_row(
-            name,
-            f"{row['batch']}",
-            f"{row['images_per_second']['median']:.3g}",
-            f"{row['gain']:.2f}",
-            *(f"{latency[f'p{p}']:.3g}" for p in PERCENTILES),
-        )
-    return table

@@ -11,14 +11,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from ...engine.decoding.base import Decoder
+from ...engine.decoding.mulo import MuloSD
+from ...engine.decoding.spec import parse, spell
+from ...engine.engine import Engine
+from ...engine.request import Request
+from ...engine.sampling import SamplingParams
+from ...engine.scheduler import SchedulerConfig
+from ...engine.stats import Recorder
+from ..kernels.floors import Work, forward
+from ..kernels.timing import time_calls
+from ..rows import rows_of
+from ..run import origin
+from ..statistics import spread
+from ..table import figure, labels, named, table, total
 from .architectures import ARCHITECTURES, RATIOS, random_weights
-from .floors import Work
+from .metered import Metered
+from .planted import Planted
+from .static_loops import CompiledLoop, ReferenceLoop
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..engine.decoding.base import Decoder
-    from ..engine.engine import Engine
+    from rich.table import Table
 
 BASELINES = ("eager", "compiled")
 PROMPT = "picture"
@@ -106,16 +122,6 @@ def bench_synthetic(
     if scale not in (None, *RATIOS):
         raise ValueError(f"the scale must be 2 or 4, got {scale}")
 
-    import torch
-
-    from ..engine.decoding.mulo import MuloSD
-    from ..engine.decoding.spec import parse
-    from ..engine.engine import Engine
-    from ..engine.sampling import SamplingParams
-    from ..engine.scheduler import SchedulerConfig
-    from ..measure.machine import commit, device_name, versions
-    from .planted import Planted
-
     side = grid or (ARCHITECTURES[arch].grid if arch in ARCHITECTURES else 0)
     chosen: list[Decoder] = []
     for text in default_decoders(side, scale) if decoders is None else decoders:
@@ -147,14 +153,10 @@ def bench_synthetic(
     return {
         "synthetic": True,
         "warning": WARNING,
-        "device": device_name(torch.device(device)),
-        "versions": versions(),
-        "commit": commit(),
-        "family": family.name,
+        **origin(engine, sampling, seed),
         "arch": {"name": arch, **asdict(ARCHITECTURES[arch]), "grid": side, "parameters": family.parameters()["ar"]},
         "dtype": dtype,
         "accept": accept,
-        "sampling": sampling.to_dict(),
         "bandwidth": {"bytes_per_second": speed, "measured": bandwidth is None},
         "timing": {"runs": images, "batch": 1, "warm_up": 1},
         "rows": describe(contestants, speed),
@@ -163,8 +165,6 @@ def bench_synthetic(
 
 def describe(contestants: Sequence[Contestant], bandwidth: float) -> list[dict[str, Any]]:
     """A row each, compared with the first of their kind."""
-    from ..measure.statistics import spread
-
     medians = {one.decoder: spread(one.seconds)["median"] for one in reversed(contestants)}
     rows = []
     for one in contestants:
@@ -191,13 +191,8 @@ def describe(contestants: Sequence[Contestant], bandwidth: float) -> list[dict[s
     return rows
 
 
-def decoder_contestant(engine: Engine, decoder: Decoder, sampling: Any) -> Contestant:
+def decoder_contestant(engine: Engine, decoder: Decoder, sampling: SamplingParams) -> Contestant:
     """A decoder of the engine, one request at a time."""
-    from ..engine.decoding.spec import spell
-    from ..engine.request import Request
-    from ..engine.stats import Recorder
-    from .metered import Metered
-
     one = Contestant(decoder.name, spell(decoder), lambda seed: make(seed), decoder.settings())
 
     def make(seed: int) -> Tensor:
@@ -226,18 +221,13 @@ def run_alone(engine: Engine, request: Any, decoder: Decoder) -> Any:
 
 def conditions(engine: Engine, guided: bool) -> Tensor:
     """Condition features of a prompt, with the unconditional branch where it is needed."""
-    import torch
-
     with torch.inference_mode():
         features = engine.family.features([PROMPT])
         return torch.cat([features, engine.family.null_features(1)]) if guided else features
 
 
-def baseline_contestants(engine: Engine, names: Sequence[str], sampling: Any) -> list[Contestant]:
+def baseline_contestants(engine: Engine, names: Sequence[str], sampling: SamplingParams) -> list[Contestant]:
     """The static loops on the same model."""
-    from .floors import forward
-    from .static_loops import CompiledLoop, ReferenceLoop
-
     family, kinds = engine.family, {"eager": ReferenceLoop, "compiled": CompiledLoop}
     grid, c = family.grids[-1], family.ar.config
     features = conditions(engine, sampling.guided).clone()
@@ -257,47 +247,34 @@ def baseline_contestants(engine: Engine, names: Sequence[str], sampling: Any) ->
     return found
 
 
-def copy_bandwidth(device: Any) -> float:
+def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second that a copy of a large tensor reads and writes."""
-    import torch
-
-    from .timing import measure
-
     source = torch.zeros(COPIED, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    return 2 * COPIED / (1e-6 * measure(lambda: target.copy_(source), device, 0.5).median)
+    seconds = 1e-6 * spread(time_calls(lambda: target.copy_(source), device, 0.5))["median"]
+    return 2 * COPIED / seconds
 
 
-def synthetic_table(report: dict[str, Any]) -> Any:
+def synthetic_table(report: dict[str, Any]) -> Table:
     """The rows as a table."""
-    from rich import box
-    from rich.table import Table
-
-    from ..measure.rows import rows_of
-    from ..measure.table import labels
-
-    arch, bandwidth = report["arch"], report["bandwidth"]
-    table = Table(
-        title=f"SYNTHETIC {arch['name']}, {arch['parameters'] / 1e6:.0f} M parameters, {arch['grid']}x{arch['grid']} "
+    arch, bandwidth, rows = report["arch"], report["bandwidth"], rows_of(report)
+    names = [f"{name} loop" if name in BASELINES else name for name in labels(rows)]
+    columns = [
+        named(names, rows),
+        figure("s/image", "seconds_per_image"),
+        figure("p20-p80", "seconds_per_image", "{low:.2g}-{high:.2g}"),
+        total("fwd", "forwards"),
+        figure("ms/fwd", "milliseconds_per_forward"),
+        figure("× serial", "speedup.serial", "{value:.2f}"),
+        figure("× eager", "speedup.eager", "{value:.2f}"),
+        figure("res", "coverage", "{value:.0f} %", 100),
+        figure("floor", "floor.share", "{value:.0f} %", 100),
+    ]
+    return table(
+        rows,
+        columns,
+        f"SYNTHETIC {arch['name']}, {arch['parameters'] / 1e6:.0f} M parameters, {arch['grid']}x{arch['grid']} "
         f"tokens, {report['dtype']}, {100 * report['accept']:g} % accepted: {report['warning']}",
-        caption=f"{report['device']}. Floor: weights, keys and values of every forward once at "
+        f"{report['device']}. Floor: weights, keys and values of every forward once at "
         f"{bandwidth['bytes_per_second'] / 1e9:.1f} GB/s ({'measured copy' if bandwidth['measured'] else 'as given'})",
-        box=box.SIMPLE_HEAD,
-        padding=0,
     )
-    table.add_column("decoder", no_wrap=True)
-    for heading in ("s/image", "p20-p80", "fwd", "ms/fwd", "× serial", "× eager", "res", "floor"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in zip(labels(rows_of(report)), report["rows"], strict=True):
-        seconds, speedup = row["seconds_per_image"], row["speedup"]
-        table.add_row(
-            f"{name} loop" if name in BASELINES else name,
-            f"{seconds['median']:.3g}",
-            f"{seconds['p20']:.2g}-{seconds['p80']:.2g}",
-            f"{sum(row['forwards'].values())}",
-            f"{row['milliseconds_per_forward']:.3g}",
-            *(f"{speedup[name]:.2f}" if name in speedup else "-" for name in ("serial", "eager")),
-            "-" if row["coverage"] is None else f"{100 * row['coverage']:.0f} %",
-            f"{100 * row['floor']['share']:.0f} %",
-        )
-    return table
