@@ -1,4 +1,4 @@
-# make demo    a virtual environment, the package, one picture from a sentence
+# make demo    a virtual environment, the package, one image from a sentence
 # make test    everything that CI runs
 # make help    the rest
 #
@@ -6,6 +6,7 @@
 # VENV    where it goes
 # TORCH   what to install before the package. With TORCH= (empty) nothing is, and the environment sees the interpreter's
 #         own packages: use it on a machine with a GPU, to keep the PyTorch build that is already there.
+# MULOSD_CUDA_ARCHS, MULOSD_SKIP_NATIVE  for which GPUs the CUDA kernels are built; by default for those of this machine
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -17,6 +18,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_SOURCES = $(shell find csrc \( -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' \) 2>/dev/null)
 # What the native extension is built from; a change rebuilds it. Python files need no reinstallation.
 NATIVE := $(wildcard CMakeLists.txt csrc/*.cu csrc/*.cpp csrc/include/mulosd/*.cuh csrc/include/mulosd/*.h)
+# What became of it and why, in one line that setup.py leaves and pip does not show.
+BUILT := python/mulosd/native.txt
 
 .NOTPARALLEL:
 .PHONY: help demo test pytest quick lint types format bench clean
@@ -39,11 +42,13 @@ $(VENV)/.torch:
 INPUTS := $(VENV)/.torch pyproject.toml setup.py python/mulosd/_version.py $(NATIVE)
 $(VENV)/.package: $(INPUTS)
 	$(PIP) install -q -e .
+	@cat $(BUILT)
 	@touch $@
 
 # Holds the package as well: it is built once, whichever of the two comes first on a fresh checkout.
 $(VENV)/.develop: $(INPUTS)
 	$(PIP) install -q -e '.[train,bench,test,dev]'
+	@cat $(BUILT)
 	@touch $(VENV)/.package $@
 
 demo: $(VENV)/.package

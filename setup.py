@@ -1,26 +1,118 @@
 """The bridge from setuptools to CMake, which builds the native module mulosd._C.
 
+Built for the CUDA devices of this machine, so not at all where there is none; what was done and why stands in
+mulosd/native.txt, which `make` and `mulosd diagnose` print.
+
+MULOSD_CUDA_ARCHS        build for these, whatever devices there are: "all" (sm_80, 90, 100, 120 and PTX), or a list as
+                         CMake takes it, e.g. "90-real"
 MULOSD_SKIP_NATIVE=1     leave the native module out
-MULOSD_REQUIRE_NATIVE=1  make a failed build, or a machine without nvcc, an error
+MULOSD_REQUIRE_NATIVE=1  build it, for all architectures unless some are named, and make a failure an error
 MULOSD_VERBOSE_BUILD=1   show compiler commands and the registers and spills of every kernel
-MULOSD_CUDA_ARCHS        CMake's list of architectures, e.g. "90-real" (default: sm_80, 90, 100, 120 and PTX)
 MULOSD_BUILD_JOBS        parallel compile jobs (default: ninja's choice)
 """
 
+import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+RECORD = "native.txt"
+OLDEST = 80  # compute capability that the kernels are written for
+HOW = "to build it anyway: MULOSD_CUDA_ARCHS=all, or one such as 90-real, when installing (docs/kernels.md)"
 
 
 def flag(name: str) -> bool:
     return os.environ.get(name, "").lower() not in ("", "0", "false", "off", "no")
+
+
+class Native(NamedTuple):
+    """What to build: CMake's list of architectures ("" is the whole list of CMakeLists.txt, None nothing), and why."""
+
+    archs: str | None
+    why: str
+
+
+def plan() -> Native:
+    """What the environment asks for, or else what the devices of this machine can use."""
+    asked = os.environ.get("MULOSD_CUDA_ARCHS", "")
+    if flag("MULOSD_SKIP_NATIVE"):
+        return Native(None, "MULOSD_SKIP_NATIVE=1")
+    if asked.lower() == "all" or (not asked and flag("MULOSD_REQUIRE_NATIVE")):
+        return Native("", "as asked")
+    if asked:
+        return Native(asked, "as asked")
+    if not has_nvcc():
+        return Native(None, "there is no nvcc on PATH")
+    found = devices()
+    usable = sorted(c for c in found if c >= OLDEST)
+    if not found:
+        return Native(None, "this machine has no CUDA device")
+    if not usable:
+        return Native(None, f"the newest device is sm_{max(found)}, the kernels need sm_{OLDEST}")
+    return Native(";".join(f"{c}-real" for c in usable), "the devices of this machine")
+
+
+def has_nvcc() -> bool:
+    """Whether CMake will find a CUDA compiler."""
+    named, toolkit = os.environ.get("CUDACXX"), os.environ.get("CUDA_PATH")
+    places = [os.environ.get("PATH", os.defpath), *([str(Path(toolkit, "bin"))] if toolkit else [])]
+    return bool(named) or shutil.which("nvcc", path=os.pathsep.join(places)) is not None
+
+
+def devices() -> set[int]:
+    """Compute capabilities of the CUDA devices here, 90 for 9.0, as nvidia-smi or else the driver tells them."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+        return {int(line.replace(".", "")) for line in told}
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        pass  # not on PATH, or too old to know
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return set()
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return set()
+    major, minor, found = ctypes.c_int(), ctypes.c_int(), set()
+    for device in range(count.value):
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR; ordinals are handles
+        if not (
+            driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+            or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+        ):
+            found.add(10 * major.value + minor.value)
+    return found
+
+
+NATIVE = plan()
+
+
+def tell(command: Command, text: str) -> None:
+    """Say in one line what became of the native module, and leave that line in the package: pip shows no output."""
+    folder = ROOT / "python" if command.editable_mode else Path(command.build_lib)  # type: ignore[attr-defined]
+    path = folder / "mulosd" / RECORD
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+    command.warn(text)
+
+
+class Python(build_py):
+    """Copies the package; where the native module is left out, says so."""
+
+    def run(self) -> None:
+        super().run()
+        if NATIVE.archs is None:
+            tell(self, f"mulosd._C (CUDA kernels) was not built: {NATIVE.why}; {HOW}")
 
 
 class CMakeBuild(build_ext):
@@ -33,10 +125,13 @@ class CMakeBuild(build_ext):
         try:
             self._cmake(target, build)
         except (ImportError, OSError, subprocess.CalledProcessError) as error:
-            message = f"the native module mulosd._C was not built: {error}"
+            failure = "cmake failed" if isinstance(error, subprocess.CalledProcessError) else str(error)
+            message = f"mulosd._C (CUDA kernels) was not built for {NATIVE.archs or 'every architecture'}: {failure}"
             if not ext.optional:
-                raise CompileError(message) from error
-            self.warn(f"{message}; the package works without it, with torch kernels only")
+                raise CompileError(f"{message}\n{error}") from error
+            tell(self, f"{message}; pip install -v shows more, and the kernels of torch and Triton serve without it")
+        else:
+            tell(self, f"mulosd._C (CUDA kernels) was built for {NATIVE.archs or 'every architecture'}: {NATIVE.why}")
 
     def _cmake(self, target: Path, build: Path) -> None:
         import pybind11
@@ -51,11 +146,10 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DMULOSD_REQUIRE_CUDA={'ON' if flag('MULOSD_REQUIRE_NATIVE') else 'OFF'}",
             f"-DMULOSD_VERBOSE_PTXAS={'ON' if verbose else 'OFF'}",
+            # Stated even when it is the default: a build folder remembers what an earlier call asked for.
+            *([f"-DCMAKE_CUDA_ARCHITECTURES={NATIVE.archs}"] if NATIVE.archs else ["-UCMAKE_CUDA_ARCHITECTURES"]),
         ]
-        if archs := os.environ.get("MULOSD_CUDA_ARCHS"):
-            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={archs}")
         compile_ = ["cmake", "--build", str(build)]
         if jobs := os.environ.get("MULOSD_BUILD_JOBS"):
             compile_ += ["--parallel", jobs]
@@ -79,8 +173,8 @@ class CMakeBuild(build_ext):
         return [ext for ext in self.extensions if (library / self.get_ext_filename(ext.name)).exists()]
 
 
-extensions = []
-if not flag("MULOSD_SKIP_NATIVE"):
-    extensions.append(Extension("mulosd._C", sources=[], optional=not flag("MULOSD_REQUIRE_NATIVE")))
-
-setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})
+extension = Extension("mulosd._C", sources=[], optional=not flag("MULOSD_REQUIRE_NATIVE"))
+setup(
+    ext_modules=[] if NATIVE.archs is None else [extension],
+    cmdclass={"build_ext": CMakeBuild, "build_py": Python},
+)

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .engine import Engine, Update
+from .engine import Engine
+from .request import Update
 
 
 class AsyncEngine:
@@ -50,7 +51,7 @@ class AsyncEngine:
 
     async def close(self) -> None:
         """Abort what is under way and end the thread."""
-        await self._call(self.engine.scheduler.clear)
+        await self._call(self.engine.clear)
         if self._loop is not None:
             await self._loop
         self._thread.shutdown()
@@ -65,7 +66,7 @@ class AsyncEngine:
             try:
                 updates = await self._call(self.engine.step)
             except Exception as error:
-                await self._call(self.engine.scheduler.clear)
+                await self._call(self.engine.clear)
                 updates = [Update(number, "failed", error=error) for number in self._queues]
             for update in updates:
                 queue = self._queues.get(update.request)

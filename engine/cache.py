@@ -1,23 +1,28 @@
-"""The KV cache of one model on one grid: keys and values by row and slot, rows lent to requests.
+"""The KV cache of one model on one grid, and the lanes that requests hold of it.
+
+Keys and values lie by row and slot. A lane is one request on one grid: its CFG pair is one unit, two adjacent rows.
 
 Slot = condition length + raster position, always: a rejected token is overwritten in place, nothing is paged or moved.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from .collapse import run_prefix
+from .models.ar_model import ARModel
 from .models.eagle import Model
 
-if TYPE_CHECKING:
-    from .static_step import StaticStep
+# Unconditional prefixes kept: under caption masks there is one for each length of caption.
+KEPT_NULLS = 16
 
 
 class KVCache:
-    """Rows of keys and values [rows, slots, H, D], one pair of tensors a layer.
+    """Rows of keys and values [rows, slots, Hkv, D], one pair of tensors a layer.
 
     Args:
         model: the AR transformer, or the drafter that continues its features.
@@ -41,8 +46,8 @@ class KVCache:
         self.null: dict[bytes, tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
         self.used = [False] * max(1, rows)
         self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-        # Steps of fixed shapes by (tokens a row, keys, masked, logits); they hold the addresses of this cache.
-        self.steps: dict[tuple[int, int, bool, bool], StaticStep] = {}
+        # The runner's steps of fixed shapes by (tokens a row, keys, masked, logits): they hold addresses of this cache.
+        self.steps: dict[tuple[int, int, bool, bool], Any] = {}
         self._pool: Any = None
         self._allocate()
 
@@ -50,16 +55,16 @@ class KVCache:
     def bytes_per_row(model: Model, grid: int, *, collapse: bool = False) -> int:
         """Bytes of one row, all layers: keys and values of every slot."""
         c = model.config
-        element = model.output.weight.element_size()
-        return 2 * c.n_layers * (prefix_slots(model, collapse) + grid * grid) * c.n_heads * c.head_dim * element
+        heads = 2 * c.n_layers * model.n_kv_heads
+        return heads * (prefix_slots(model, collapse) + grid * grid) * c.head_dim * model.dtype.itemsize
 
     def _allocate(self) -> None:
-        c, weight = self.model.config, self.model.output.weight
-        shape = (len(self.used), self.slots, c.n_heads, c.head_dim)
+        c, dtype, device = self.model.config, self.model.dtype, self.model.device
+        shape = (len(self.used), self.slots, self.model.n_kv_heads, c.head_dim)
         for layers in (self.k, self.v):
             old = list(layers)
             # Zeros, not empty memory: a slot that is masked out is still read.
-            layers[:] = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layers)]
+            layers[:] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.n_layers)]
             for new, before in zip(layers, old, strict=False):
                 new[: len(before)] = before
         self._views.clear()
@@ -115,3 +120,116 @@ def prefix_slots(model: Model, collapse: bool) -> int:
             f"are zero, such as LlamaGen; leave collapse_prefix out"
         )
     return 1 if collapse else model.config.cond_len
+
+
+class Lane:
+    """Rows of a KV cache, and what every token of the request is given beside its own embedding.
+
+    Args:
+        cache: where the keys and values lie.
+        features: condition features [n, cond_len, cond_dim]: the conditional branch and, with guidance, the
+            unconditional one.
+        first_row: rows that are taken already; None takes them.
+        mask: bool [cond_len] on the CPU, prefix slots that other slots may see; None is all.
+    """
+
+    def __init__(
+        self, cache: KVCache, features: Tensor, first_row: int | None = None, mask: Tensor | None = None
+    ) -> None:
+        self.cache, self.branches = cache, features.shape[0]
+        self.first_row = cache.take(self.branches) if first_row is None else first_row
+        self.features = features
+        self.everywhere = cache.model.embed_global(features, cache.grid)
+        # None: every slot up to a query holds a token. Otherwise bool [slots], slots that may be seen.
+        self.valid: Tensor | None = None
+        self.mask = mask
+        if mask is not None and not cache.collapse:
+            self.valid = torch.ones(cache.slots, dtype=torch.bool, device=features.device)
+            self.valid[: self.cond_len] = mask.to(features.device)
+        if cache.collapse:
+            # Slots that the one prefix slot stands for, beside itself.
+            seen = cache.model.config.cond_len if mask is None else int(mask.sum())
+            self.extra = torch.tensor(seen - 1.0, device=features.device)
+
+    @property
+    def grid(self) -> int:
+        return self.cache.grid
+
+    @property
+    def size(self) -> int:
+        """Number of image tokens."""
+        return self.grid * self.grid
+
+    @property
+    def cond_len(self) -> int:
+        return self.cache.cond_len
+
+    @property
+    def guided(self) -> bool:
+        return self.branches == 2
+
+    def hide(self, positions: Sequence[int]) -> None:
+        """Make raster positions invisible until they are shown again."""
+        self._show(positions, False)
+
+    def show(self, positions: Sequence[int]) -> None:
+        """Make raster positions visible."""
+        if self.valid is not None:
+            self._show(positions, True)
+
+    def _show(self, positions: Sequence[int], value: bool) -> None:
+        if not positions:
+            return
+        if self.valid is None:
+            self.valid = torch.ones(self.cache.slots, dtype=torch.bool, device=self.features.device)
+        self.valid[torch.tensor(positions, device=self.valid.device) + self.cond_len] = value
+
+    def move(self, sources: Sequence[int], start: int) -> None:
+        """Copy the keys and values in the slots of raster positions `sources` to those from `start` on."""
+        if list(sources) == list(range(start, start + len(sources))):
+            return
+        rows = slice(self.first_row, self.first_row + self.branches)
+        taken = torch.tensor(sources, device=self.features.device) + self.cond_len
+        begin = start + self.cond_len
+        for layer in (*self.cache.k, *self.cache.v):
+            layer[rows, begin : begin + len(sources)] = layer[rows, taken]
+
+    def branch(self, index: int) -> Lane:
+        """One branch of this lane as a lane of its own: 0 is the conditional one. It shares the rows."""
+        return Lane(self.cache, self.features[index : index + 1], self.first_row + index, self.mask)
+
+    @property
+    def null_key(self) -> bytes:
+        """What the unconditional prefix depends on: which of its slots may be seen."""
+        return b"" if self.mask is None else bytes(self.mask.tolist())
+
+    def write_collapsed(self) -> Tensor:
+        """Run the prefix of this lane's one branch into the first slot; returns its logits [1, V]."""
+        means, logits = run_prefix(cast(ARModel, self.cache.model), self.features, self.grid, self.mask)
+        for k, v, mean in zip(self.cache.k, self.cache.v, means, strict=True):
+            k[self.first_row, 0], v[self.first_row, 0] = 0, mean[0]
+        return logits
+
+    def keep_null(self, logits: Tensor) -> None:
+        """Remember the prefix of the unconditional branch, which has just been fed, for all requests."""
+        row, n = self.first_row + 1, self.cond_len
+        layers = [(k[row, :n].clone(), v[row, :n].clone()) for k, v in zip(self.cache.k, self.cache.v, strict=True)]
+        kept = self.cache.null
+        while len(kept) >= KEPT_NULLS:
+            del kept[next(iter(kept))]
+        kept[self.null_key] = (layers, logits)
+
+    def take_null(self) -> Tensor:
+        """Put the remembered prefix into the unconditional row; returns its logits [1, V]."""
+        if self.null_key not in self.cache.null:
+            raise RuntimeError("the unconditional prefix has not been computed")
+        layers, logits = self.cache.null[self.null_key]
+        row, n = self.first_row + 1, self.cond_len
+        for layer, (k, v) in enumerate(layers):
+            self.cache.k[layer][row, :n] = k
+            self.cache.v[layer][row, :n] = v
+        return logits
+
+    def close(self) -> None:
+        """Give the rows back."""
+        self.cache.release(self.first_row, self.branches)

@@ -14,11 +14,11 @@ from .conditioning import Condition
 from .decoding import DraftOnly
 from .decoding.adaptive import entropy
 from .decoding.mulo import MuloSD
-from .decoding.resampling import plan_resampling
+from .decoding.rejection import verify
 from .engine import Engine
 from .family import update_metadata
 from .likelihood import teacher_forced
-from .sampling import SamplingParams, verify
+from .sampling import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ def draft_masses(
     decoder: DraftOnly,
     *,
     pool: int = 1,
-    entropy_tau: float = 0.0,
     sampling: SamplingParams | None = None,
     seed: int = 0,
     batch_size: int = 8,
@@ -79,7 +78,7 @@ def draft_masses(
         engine: a loaded engine.
         prompts: what the family is used for.
         decoder: how drafts are made.
-        pool, entropy_tau: see `MuloSD`; masses are divided by `exp(-entropy_tau * entropy)`.
+        pool: see `MuloSD`.
         sampling: None takes the family's defaults.
         seed: of the first prompt; the others count on.
         features: conditions of the prompts, where they are not to be computed (see `Conditioner.precomputed`).
@@ -101,9 +100,8 @@ def draft_masses(
         tokens = result.tokens[i : i + 1].flatten(1).to(family.device)
         condition = family.condition([prompt]) if features is None else features[i : i + 1]
         logits = teacher_forced(family, condition, tokens, grid, params)
-        mass, nats = verify(logits, tokens.flatten(), table, 0.0, params).mass, entropy(logits, params)
-        masses.append((mass * torch.exp(entropy_tau * nats) if entropy_tau else mass).view(grid, grid))
-        entropies.append(nats.view(grid, grid))
+        masses.append(verify(logits, tokens.flatten(), table, 0.0, params).mass.view(grid, grid))
+        entropies.append(entropy(logits, params).view(grid, grid))
     return DraftMasses(torch.stack(masses), torch.stack(entropies))
 
 
@@ -116,7 +114,6 @@ def calibrate(
     pool: int = 10,
     radius: int = 1,
     upsampler: str | None = None,
-    entropy_tau: float = 0.0,
     sampling: SamplingParams | None = None,
     seed: int = 0,
     batch_size: int = 8,
@@ -128,8 +125,7 @@ def calibrate(
         engine: a loaded engine.
         prompts: what the family is used for; their number sets the precision.
         rejection: wanted share of rejected tokens, in (0, 1).
-        scale, pool, radius, upsampler, entropy_tau: the setting to calibrate; None is the family's own scale and
-            up-sampler. With `entropy_tau` a tau may be above 1.
+        scale, pool, radius, upsampler: the setting to calibrate; None is the family's own scale and up-sampler.
         sampling, seed, batch_size, features: as `draft_masses`.
 
     Raises:
@@ -139,8 +135,7 @@ def calibrate(
         raise ValueError(f"rejection must be a share between 0 and 1, got {rejection}")
     decoder = DraftOnly(scale, upsampler).resolve(engine.family)
     found = draft_masses(
-        engine, prompts, decoder, pool=pool, entropy_tau=entropy_tau, sampling=sampling, seed=seed,
-        batch_size=batch_size, features=features,
+        engine, prompts, decoder, pool=pool, sampling=sampling, seed=seed, batch_size=batch_size, features=features,
     )  # fmt: skip
     mass = found.masses.flatten().sort().values
     # Everything below tau is rejected. Half-way between two masses, rounding decides nothing.
@@ -160,7 +155,8 @@ def calibrate(
 
 def mean_steps(found: DraftMasses, decoder: MuloSD, tau: float) -> float:
     """Forwards a picture that `decoder` with this `tau` would resample in, the mean over the drafts."""
-    plans = [plan_resampling(decoder, m < tau, h) for m, h in zip(found.masses, found.entropies, strict=True)]
+    maps = zip(found.masses, found.entropies, strict=True)
+    plans = [decoder.repairs(mass < tau, [nats] * len(decoder.strategies)) for mass, nats in maps]
     return sum(len(plan.steps) for plan in plans) / len(plans)
 
 
@@ -168,7 +164,7 @@ def tau_of_steps(found: DraftMasses, decoder: MuloSD, steps: float) -> float:
     """The tau with which `decoder` resamples in about so many forwards a picture.
 
     Args:
-        found: with the pool, up-sampler and `entropy_tau` of the decoder.
+        found: with the pool and up-sampler of the decoder.
         decoder: resolved; its own tau does not matter.
         steps: forwards a picture, 0 or more.
     """

@@ -29,12 +29,14 @@ def run_prefix(model: ARModel, cond: Tensor, grid: int, mask: Tensor | None) -> 
     x = model.embed_prefix(cond, grid)
     weight = torch.ones(x.shape[1], device=x.device) if mask is None else mask.to(x.device, torch.float32)
     count = weight.cumsum(dim=0).clamp(min=1)[:, None, None]
-    means = []
-    for block in model.blocks:
-        value = block.qkv(x)[2]
-        mean = ((value.float() * weight[:, None, None]).cumsum(dim=1) / count).to(x.dtype)
+    means: list[Tensor] = []
+
+    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mean = ((v.float() * weight[:, None, None]).cumsum(dim=1) / count).to(v.dtype)
         means.append(mean[:, -1])
-        x = block.finish(x, mean)
+        return mean.repeat_interleave(q.shape[2] // v.shape[2], dim=2)
+
+    x = model.run(x, attend)
     return means, model.logits(x[:, -1])
 
 

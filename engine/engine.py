@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import KVCache
 from .conditioning import Condition
-from .decoding import Decoder, MuloSD, Outcome
+from .decoding.base import Decoder
+from .decoding.spec import decoder_of, spell
 from .dtypes import checked_dtype
-from .events import Failed, Finished, Preview
 from .family import Family
-from .request import Request
+from .likelihood import nll
+from .request import Request, Update
 from .sampling import SamplingParams
 from .scheduler import Scheduler, SchedulerConfig
 from .stats import GenerationStats, Progress, Recorder
@@ -27,13 +28,15 @@ from .stats import GenerationStats, Progress, Recorder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+__all__ = ["Engine", "GenerationResult", "Update"]
+
 
 @dataclass(frozen=True)
 class GenerationResult:
     """Images of a call, in the order of the prompts (all images of a prompt together).
 
     Attributes:
-        images: RGB pictures.
+        images: RGB images.
         tokens: int64 [B, H, W].
         stats, prompts, seeds: one entry an image.
         warnings: what the family could not understand.
@@ -50,44 +53,10 @@ class GenerationResult:
     resampled: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Flight:
-    """A request with what its statistics need."""
-
-    request: Request
-    decoder: Decoder
-    begun: float
-    previews: bool = False
-
-
-@dataclass(frozen=True)
-class Update:
-    """What `Engine.step` and `Engine.stream` report of a request.
-
-    Attributes:
-        request: its number.
-        kind: "draft" (the draft as a small picture), "level" (a whole grid of a cascade), "band" (verified rows of the
-            target grid), "final", or "failed".
-        image: the picture of `tokens`.
-        tokens: int64 [h, W] on the CPU.
-        row: number of the first row of tokens.
-        stats: of a final image.
-        resampled: of a final image, see `GenerationResult`; bool [H, W] on the CPU.
-        error: why a request failed.
-    """
-
-    request: int
-    kind: str
-    image: Image | None = None
-    tokens: Tensor | None = None
-    row: int = 0
-    stats: GenerationStats | None = None
-    error: Exception | None = None
-    resampled: Tensor | None = None
-
-
 class Engine:
     """Generates images with the models of one family.
+
+    `generate`, `stream` and requests that were added share one scheduler and its limits. Not for several threads.
 
     Args:
         family: a loaded family.
@@ -105,8 +74,6 @@ class Engine:
         config: SchedulerConfig | None = None,
     ) -> None:
         self.config = config or SchedulerConfig()
-        self.caches: dict[tuple[int, bool], KVCache] = {}
-        self._flights: dict[int, Flight] = {}
         self.dtype = checked_dtype(dtype)
         try:
             kind = torch.device(device).type
@@ -115,7 +82,13 @@ class Engine:
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
         self.family = family.to(device, self.dtype)
-        self.scheduler = Scheduler(self.family, self.config, self.caches)
+        self.scheduler = Scheduler(self.family, self.config)
+        self._requests: dict[int, Request] = {}
+        # Updates without images yet, and updates that nobody has been given yet.
+        self._raw: deque[Update] = deque()
+        self._kept: list[Update] = []
+        # Requests of calls under way, whose updates `step` leaves to them.
+        self._claimed: set[int] = set()
 
     @classmethod
     def from_pretrained(
@@ -130,6 +103,11 @@ class Engine:
         kind = checked_dtype(dtype)
         return cls(Family.load(family, dtype=kind), device=device, dtype=kind, config=config)
 
+    @property
+    def caches(self) -> dict[tuple[int, bool], KVCache]:
+        """The KV caches, by grid and whether they are the feature drafter's."""
+        return self.scheduler.caches
+
     def check_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Warnings for words that the family does not know; ValueError for prompts that ask for nothing."""
         warnings = []
@@ -141,13 +119,12 @@ class Engine:
                 warnings.append(f"family {self.family.name!r} {warning}")
         return warnings
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: str | Sequence[str],
         *,
-        decoder: Decoder | None = None,
-        sampling: SamplingParams | None = None,
+        decoder: Decoder | str | Mapping[str, Any] | None = None,
+        sampling: SamplingParams | str | Mapping[str, Any] | None = None,
         seed: int | Sequence[int] = 0,
         num_images: int = 1,
         batch_size: int = 8,
@@ -156,29 +133,32 @@ class Engine:
     ) -> GenerationResult:
         """Generate images.
 
-        The picture of a prompt depends on its own seed alone (in float32), not on what else is in the call.
+        The image of a prompt depends on its own seed alone (in float32), not on what else is in the call. Requests that
+        were added before go on meanwhile; `step` reports later what became of them.
 
         Args:
             prompts: one or several.
-            decoder: how to decode; None is `MuloSD()` with the family's calibrated settings.
-            sampling: None takes the family's defaults.
+            decoder: how to decode: a decoder, a text such as "mulo:tau=0.02", or a mapping such as
+                {"name": "mulo", "tau": 0.02}; None is `MuloSD()` with the family's calibrated settings.
+            sampling: how tokens are drawn; a text such as "cfg_scale=3:top_k=100" or a mapping changes the family's
+                defaults, None takes them.
             seed: of every prompt, or one for each; image n of a prompt uses seed + n.
             num_images: images a prompt.
-            batch_size: most images decoded together.
+            batch_size: most images of this call under way at a time; the limits of `SchedulerConfig` hold as well.
             progress: called with each `Progress`.
             features: conditions of the prompts, one each, where they are not to be computed
                 (see `Conditioner.precomputed`); the prompts are then names alone.
 
         Raises:
-            ValueError: an empty prompt, or a setting that the family cannot serve (the message says what it can).
+            ValueError: an empty prompt, or a setting that the family cannot serve (the message says what it can). An
+                exception of one image is raised, and the others of the call are dropped.
         """
         asked = [prompts] if isinstance(prompts, str) else list(prompts)
         if not asked:
             raise ValueError("there is no prompt; give at least one")
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
         seeds = [seed] * len(asked) if isinstance(seed, int) else [int(s) for s in seed]
         if len(seeds) != len(asked):
             raise ValueError(f"{len(asked)} prompts need one seed or {len(asked)} seeds, got {len(seeds)}")
@@ -187,26 +167,25 @@ class Engine:
         if features is not None and len(features) != len(asked):
             raise ValueError(f"{len(asked)} prompts need as many precomputed features, got {len(features)}")
         warnings = [] if features is not None else self.check_prompts(asked)
-        chosen = (MuloSD() if decoder is None else decoder).resolve(self.family)
-        params = self.family.sampling if sampling is None else sampling
+        chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
         jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
         given = [None if features is None else features[i : i + 1] for i in range(len(asked))]
-        scheduler = Scheduler(self.family, replace(self.config, max_running=batch_size), self.caches)
-        flights: dict[int, tuple[int, Flight]] = {}
-        for i, (prompt, number) in enumerate(jobs):
-            flight = self._flight(prompt, number, chosen, params, progress, given[i // num_images])
-            flights[scheduler.add(flight.request, chosen)] = (i, flight)
+        under_way: dict[int, int] = {}
         done: dict[int, Update] = {}
         try:
-            while scheduler.busy:
-                for event in scheduler.step():
-                    i, flight = flights[event.request]
-                    if isinstance(event.what, Failed):
-                        raise event.what.error
-                    if isinstance(event.what, Finished):
-                        done[i] = self._finish(event.request, flight, event.what.outcome, min(batch_size, len(jobs)))
+            while len(done) < len(jobs):
+                while len(under_way) < batch_size and (i := len(done) + len(under_way)) < len(jobs):
+                    condition = given[i // num_images]
+                    number = self._add(*jobs[i], chosen, params, progress, condition=condition, claimed=True)
+                    under_way[number] = i
+                for update in self._met(under_way):
+                    if update.error is not None:
+                        raise update.error
+                    done[under_way.pop(update.request)] = update
+                    self._claimed.discard(update.request)
         finally:
-            scheduler.clear()
+            for number in under_way:
+                self.abort(number)
         made = [done[i] for i in range(len(jobs))]
         redrawn = [u.resampled for u in made if u.resampled is not None]
         return GenerationResult(
@@ -223,8 +202,8 @@ class Engine:
         self,
         prompt: str,
         *,
-        decoder: Decoder | None = None,
-        sampling: SamplingParams | None = None,
+        decoder: Decoder | str | Mapping[str, Any] | None = None,
+        sampling: SamplingParams | str | Mapping[str, Any] | None = None,
         seed: int = 0,
         previews: bool = False,
     ) -> int:
@@ -235,7 +214,7 @@ class Engine:
 
         Args:
             prompt, decoder, sampling, seed: as for `generate`.
-            previews: also report the draft and every verified band, as pictures.
+            previews: also report the draft and every verified band, as images.
 
         Raises:
             ValueError: as `generate`, or the request can never fit into the KV budget.
@@ -243,64 +222,53 @@ class Engine:
         self.check_prompts([prompt])
         if not 0 <= seed < 2**63:
             raise ValueError(f"seeds must be 0 or more and below 2**63, got {seed}")
-        chosen = (MuloSD() if decoder is None else decoder).resolve(self.family)
-        with torch.inference_mode():
-            flight = self._flight(prompt, seed, chosen, self.family.sampling if sampling is None else sampling, None)
-        flight = replace(flight, previews=previews)
-        number = self.scheduler.add(flight.request, chosen)
-        self._flights[number] = flight
-        return number
+        chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
+        return self._add(prompt, seed, chosen, params, previews=previews)
 
-    @torch.inference_mode()
     def step(self) -> list[Update]:
-        """Run one forward for the requests under way and return what happened to them."""
-        updates: list[Update] = []
-        batch = max(1, len(self.scheduler.running))
-        for event in self.scheduler.step():
-            flight = self._flights[event.request]
-            what = event.what
-            if isinstance(what, Preview):
-                if flight.previews:
-                    tokens = what.tokens.clone()
-                    [image] = self.to_images(tokens[None])
-                    updates.append(Update(event.request, what.kind, image, tokens.cpu(), what.row))
-                continue
-            del self._flights[event.request]
-            if isinstance(what, Finished):
-                updates.append(self._finish(event.request, flight, what.outcome, batch))
-            else:
-                updates.append(Update(event.request, "failed", error=what.error))
-        return updates
+        """Run one forward for the requests under way and return what happened to those that were added, and what
+        happened to them while `generate` or `stream` ran. One that fails is an update, no exception."""
+        self._run()
+        kept, self._kept = self._kept, []
+        self._kept = [update for update in kept if update.request in self._claimed]
+        return [update for update in kept if update.request not in self._claimed]
 
     @property
     def busy(self) -> bool:
-        """Whether any added request waits or runs."""
-        return self.scheduler.busy
+        """Whether `step` has anything to do or to tell."""
+        kept = any(update.request not in self._claimed for update in self._kept)
+        return kept or bool(self._raw) or self.scheduler.busy
 
     def abort(self, number: int) -> bool:
-        """Drop an added request, waiting or running; whether there was one."""
-        self._flights.pop(number, None)
+        """Drop a request, waiting or running, and what is not reported of it; whether it was under way."""
+        self._claimed.discard(number)
+        self._requests.pop(number, None)
+        self._kept = [update for update in self._kept if update.request != number]
         return self.scheduler.abort(number)
+
+    def clear(self) -> None:
+        """Drop every request."""
+        for number in list(self._requests):
+            self.abort(number)
 
     def stream(
         self,
         prompt: str,
         *,
-        decoder: Decoder | None = None,
-        sampling: SamplingParams | None = None,
+        decoder: Decoder | str | Mapping[str, Any] | None = None,
+        sampling: SamplingParams | str | Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> Iterator[Update]:
-        """Make one image and yield updates on the way: the draft, each verified band, the final picture.
+        """Make one image and yield updates on the way: the draft, each verified band, the final image.
 
         Raises:
             ValueError: as `generate`. An exception of the request is raised here.
         """
         number = self.add_request(prompt, decoder=decoder, sampling=sampling, seed=seed, previews=True)
+        self._claimed.add(number)
         try:
             while True:
-                for update in self.step():
-                    if update.request != number:
-                        continue
+                for update in self._met([number]):
                     if update.error is not None:
                         raise update.error
                     yield update
@@ -309,55 +277,13 @@ class Engine:
         finally:
             self.abort(number)
 
-    def warmup(self, decoder: Decoder | None = None) -> None:
+    def warmup(self, decoder: Decoder | str | Mapping[str, Any] | None = None) -> None:
         """Make one image and forget it, so that the first request meets warm caches, buffers and kernels."""
         condition = Condition(self.family.null_features(1))
         self.generate(self.family.conditioner.example, decoder=decoder, features=condition)
 
-    def _flight(
-        self,
-        prompt: str,
-        seed: int,
-        decoder: Decoder,
-        params: SamplingParams,
-        progress: Callable[[Progress], None] | None,
-        given: Condition | None = None,
-    ) -> Flight:
-        recorder = Recorder(progress)
-        begun = time.perf_counter()
-        with recorder.stage("text"):
-            condition = self.family.condition([prompt]) if given is None else given
-            features = condition.features
-            if params.guided:
-                features = torch.cat([features, self.family.null_features(1).to(features)])
-        mask = None if condition.mask is None else condition.mask[0]
-        request = Request(self.family, features, seed, params, recorder, mask=mask)
-        return Flight(request, decoder, begun)
-
-    def _finish(self, number: int, flight: Flight, outcome: Outcome, batch: int) -> Update:
-        recorder = flight.request.recorder
-        with recorder.stage("decode"):
-            [image] = self.to_images(outcome.tokens[None])
-        recorder.report("decode", 1, 1)
-        stats = GenerationStats(
-            flight.decoder.name,
-            flight.decoder.settings(),
-            flight.request.seed,
-            batch,
-            dict(recorder.forwards),
-            dict(recorder.fed),
-            {**recorder.seconds, "total": time.perf_counter() - flight.begun},
-            outcome.rejection,
-            outcome.coverage,
-            outcome.islands,
-            outcome.depth,
-            outcome.accepted,
-        )
-        redrawn = None if outcome.resampled is None else outcome.resampled.cpu()
-        return Update(number, "final", image, outcome.tokens.cpu(), stats=stats, resampled=redrawn)
-
     def to_images(self, tokens: Tensor) -> list[Image]:
-        """Decode tokens [B, H, W] to RGB pictures."""
+        """Decode tokens [B, H, W] to RGB images."""
         from PIL import Image
 
         with torch.inference_mode():
@@ -378,9 +304,71 @@ class Engine:
         """
         if tokens.dim() != 3 or len(prompts) != tokens.shape[0]:
             raise ValueError(f"{len(prompts)} prompts need tokens [B, H, W], got {tuple(tokens.shape)}")
-        flat = tokens.flatten(1).to(self.family.device)
-        condition = self.family.condition(list(prompts))
-        mask = None if condition.mask is None else condition.mask.to(self.family.device)
-        logits = self.family.model(tokens.shape[-1])(condition.features, flat, tokens.shape[-1], mask)
-        losses = F.cross_entropy(logits.flatten(0, 1), flat.flatten(), reduction="none")
-        return losses.view(flat.shape).mean(dim=1).cpu()
+        return nll(self.family, self.family.condition(list(prompts)), tokens).cpu()
+
+    @torch.inference_mode()
+    def _add(
+        self,
+        prompt: str,
+        seed: int,
+        decoder: Decoder,
+        params: SamplingParams,
+        progress: Callable[[Progress], None] | None = None,
+        *,
+        condition: Condition | None = None,
+        previews: bool = False,
+        claimed: bool = False,
+    ) -> int:
+        stats = GenerationStats(decoder.name, decoder.settings(), seed, spelling=spell(decoder))
+        recorder = Recorder(progress, stats)
+        with recorder.stage("text"):
+            found = self.family.condition([prompt]) if condition is None else condition
+            features = found.features
+            if params.guided:
+                features = torch.cat([features, self.family.null_features(1).to(features)])
+        mask = None if found.mask is None else found.mask[0]
+        request = Request(self.family, features, seed, params, recorder, mask, previews)
+        number = self.scheduler.add(request, decoder)
+        self._requests[number] = request
+        if claimed:
+            self._claimed.add(number)
+        return number
+
+    def _met(self, numbers: Container[int]) -> list[Update]:
+        """Updates of these requests: those that came up before, or else those of one step. All others are kept."""
+        if not any(update.request in numbers for update in self._kept):
+            self._run()
+        kept, self._kept = self._kept, []
+        self._kept = [update for update in kept if update.request not in numbers]
+        return [update for update in kept if update.request in numbers]
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        """One step of the scheduler; what it tells is kept, with images. An interrupt loses nothing of it."""
+        self._raw += self.scheduler.step()
+        while self._raw:
+            update = self._raw[0]
+            request = self._requests.get(update.request)
+            if request is not None:
+                drawn = self._drawn(update, request)
+                self._kept.append(drawn)
+                if drawn.kind in ("final", "failed"):
+                    del self._requests[update.request]
+            self._raw.popleft()
+
+    def _drawn(self, update: Update, request: Request) -> Update:
+        """An update with its image; a failed one when that cannot be decoded."""
+        if update.tokens is None:
+            return update
+        try:
+            recorder, final = request.recorder, update.kind == "final"
+            with recorder.stage("decode") if final else nullcontext():
+                [image] = self.to_images(update.tokens[None])
+            if final:
+                recorder.report("decode", 1, 1)
+                recorder.stop()
+        except Exception as error:
+            self.scheduler.abort(update.request)
+            return Update(update.request, "failed", error=error)
+        redrawn = None if update.resampled is None else update.resampled.cpu()
+        return replace(update, image=image, tokens=update.tokens.cpu(), resampled=redrawn)

@@ -161,7 +161,7 @@ class Family:
 
     @property
     def device(self) -> torch.device:
-        return self.ar.output.weight.device
+        return self.ar.device
 
     def drafter_grid(self, scale: int) -> int:
         """Grid of the drafter for ratio r; ValueError names the possible ratios."""

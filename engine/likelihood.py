@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .conditioning import Condition
@@ -32,7 +33,7 @@ def teacher_forced(family: Family, condition: Condition, tokens: Tensor, grid: i
     if params.guided:
         null = family.null_features(len(tokens)).to(condition.features)
         uncond = model(null, tokens, grid, mask).flatten(0, 1)
-    return Logits(cond, uncond, model.output.weight.dtype)
+    return Logits(cond, uncond, model.dtype)
 
 
 def log_probabilities(logits: Logits, params: SamplingParams, positions: Sequence[int]) -> Tensor:
@@ -47,3 +48,11 @@ def log_probabilities(logits: Logits, params: SamplingParams, positions: Sequenc
     """
     smooth = replace(params, top_k=0, top_p=1.0, temperature=params.temperature or 1.0)
     return processed(logits, smooth, positions).log_softmax(dim=-1)
+
+
+def nll(family: Family, condition: Condition, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood float32 [B] of images int64 [B, H, W], mean nats a token: unguided, temperature 1."""
+    flat = tokens.flatten(1).to(family.device)
+    logits = teacher_forced(family, condition, flat, tokens.shape[-1], SamplingParams())
+    losses = F.cross_entropy(logits.cond, flat.flatten(), reduction="none")
+    return losses.view(flat.shape).mean(dim=1)

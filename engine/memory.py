@@ -52,7 +52,7 @@ def plan_memory(family: Family, dtype: torch.dtype, *, collapse: bool = False) -
     for grid in family.grids:
         model = family.model(grid)
         row = KVCache.bytes_per_row(model, grid, collapse=collapse and model.zero_prefix)
-        kv[grid] = 2 * row // model.output.weight.element_size() * size
+        kv[grid] = 2 * row // model.dtype.itemsize * size
     target = family.grids[-1]
     logits = 2 * target**2 * family.ar.config.vocab_size * 4
     channels = family.tokenizer.config.channels[0] if isinstance(family.tokenizer, VQ) else 32

@@ -22,6 +22,7 @@ def random_family(
     sharpness: float = 6.0,
     drafter: bool = False,
     classes: Sequence[str] = (),
+    position_cond: int = 0,
 ) -> Family:
     """A family of random weights with two layers of 32 dimensions and 2 px a token.
 
@@ -32,6 +33,7 @@ def random_family(
         sharpness: factor on the output head, so that distributions are far from uniform.
         drafter: give it a feature drafter for every grid, of random weights too.
         classes: names of classes to condition it on, instead of phrases.
+        position_cond: width of what every position is told of the condition, see `TransformerConfig`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -43,7 +45,18 @@ def random_family(
             text = TextEncoder(TextEncoderConfig(vocabulary.size, 4, dim=16, n_heads=2, ffn_dim=32))
             conditioner, cond_len = PhraseConditioner(vocabulary, text), 4
         sizes = TransformerConfig(
-            vocab_size, 32, 2, 2, 48, cond_len, 16, grids, head_dim=16, global_cond=True, n_classes=len(classes)
+            vocab_size,
+            32,
+            2,
+            2,
+            48,
+            cond_len,
+            16,
+            grids,
+            head_dim=16,
+            global_cond=True,
+            n_classes=len(classes),
+            position_cond=position_cond,
         )
         ar = Transformer(sizes)
         for parameter in ar.parameters():

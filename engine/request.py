@@ -1,23 +1,70 @@
-"""A request: one image to make, and what its decoder may ask of the engine while it makes it."""
+"""A request: one image to make, what its decoder may ask of the engine meanwhile, and what it reports."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .cache import KVCache
-from .events import Preview
+from .batch import Draw, Feed, Result
+from .cache import KVCache, Lane
 from .family import Family
-from .feed import Draw, Feed, Result
-from .lane import Lane
 from .runner import sample
 from .sampling import Logits, Noise, Purpose, SamplingParams
-from .stats import Recorder
+from .stats import GenerationStats, Recorder
 
-# A part of a decoder's plan: it yields the feeds that it waits for and is sent their results.
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a plan ends with: tokens int64 [H, W]; shares rejected and resampled, islands and depth if it verified;
+    tokens that a verification of a draft tree brought; which tokens were resampled, bool [H, W], if candidates were
+    verified.
+    """
+
+    tokens: Tensor
+    rejection: float | None = None
+    coverage: float | None = None
+    islands: int | None = None
+    depth: int | None = None
+    accepted: float | None = None
+    resampled: Tensor | None = None
+
+
+# How a decoder makes one image: a generator that yields the feeds that it waits for and is sent their results.
+Plan = Generator[list[Feed], list[Result], Outcome]
+# A part of a plan.
 Steps = Generator[list[Feed], list[Result], None]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of a request, as `Engine.step` and `Engine.stream` report it.
+
+    Attributes:
+        request: its number.
+        kind: "draft" (the draft as a small image), "level" (a whole grid of a cascade), "band" (verified rows of the
+            target grid), "final", or "failed".
+        image: the image of `tokens`.
+        tokens: int64 [h, W] on the CPU.
+        row: number of the first row of tokens.
+        stats: of a final image.
+        resampled: of a final image, see `GenerationResult`; bool [H, W] on the CPU.
+        error: why a request failed; the others are unharmed.
+    """
+
+    request: int
+    kind: str
+    image: Image | None = None
+    tokens: Tensor | None = None
+    row: int = 0
+    stats: GenerationStats | None = None
+    error: Exception | None = None
+    resampled: Tensor | None = None
 
 
 def no_cache(grid: int) -> KVCache:
@@ -25,7 +72,7 @@ def no_cache(grid: int) -> KVCache:
     raise RuntimeError(f"a request needs a scheduler before it can have a lane of the {grid}x{grid} grid")
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """One image under way.
 
@@ -35,10 +82,12 @@ class Request:
         seed: of all its random numbers.
         sampling: how tokens are drawn.
         recorder: counts, times, progress.
-        cache, drafter_cache: give the KV cache of a grid, of the AR model and of its drafter; the scheduler sets
-            them.
-        emit: told of every preview; the scheduler sets it.
         mask: bool [cond_len], prefix slots that may be seen; None is all.
+        previews: whether to report what is worth showing before the end.
+        cache, drafter_cache: give the KV cache of a grid, of the AR model and of its drafter; the scheduler sets them.
+
+    The other attributes are the scheduler's: the number, the plan and the bytes of cache that it may hold; the feeds
+    that the plan waits for, and what is there of their results; and the updates that are not reported yet.
     """
 
     family: Family
@@ -46,11 +95,19 @@ class Request:
     seed: int
     sampling: SamplingParams
     recorder: Recorder = field(default_factory=Recorder)
+    mask: Tensor | None = None
+    previews: bool = True
     cache: Callable[[int], KVCache] = no_cache
     drafter_cache: Callable[[int], KVCache] = no_cache
-    emit: Callable[[Preview], None] = lambda _: None
     lanes: list[Lane] = field(default_factory=list)
-    mask: Tensor | None = None
+    number: int = 0
+    bytes: int = 0
+    plan: Plan | None = None
+    pending: list[Feed] | None = None
+    results: list[Result] = field(default_factory=list)
+    parts: dict[int, Logits] = field(default_factory=dict)
+    fed: int = 0
+    updates: list[Update] = field(default_factory=list)
 
     def lane(self, grid: int, drafter: bool = False) -> Lane:
         """Rows of the KV cache of a grid; the condition prefix, if the model has one, is yet to be fed."""
@@ -70,10 +127,72 @@ class Request:
         """What a feed needs to sample the tokens at these positions."""
         return Draw(noise, positions, self.sampling)
 
+    def show(self, kind: str, tokens: Tensor, row: int = 0) -> None:
+        """Report tokens [h, W] from a row on, if previews are wanted."""
+        if self.previews:
+            self.updates.append(Update(self.number, kind, tokens=tokens.clone(), row=row))
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything that the plan waits for is there."""
+        return self.pending is None or len(self.results) == len(self.pending)
+
+    def next(self, limit: int) -> Feed:
+        """The next feed, or the next `limit` tokens of it."""
+        feed = (self.pending or [])[len(self.results)]
+        if feed.tokens is None or not isinstance(feed.positions, range) or not isinstance(feed.logits, str):
+            return feed
+        stop = min(feed.count, self.fed + limit)
+        if self.fed == 0 and stop == feed.count:
+            return feed
+        last = stop == feed.count
+        return replace(
+            feed,
+            tokens=feed.tokens[self.fed : stop],
+            positions=feed.positions[self.fed : stop],
+            logits=feed.logits if last or feed.logits == "all" else "none",
+            draw=feed.draw if last else None,
+        )
+
+    def take(self, feed: Feed, result: Result) -> None:
+        """Take the result of what `next` gave."""
+        whole = (self.pending or [])[len(self.results)]
+        self.recorder.forward(feed.role, feed.count)
+        if result.logits is not None:
+            self.parts[self.fed] = result.logits
+        self.fed += feed.count
+        if self.fed >= whole.count:
+            logits = Logits.cat(list(self.parts.values())) if self.parts else None
+            self.parts, self.fed = {}, 0
+            self.results.append(replace(result, logits=logits))
+
+    def advance(self) -> Outcome | None:
+        """Send the results to the plan and take its next feeds; the outcome when it is done."""
+        if self.plan is None:
+            raise RuntimeError("a request needs a plan before it can advance")
+        results, self.results = self.results, []
+        try:
+            self.pending = next(self.plan) if self.pending is None else self.plan.send(results)
+        except StopIteration as stop:
+            if not isinstance(stop.value, Outcome):
+                raise TypeError(f"a plan must end with an Outcome, this one ended with {stop.value!r}") from None
+            return stop.value
+        return None
+
+    def final(self, outcome: Outcome) -> Update:
+        """The last update, with statistics."""
+        stats = self.recorder.stats
+        for name in ("rejection", "coverage", "islands", "depth", "accepted"):
+            setattr(stats, name, getattr(outcome, name))
+        return Update(self.number, "final", tokens=outcome.tokens, stats=stats, resampled=outcome.resampled)
+
     def close(self) -> None:
-        """Give all cache rows back."""
+        """End the plan and give all cache rows back."""
+        if self.plan is not None:
+            self.plan.close()
         while self.lanes:
-            self.lanes.pop().close()
+            self.lanes[-1].close()
+            self.lanes.pop()
 
 
 def prefix(lane: Lane) -> Generator[list[Feed], list[Result], Logits]:
@@ -94,7 +213,7 @@ def prefix(lane: Lane) -> Generator[list[Feed], list[Result], Logits]:
 def prefill(branch: Lane) -> Generator[list[Feed], list[Result], Logits]:
     """Feed the prefix of one branch; a collapsed one is run at once, it is no token of the cache."""
     if branch.cache.collapse:
-        return Logits(branch.write_collapsed(), None, branch.cache.model.output.weight.dtype)
+        return Logits(branch.write_collapsed(), None, branch.cache.model.dtype)
     [result] = yield [Feed(branch, None, role="prefill")]
     return logits_of(result)
 

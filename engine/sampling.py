@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..kernels import philox
 from ..kernels.sampling import processed_logits
-from ..kernels.upsample_pool import PooledMass, pooled_mass
+from .settings import read
 
 Purpose = philox.Purpose
 
@@ -58,6 +58,32 @@ class SamplingParams:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def changed(self, given: SamplingParams | str | Mapping[str, Any] | None) -> SamplingParams:
+        """What an argument means where these are the defaults.
+
+        Args:
+            given: parameters, taken as they are; a text such as "cfg_scale=3:top_k=100", or a mapping, which change
+                these; None changes nothing.
+
+        Raises:
+            ValueError: anything else, an unknown name, or a value that it cannot have.
+        """
+        if given is None or isinstance(given, SamplingParams):
+            return given or self
+        if isinstance(given, str):
+            given = {key: value for key, _, value in (part.partition("=") for part in given.strip().split(":"))}
+        if not isinstance(given, Mapping):
+            raise ValueError(
+                f"sampling must be SamplingParams, a text such as 'cfg_scale=3:top_k=100', or a mapping, got {given!r}"
+            )
+        names = {f.name: type(f.default) for f in fields(self)}
+        values = {}
+        for name, value in given.items():
+            if name not in names:
+                raise ValueError(f"sampling has no parameter {name!r}; it has {', '.join(names)}")
+            values[name] = read(f"sampling {name}", value, names[name].__name__)
+        return replace(self, **values)
 
     def prepare(self, logits: Logits, positions: Sequence[int]) -> tuple[Logits, SamplingParams]:
         """Logits [n, V] of raster positions with what the kernels do not know applied, and what is left for them."""
@@ -140,22 +166,4 @@ def processed(logits: Logits, params: SamplingParams, positions: Sequence[int]) 
     logits, params = params.prepare(logits, positions)
     return processed_logits(
         logits.cond, logits.uncond, params.cfg_scale, params.temperature, params.top_k, params.top_p
-    )
-
-
-def verify(
-    logits: Logits, tokens: Tensor, neighbours: Tensor, tau: float, params: SamplingParams, start: int = 0
-) -> PooledMass:
-    """Pooled mass and acceptance, both [n], of tokens [n] from raster position `start` on, under logits [n, V]."""
-    logits, params = params.prepare(logits, range(start, start + len(logits)))
-    return pooled_mass(
-        logits.cond,
-        logits.uncond,
-        tokens,
-        neighbours,
-        tau=tau,
-        cfg_scale=params.cfg_scale,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
     )

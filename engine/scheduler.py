@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 
+from .batch import Feed
 from .cache import KVCache
-from .decoding.base import Decoder, Plan
-from .events import Event, Failed, Finished, Preview
+from .decoding.base import Decoder
 from .family import Family
-from .feed import Feed, Result
-from .request import Request
+from .request import Request, Update
 from .runner import run
-from .sampling import Logits
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class SchedulerConfig:
             (LlamaGen): less memory, and nothing of the caption to read at each step.
     """
 
-    max_running: int = 8
+    max_running: int = 64
     kv_budget: int | None = None
     max_tokens: int = 1024
     static: bool | None = None
@@ -40,61 +38,9 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass
-class Active:
-    """A request under way: its plan, the feeds that the plan waits for, and what is there of their results."""
-
-    number: int
-    request: Request
-    plan: Plan
-    bytes: int
-    pending: list[Feed] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
-    parts: list[Logits] = field(default_factory=list)
-    at: int = 0
-    previews: list[Preview] = field(default_factory=list)
-
-    def next(self, limit: int) -> Feed:
-        """The next feed, or the next `limit` tokens of it."""
-        feed = self.pending[len(self.results)]
-        if feed.tokens is None or not isinstance(feed.positions, range) or not isinstance(feed.logits, str):
-            return feed
-        stop = min(feed.count, self.at + limit)
-        if self.at == 0 and stop == feed.count:
-            return feed
-        last = stop == feed.count
-        return replace(
-            feed,
-            tokens=feed.tokens[self.at : stop],
-            positions=feed.positions[self.at : stop],
-            logits=feed.logits if last or feed.logits == "all" else "none",
-            draw=feed.draw if last else None,
-        )
-
-    def take(self, feed: Feed, result: Result) -> None:
-        """Take the result of what `next` gave."""
-        whole = self.pending[len(self.results)]
-        self.request.recorder.forward(feed.role, feed.count)
-        if result.logits is not None:
-            self.parts.append(result.logits)
-        self.at += feed.count
-        if self.at >= whole.count:
-            self.results.append(replace(result, logits=Logits.cat(self.parts) if self.parts else None))
-            self.parts, self.at = [], 0
-
-    @property
-    def ready(self) -> bool:
-        """Whether everything that the plan waits for is there."""
-        return len(self.results) == len(self.pending)
-
-    def advance(self, first: bool = False) -> None:
-        """Send the results to the plan and take its next feeds; StopIteration when the plan is done."""
-        results, self.results = self.results, []
-        self.pending = next(self.plan) if first else self.plan.send(results)
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
 
 class Scheduler:
@@ -103,22 +49,22 @@ class Scheduler:
     Args:
         family: a loaded family.
         config: limits.
-        caches: KV caches by grid and whether they are the feature drafter's, which several schedulers may share; None
-            makes its own.
     """
 
-    def __init__(
-        self,
-        family: Family,
-        config: SchedulerConfig | None = None,
-        caches: dict[tuple[int, bool], KVCache] | None = None,
-    ) -> None:
+    def __init__(self, family: Family, config: SchedulerConfig | None = None) -> None:
         self.family, self.config = family, config or SchedulerConfig()
-        self.caches = {} if caches is None else caches
-        self.waiting: deque[Active] = deque()
-        self.running: list[Active] = []
-        self.bytes = 0
+        # By grid, and whether it is the feature drafter's.
+        self.caches: dict[tuple[int, bool], KVCache] = {}
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        # What `step` has not returned yet: it outlives a step that is interrupted.
+        self.news: list[Update] = []
         self._number = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of KV cache that the requests under way may hold."""
+        return sum(request.bytes for request in self.running)
 
     def cache(self, grid: int) -> KVCache:
         """The KV cache of a grid."""
@@ -151,74 +97,74 @@ class Scheduler:
                 f"{budget / 2**20:.1f} MiB: raise kv_budget, or use a smaller grid or a narrower type"
             )
         self._number += 1
-        active = Active(self._number, request, decoder.plan(request), need)
+        request.number, request.bytes, request.plan = self._number, need, decoder.plan(request)
         request.cache, request.drafter_cache = self.cache, self.drafter_cache
-        request.emit = active.previews.append
-        self.waiting.append(active)
+        self.waiting.append(request)
         return self._number
 
     def abort(self, number: int) -> bool:
         """Drop a request, waiting or running; whether there was one."""
-        for active in list(self.waiting):
-            if active.number == number:
-                self.waiting.remove(active)
+        for request in self.waiting:
+            if request.number == number:
+                self.waiting.remove(request)
                 return True
-        for active in self.running:
-            if active.number == number:
-                self._leave(active)
+        for request in self.running:
+            if request.number == number:
+                self._leave(request)
                 return True
         return False
 
-    def clear(self) -> None:
-        """Drop every request."""
-        for active in [*self.waiting, *self.running]:
-            self.abort(active.number)
-
     @property
     def busy(self) -> bool:
-        """Whether any request waits or runs."""
-        return bool(self.waiting or self.running)
+        """Whether any request waits or runs, or has something to tell."""
+        return bool(self.waiting or self.running or self.news)
 
     @torch.inference_mode()
-    def step(self) -> list[Event]:
-        """Admit what fits, run one forward for the requests under way, and say what happened."""
-        events = self._admit()
-        turn = self._choose()
-        for (active, _), error in zip(turn, self._run(turn), strict=True):
-            if error is not None:
-                self._leave(active)
-                events.append(Event(active.number, Failed(error)))
-            elif active.ready:
-                events += self._advance(active)
-        return events
+    def step(self) -> list[Update]:
+        """Admit what fits, run one forward for the requests under way, and say what happened: an update a preview, and
+        one at each end, without images and with tokens where they were made.
 
-    def _admit(self) -> list[Event]:
-        events: list[Event] = []
+        An interrupt fails the request whose plan it stops, if any; the others go on in the next step.
+        """
+        for request in [r for r in self.running if r.ready]:  # left by a step that was interrupted
+            self._advance(request)
+        self._admit()
+        turn = self._choose()
+        for (request, _), error in zip(turn, self._run(turn), strict=True):
+            if error is not None:
+                self._fail(request, error)
+            elif request.ready:
+                self._advance(request)
+        news, self.news = self.news, []
+        return news
+
+    def _admit(self) -> None:
+        budget = self.config.kv_budget
         while self.waiting and len(self.running) < self.config.max_running:
-            budget = self.config.kv_budget
             if budget is not None and self.bytes + self.waiting[0].bytes > budget:
                 break
-            active = self.waiting.popleft()
-            self.bytes += active.bytes
-            self.running.append(active)
-            events += self._advance(active, first=True)
-        return events
+            self.running.append(self.waiting.popleft())
+            self._advance(self.running[-1])
+        for request in self.running:
+            request.recorder.stats.batch = max(request.recorder.stats.batch, len(self.running))
 
-    def _choose(self) -> list[tuple[Active, Feed]]:
+    def _choose(self) -> list[tuple[Request, Feed]]:
         """The feeds of this step: what fits the token budget, those first that waited longest."""
         left = self.config.max_tokens
-        turn: list[tuple[Active, Feed]] = []
-        for active in self.running:
-            feed = active.next(self.config.max_tokens)
+        turn: list[tuple[Request, Feed]] = []
+        for request in self.running:
+            if request.ready:
+                continue
+            feed = request.next(self.config.max_tokens)
             if turn and feed.count > left:
                 continue
             left -= feed.count
-            turn.append((active, feed))
-        chosen = {id(a) for a, _ in turn}
-        self.running.sort(key=lambda a: id(a) in chosen)
+            turn.append((request, feed))
+        chosen = {r.number for r, _ in turn}
+        self.running.sort(key=lambda r: r.number in chosen)
         return turn
 
-    def _run(self, turn: Sequence[tuple[Active, Feed]]) -> list[Exception | None]:
+    def _run(self, turn: Sequence[tuple[Request, Feed]]) -> list[Exception | None]:
         """Run the feeds and hand out the results. When that fails, each is tried alone: none can harm the others."""
         if not turn:
             return []
@@ -226,26 +172,33 @@ class Scheduler:
             results = run([feed for _, feed in turn], self.config.static)
         except Exception as error:
             return [error] if len(turn) == 1 else [self._run([one])[0] for one in turn]
-        for (active, feed), result in zip(turn, results, strict=True):
-            active.take(feed, result)
+        for (request, feed), result in zip(turn, results, strict=True):
+            request.take(feed, result)
         return [None] * len(turn)
 
-    def _advance(self, active: Active, first: bool = False) -> list[Event]:
-        events: list[Event] = []
+    def _advance(self, request: Request) -> None:
         try:
-            active.advance(first)
-        except StopIteration as stop:
-            self._leave(active)
-            events.append(Event(active.number, Finished(stop.value)))
+            outcome = request.advance()
         except Exception as error:
-            self._leave(active)
-            events.append(Event(active.number, Failed(error)))
-        previews = [Event(active.number, p) for p in active.previews]
-        active.previews.clear()
-        return previews + events
+            self._fail(request, error)
+        except BaseException as error:
+            self._fail(request, RuntimeError(f"stopped by {type(error).__name__}"))
+            raise
+        else:
+            self._tell(request)
+            if outcome is not None:
+                self._leave(request)
+                self.news.append(request.final(outcome))
 
-    def _leave(self, active: Active) -> None:
-        active.plan.close()
-        active.request.close()
-        self.bytes -= active.bytes
-        self.running.remove(active)
+    def _fail(self, request: Request, error: Exception) -> None:
+        self._tell(request)
+        self._leave(request)
+        self.news.append(Update(request.number, "failed", error=error))
+
+    def _tell(self, request: Request) -> None:
+        self.news += request.updates
+        request.updates.clear()
+
+    def _leave(self, request: Request) -> None:
+        request.close()
+        self.running.remove(request)

@@ -22,11 +22,13 @@ class Progress:
 class GenerationStats:
     """Figures of one image.
 
-    `forwards` and `fed` count the passes that fed its tokens; `seconds` are wall-clock, requests that ran beside it
-    included, `batch` the most that did. `rejection` is the share of positions whose pooled mass fell below tau,
-    `coverage` the share that was resampled, `islands` their number, `depth` the forwards that resampling takes at least
-    (None for decoders that do not verify). `accepted` is the mean number of tokens that the verification of a draft
-    tree brought, the one drawn behind the accepted path included (None for decoders without trees).
+    `decoder`, `settings` and `spelling` tell what ran: its name, its settings, and the text that names it again
+    (`decoding.parse`). `forwards` and `fed` count the passes that fed its tokens; `seconds` are wall-clock, requests
+    that ran beside it included, `batch` the most that ran at a time, itself included. `rejection` is the share of
+    positions whose pooled mass fell below tau, `coverage` the share that was resampled, `islands` their number, `depth`
+    the forwards that resampling takes at least (None for decoders that do not verify). `accepted` is the mean number of
+    tokens that the verification of a draft tree brought, the one drawn behind the accepted path included (None for
+    decoders without trees).
     """
 
     decoder: str
@@ -41,6 +43,7 @@ class GenerationStats:
     islands: int | None = None
     depth: int | None = None
     accepted: float | None = None
+    spelling: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -57,27 +60,42 @@ class GenerationStats:
 
 
 class Recorder:
-    """Counts and times one request; what it goes through is turned into `GenerationStats`."""
+    """Counts and times one request, into `stats`.
 
-    def __init__(self, progress: Callable[[Progress], None] | None = None) -> None:
-        self.forwards: dict[str, int] = {}
-        self.fed: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
+    Args:
+        progress: told of every `report`.
+        stats: what is filled; None is one that names no decoder.
+    """
+
+    def __init__(
+        self, progress: Callable[[Progress], None] | None = None, stats: GenerationStats | None = None
+    ) -> None:
+        self.stats = GenerationStats("", {}, 0) if stats is None else stats
         self._progress = progress
+        self._begun = time.perf_counter()
+
+    @property
+    def forwards(self) -> dict[str, int]:
+        """Forward passes by role."""
+        return self.stats.forwards
 
     def forward(self, role: str, tokens: int) -> None:
         """Count one forward pass that fed `tokens` tokens of each image."""
-        self.forwards[role] = self.forwards.get(role, 0) + 1
-        self.fed[role] = self.fed.get(role, 0) + tokens
+        for counts, n in ((self.stats.forwards, 1), (self.stats.fed, tokens)):
+            counts[role] = counts.get(role, 0) + n
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; repeated stages add up."""
-        begun = time.perf_counter()
+        begun, seconds = time.perf_counter(), self.stats.seconds
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    def stop(self) -> None:
+        """Set the total of seconds: all since the recorder was made."""
+        self.stats.seconds["total"] = time.perf_counter() - self._begun
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Tell the caller's progress callback."""

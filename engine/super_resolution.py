@@ -1,4 +1,4 @@
-"""Super-resolution for the pixel up-sampler: Real-ESRGAN animevideov3 through ncnn, on the CPU, or one's own weights.
+"""Enlarging images for the pixel up-samplers: Lanczos, Real-ESRGAN animevideov3 through ncnn, or one's own weights.
 
 Weights of one's own may be of any network that spandrel knows (Real-ESRGAN, SwinIR, HAT and more); they run on the
 engine's device.
@@ -105,11 +105,20 @@ def super_resolve_with(file: Path, image: Tensor, size: tuple[int, int]) -> Tens
     Raises:
         ImportError, ValueError: see `own_network`.
     """
-    from .upsampling import lanczos
-
     network = own_network(file, image.device)
     x = ((image + 1) / 2).clamp(0, 1)
     while x.shape[-1] < size[1]:
         x = network(x).float().clamp(0, 1)
     x = x * 2 - 1
     return x if tuple(x.shape[-2:]) == size else lanczos(x, size)
+
+
+def lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images [B, 3, H, W] to `size` (height, width) with Pillow's Lanczos filter, channel by channel."""
+    from PIL import Image
+
+    resized = [
+        np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.LANCZOS))
+        for channel in image.flatten(0, 1).cpu().float().numpy()
+    ]
+    return torch.from_numpy(np.stack(resized)).view(*image.shape[:2], *size).to(image.device)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .family import Family
+from .super_resolution import lanczos, super_resolve, super_resolve_with
 
 UPSAMPLERS = ("latent", "pixel", "srgan", "sr")
 # Weights of a super-resolution network take the place of a name.
@@ -40,18 +40,6 @@ def settled_upsampler(family: Family, name: str | None) -> str:
     return chosen
 
 
-def lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images [B, 3, H, W] to `size` (height, width) with Pillow's Lanczos filter, channel by channel."""
-    import numpy as np
-    from PIL import Image
-
-    resized = [
-        np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.LANCZOS))
-        for channel in image.flatten(0, 1).cpu().float().numpy()
-    ]
-    return torch.from_numpy(np.stack(resized)).view(*image.shape[:2], *size).to(image.device)
-
-
 def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor:
     """Candidate tokens for the rows of the target grid that the drafted rows cover.
 
@@ -77,12 +65,8 @@ def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor
     if method == "srgan":
         image = family.super_resolver.enlarge(image, target // source)
     elif method == "sr":
-        from .super_resolution import super_resolve
-
         image = super_resolve(image, target // source)
     elif method != "pixel":
-        from .super_resolution import super_resolve_with
-
         image = super_resolve_with(Path(method), image, size)
     else:
         image = lanczos(image, size)

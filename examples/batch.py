@@ -1,4 +1,4 @@
-"""Several prompts in one batch, with progress, laid side by side in one picture.
+"""Several prompts in one batch, with progress, laid side by side in one image.
 
 python examples/batch.py
 """

@@ -1,4 +1,4 @@
-"""One picture from a sentence, serially and with multi-scale local speculative decoding.
+"""One image from a sentence, serially and with multi-scale local speculative decoding.
 
 python examples/generate.py "a cat left of a guitar on a yellow background"
 """

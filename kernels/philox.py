@@ -28,14 +28,12 @@ class Purpose(IntEnum):
 
     Resampling draws with TARGET on purpose: a position that is resampled after a rejection gets the token that serial
     decoding of the target would have drawn there under the same context. LEVEL is the same for the grids in between
-    that a cascade goes through; with REDRAW and LEVEL_REDRAW, an up-sampled draft is drawn anew before it is verified.
+    that a cascade goes through.
     """
 
     TARGET = 0
     DRAFT = 1
     LEVEL = 2
-    REDRAW = 3
-    LEVEL_REDRAW = 4
 
 
 def philox4x32(key: Tensor, counter: Tensor) -> Tensor:

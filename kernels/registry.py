@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -29,13 +29,13 @@ class BackendUnavailable(RuntimeError):
 
 
 class BackendModule(Protocol):
-    """What the module of an accelerated backend offers; both functions take the arguments of the op's reference."""
+    """What the module of an accelerated backend offers; `call` is of the op's `Call`."""
 
     def unusable(self) -> str | None: ...
 
-    def decline(self, *args: Any) -> str | None: ...
+    def decline(self, call: Any) -> str | None: ...
 
-    def run(self, *args: Any) -> Any: ...
+    def run(self, call: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,16 @@ class Op:
 
     Args:
         name: the public name.
+        call: the named arguments of one call; a tensor comes first, which decides the device.
         reference: the torch implementation; it serves every device.
         schema: the arguments and results in the notation of torch.library, without the name; the arguments are those
-            of the reference, in its order, and last `str? backend=None`. Empty: the op is not registered.
+            of `call`, in its order, and last `str? backend=None`. Empty: the op is not registered.
         fake: the shapes and dtypes of the results, from the arguments of the schema.
         modules: backend name -> module with `unusable`, `decline` and `run`, imported when first asked for.
     """
 
     name: str
+    call: Callable[..., NamedTuple]
     reference: Callable[..., Any]
     schema: str = ""
     fake: Callable[..., Any] | None = None
@@ -68,42 +70,43 @@ class Op:
         LIBRARY.impl(self.name, self._registered, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{self.name}", self.fake, lib=LIBRARY)
 
-    def __call__(self, tensor: Tensor, backend: str | None, *args: Any) -> Any:
-        """Run the op where `tensor` lives; the backend is `backend`, else $MULOSD_BACKEND, else the first able one.
+    def __call__(self, call: Any, backend: str | None = None) -> Any:
+        """Run the op where its first tensor lives; the backend is `backend`, else $MULOSD_BACKEND, else the first able
+        one.
 
         Args:
-            tensor: decides the device.
+            call: the arguments, of the op's `Call`.
             backend: forces one.
-            args: the arguments of the reference, by position.
 
         Raises:
             BackendUnavailable: the forced backend is unknown or declines.
         """
         if torch.compiler.is_compiling():
-            return getattr(getattr(torch.ops, NAMESPACE), self.name)(*args, backend)
+            return getattr(getattr(torch.ops, NAMESPACE), self.name)(*call, backend)
         forced = backend or os.environ.get(ENVIRONMENT) or None
-        if forced is None and (not self.modules or tensor.device.type == "cpu"):
-            return self.reference(*args)
-        return self.select(forced, *args)(*args)
+        if forced is None and (not self.modules or call[0].device.type == "cpu"):
+            return self.reference(*call)
+        name = self.select(forced, call)
+        return self.reference(*call) if name == "torch" else self._module(name).run(call)
 
     def _registered(self, *args: Any, backend: str | None = None) -> Any:
         """The implementation of the registered op, which returns contiguous tensors and never its arguments."""
-        if len(args) > len(inspect.signature(self.reference).parameters):
+        if len(args) > len(inspect.signature(self.call).parameters):
             args, backend = args[:-1], args[-1]
-        result = self(next(a for a in args if isinstance(a, Tensor)), backend, *args)
+        result = self(self.call(*args), backend)
         if isinstance(result, Tensor):
             return result.clone() if any(result is a for a in args) else result.contiguous()
         return tuple(t.contiguous() for t in result)
 
-    def select(self, forced: str | None, *args: Any) -> Callable[..., Any]:
-        """The implementation that serves these arguments."""
+    def select(self, forced: str | None, call: Any) -> str:
+        """The backend that serves a call."""
         reasons: dict[str, str] = {}
         for name in BACKENDS:
-            reason = self.reason(name, *args)
+            reason = self.reason(name, call)
             if reason is not None:
                 reasons[name] = reason
             elif forced in (None, name):
-                return self.reference if name == "torch" else self._module(name).run
+                return name
         listing = "".join(f"\n  {name}: {reasons.get(name, 'able, but not the one asked for')}" for name in BACKENDS)
         asked = f"{forced!r} (possible: {', '.join(BACKENDS)})" if forced not in BACKENDS else repr(forced)
         raise BackendUnavailable(
@@ -111,9 +114,9 @@ class Op:
             f"Leave backend= and ${ENVIRONMENT} unset to let the first able backend serve."
         )
 
-    def reason(self, name: str, *args: Any) -> str | None:
+    def reason(self, name: str, call: Any) -> str | None:
         """Why backend `name` declines this call, or None when it would serve it."""
-        return self.unusable(name) or (None if name == "torch" else self._module(name).decline(*args))
+        return self.unusable(name) or (None if name == "torch" else self._module(name).decline(call))
 
     def unusable(self, name: str) -> str | None:
         """Why backend `name` can serve no call on this machine, or None."""

@@ -1,12 +1,49 @@
-"""Thresholds and radii that follow the local entropy of the target, beyond the paper's fixed ones."""
+"""The setting `entropy_radius` of `mulo`: a radius that follows the local entropy of the target.
+
+Not from the paper. The radius of a rejected token is `radius + entropy_radius * entropy`, in cells and nats.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..sampling import Logits, SamplingParams, processed
+from .rejection import behind_first
+from .strategy import Strategy
+
+
+@dataclass(frozen=True)
+class EntropyRadius(Strategy):
+    """A radius for each rejected token.
+
+    Args:
+        rate: cells that the radius grows by for each nat of entropy at the token; may be negative.
+    """
+
+    setting: ClassVar[str] = "entropy_radius"
+    rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.rate):
+            raise ValueError(f"entropy_radius must be a finite number of cells a nat, got {self.rate}")
+
+    @property
+    def value(self) -> float:
+        return self.rate
+
+    def look(self, logits: Logits, params: SamplingParams, positions: range) -> Tensor:
+        return entropy(logits, params, positions.start)
+
+    def spread(self, rejected: Tensor, seen: Tensor | None, radius: int) -> tuple[Tensor, int]:
+        if seen is None:
+            raise ValueError("a radius that follows the entropy needs the entropies")
+        return spread(rejected, seen, radius, self.rate), 0
 
 
 def entropy(logits: Logits, params: SamplingParams, start: int = 0) -> Tensor:
@@ -14,15 +51,6 @@ def entropy(logits: Logits, params: SamplingParams, start: int = 0) -> Tensor:
     given logits [n, V]."""
     kept = processed(logits, params, range(start, start + len(logits)))
     return torch.special.entr(kept.softmax(dim=-1)).sum(dim=-1)
-
-
-def thresholds(tau: float, entropies: Tensor, rate: float) -> Tensor:
-    """The least pooled mass that is accepted, by position: `tau * exp(-rate * entropy)`.
-
-    Where many tokens would do, each has little mass; `rate` 1 asks for a share of the typical mass, as typical
-    acceptance does (Medusa, arXiv 2401.10774).
-    """
-    return tau * torch.exp(-rate * entropies)
 
 
 def spread(rejected: Tensor, entropies: Tensor, radius: int, rate: float) -> Tensor:
@@ -42,4 +70,4 @@ def spread(rejected: Tensor, entropies: Tensor, radius: int, rate: float) -> Ten
     for r in radii[rejected].unique().tolist():
         cells = (rejected & (radii == r)).float()[None, None]
         out |= F.max_pool2d(cells, 2 * r + 1, stride=1, padding=r)[0, 0] > 0
-    return out & (rejected.flatten().long().cumsum(dim=0) > 0).view_as(rejected)
+    return out & behind_first(rejected)

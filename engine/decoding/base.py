@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
-
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..cache import KVCache
 from ..family import Family
-from ..feed import Feed, Result
-from ..request import Request
+from ..request import Outcome, Plan, Request
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-@dataclass(frozen=True)
-class Outcome:
-    """Tokens int64 [H, W] of the target grid; shares rejected and resampled, islands and depth if it verified; tokens
-    that a verification of a draft tree brought; which tokens were resampled, bool [H, W], if candidates were verified.
-    """
-
-    tokens: Tensor
-    rejection: float | None = None
-    coverage: float | None = None
-    islands: int | None = None
-    depth: int | None = None
-    accepted: float | None = None
-    resampled: Tensor | None = None
-
-
-Plan = Generator[list[Feed], list[Result], Outcome]
+__all__ = ["Decoder", "OneGrid", "Outcome", "Plan"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +32,7 @@ class Decoder:
         return {f.name: str(f.type) for f in fields(cls)}
 
     @classmethod
-    def from_settings(cls, values: Mapping[str, Any]) -> Decoder:
+    def from_settings(cls, values: Mapping[str, Any]) -> Self:
         """A decoder from values of `text_settings`."""
         return cls(**values)
 
@@ -57,8 +41,12 @@ class Decoder:
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Settings for stats and metadata."""
+        """Values of `text_settings`, for stats and metadata."""
         return asdict(self)
+
+    def changed(self, **settings: Any) -> Self:
+        """This decoder with other values of some of `text_settings`."""
+        return self.from_settings({**self.settings(), **settings})
 
     def grids(self, family: Family) -> tuple[int, ...]:
         """Grids on which a request holds a KV cache: what admission counts."""
@@ -71,3 +59,21 @@ class Decoder:
     def plan(self, request: Request) -> Plan:
         """Make the image of a request."""
         raise TypeError(f"{type(self).__name__} does not decode")
+
+
+class OneGrid(Decoder):
+    """A decoder of one grid, with a setting `grid`: its side in tokens, None for the largest of the family."""
+
+    grid: int | None
+
+    def side(self, family: Family) -> int:
+        """The grid that is decoded; ValueError lists those that the family has."""
+        side = family.grids[-1] if self.grid is None else self.grid
+        family.model(side)
+        return side
+
+    def resolve(self, family: Family) -> Self:
+        return replace(self, grid=self.side(family))
+
+    def grids(self, family: Family) -> tuple[int, ...]:
+        return (self.side(family),)

@@ -1,4 +1,4 @@
-"""A dynamic draft tree (EAGLE-2, Li et al., arXiv 2406.16858): grown by confidence, then cut to its best nodes.
+"""A dynamic draft tree (EAGLE-2, Li et al., arXiv 2406.16858): grown by confidence, cut to its best nodes, and judged.
 
 The confidence of a node is the product of the drafter's probabilities on the path to it. Each layer expands its `top_k`
 most confident nodes by `top_k` children; of all nodes the `total` best are verified.
@@ -7,6 +7,8 @@ Children that are drawn at random must not be kept or dropped for what they turn
 longer have the target's distribution. A child is therefore ranked by a bound that is known before it is drawn: the
 confidence of its parent times the largest probability that its older siblings left. It never exceeds the rank of its
 parent or of an older sibling, so what is kept is a tree, and of each node's children the first ones.
+
+Which nodes stand, `accept` says: speculative sampling over trees, exact, or relaxed as LANTERN does.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...kernels import masks, philox
-from ...kernels.sampling import guide, processed_logits
-from ..sampling import Logits, Noise, SamplingParams
+from ...kernels.sampling import guide
+from ..sampling import Logits, Noise, SamplingParams, processed
 
 # Purposes of the random numbers of drafting and of acceptance, see `philox.Purpose`.
 DRAFT_PURPOSE, ACCEPT_PURPOSE = 1 << 24, (1 << 24) + 1
@@ -64,8 +66,8 @@ class Drawn:
         self.noise = Stream(seed, vocab, DRAFT_PURPOSE, device)
 
     def children(self, logits: Logits, position: int, k: int) -> Children:
-        s = self.sampling
-        scores = processed_logits(logits.cond, logits.uncond, s.cfg_scale, s.temperature, s.top_k, s.top_p)
+        """The k children at a raster position of nodes with these logits [m, V]."""
+        scores = processed(logits, self.sampling, [position] * len(logits))
         q = scores.softmax(dim=-1)
         # The k largest of log q + Gumbel noise are k draws from q without replacement, in order.
         gumbel = self.noise.take(len(q)).log().neg().log().neg()
@@ -84,12 +86,14 @@ class Foreseen:
         self.noise, self.sampling = noise, sampling
 
     def children(self, logits: Logits, position: int, k: int) -> Children:
-        s = self.sampling
-        if s.temperature == 0:
-            scores = guide(logits.cond, logits.uncond, s.cfg_scale)
+        """The k children at a raster position of nodes with these logits [m, V]."""
+        positions = [position] * len(logits)
+        if self.sampling.temperature == 0:
+            # Processed logits would tell the likeliest token alone.
+            logits, left = self.sampling.prepare(logits, positions)
+            scores = guide(logits.cond, logits.uncond, left.cfg_scale)
         else:
-            scores = processed_logits(logits.cond, logits.uncond, s.cfg_scale, s.temperature, s.top_k, s.top_p)
-            scores = scores + self.noise.rows([position])
+            scores = processed(logits, self.sampling, positions) + self.noise.rows([position])
         best = scores.softmax(dim=-1).topk(k, dim=-1)
         return Children(best.indices, best.values, best.values, None)
 
@@ -206,3 +210,82 @@ class Growth:
             [0, *(row_of.get(c, -1) for c in chosen)],
             q,
         )
+
+
+@dataclass(frozen=True)
+class Lantern:
+    """LANTERN's relaxed acceptance (Jang et al., arXiv 2410.03355): near codes lend a drafted token their probability.
+
+    Lossy: the distribution by which a token is judged differs from the target's by at most `delta` in total variation.
+
+    Args:
+        k: how many nearest codes, the token itself included (by cosine, as `MuloSD` pools).
+        delta: most mass that a token may borrow, in [0, 1); neighbours lend in order of nearness, each all or nothing.
+    """
+
+    k: int = 64
+    delta: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"lantern_k must be at least 1 code (the token itself), got {self.k}")
+        if not 0 <= self.delta < 1:
+            raise ValueError(f"delta must be in [0, 1), got {self.delta}")
+
+    def lend(self, p: Tensor, token: Tensor, neighbours: Tensor) -> Tensor:
+        """The distribution p [n, V] with mass moved to token [n, 1] from its neighbours, table [V, k], itself first."""
+        near = neighbours[token[:, 0], 1:].long()
+        mass = p.gather(1, near)
+        lent = mass.cumsum(dim=1) <= self.delta
+        moved = p.scatter(1, near, mass.masked_fill(lent, 0.0))
+        return moved.scatter_add(1, token, (mass * lent).sum(dim=1, keepdim=True))
+
+
+class Verdict(NamedTuple):
+    """For every node which of its children is accepted, int64 [n], -1 for none; and what a token behind none of them is
+    drawn from, float32 [n, V]."""
+
+    choice: Tensor
+    residual: Tensor
+
+
+def accept(
+    p: Tensor,
+    q: Tensor,
+    children: Tensor,
+    present: Tensor,
+    uniform: Tensor,
+    relaxed: Lantern | None = None,
+    neighbours: Tensor | None = None,
+) -> Verdict:
+    """Recursive rejection sampling without replacement, for all nodes of a tree at once.
+
+    Children c_1, c_2, … of a node were drawn one after the other from q, each without those before it. c_j is accepted
+    with probability min(1, p(c_j) / q(c_j)); when it is not, p becomes the normalised max(p - q, 0), q loses c_j, and
+    c_{j+1} has its turn. A token that is accepted, or else drawn from the p that is left, has the distribution p
+    (Leviathan et al., arXiv 2211.17192, applied again and again; without replacement: Jeon et al., arXiv 2402.14160).
+    That needs the number of children that a node kept to be settled before the last of them was drawn.
+
+    Args:
+        p, q: float32 [n, V], the target's and the drafter's processed distributions behind each node.
+        children: int64 [n, K] tokens in the order in which they were drawn.
+        present: bool [n, K], which of them the tree kept: the first ones of each node.
+        uniform: float32 [n, K] in (0, 1).
+        relaxed: how p is moved towards each child before it is judged; None is exact.
+        neighbours: int [V, k] nearest codes, with `relaxed`.
+    """
+    choice = torch.full((len(p),), -1, dtype=torch.int64, device=p.device)
+    for j in range(children.shape[1]):
+        token = children[:, j : j + 1]
+        judged = present[:, j] & (choice < 0)
+        wanted = p if relaxed is None or neighbours is None else relaxed.lend(p, token, neighbours)
+        drafted = q.gather(1, token)[:, 0]
+        taken = judged & (uniform[:, j] * drafted < wanted.gather(1, token)[:, 0]) & (drafted > 0)
+        choice[taken] = j
+        left = (wanted - q).clamp(min=0)
+        mass = left.sum(dim=1, keepdim=True)
+        # Nothing is left only where p and q agree but for rounding.
+        p = torch.where((judged & ~taken)[:, None] & (mass > 0), left / mass, p)
+        q = q.scatter(1, token, 0.0)
+        q = q / q.sum(dim=1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
+    return Verdict(choice, p)

@@ -8,25 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lane import Lane
+from ..cache import Lane
 from ..request import Request, Steps
 from ..sampling import Logits, Noise
 from .jacobi import Coupled
-from .lockstep import draw_steps
 from .serial import draw_raster
-
-
-def window_steps(width: int, rows: int, window: int, first: int = 0) -> list[list[int]]:
-    """Steps of a full grid under a window: cell (r, c) of `rows` rows is drawn in step r * window + c.
-
-    Positions count from row `first`. `width + (rows - 1) * window` steps (ZipAR, arXiv 2412.04062).
-    """
-    window = min(window, width)
-    steps: list[list[int]] = [[] for _ in range(width + (rows - 1) * window)]
-    for r in range(rows):
-        for c in range(width):
-            steps[r * window + c].append((first + r) * width + c)
-    return steps
+from .zipar import draw_steps, window_steps
 
 
 @dataclass(frozen=True)

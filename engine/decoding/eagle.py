@@ -19,27 +19,28 @@ keys and values of the accepted path are then copied to its own slots.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...kernels import masks
-from ...kernels.sampling import processed_logits
 from ...kernels.upsample_pool import neighbours
+from ..batch import Feed, Result, Tree
 from ..cache import KVCache
 from ..family import Family
-from ..feed import Feed, Result, Tree
 from ..request import Request, Steps, logits_of, prefix
-from ..sampling import Purpose
-from .acceptance import Lantern, accept
-from .base import Decoder, Outcome, Plan
-from .draft_tree import ACCEPT_PURPOSE, DraftTree, Drawn, Foreseen, Growth, Stream
+from ..sampling import Purpose, processed
+from .base import OneGrid, Outcome, Plan
+from .draft_tree import ACCEPT_PURPOSE, DraftTree, Drawn, Foreseen, Growth, Lantern, Stream, accept
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
-class Eagle(Decoder):
+class Eagle(OneGrid):
     """EAGLE-2, lossless unless `relaxed`; the family needs a feature drafter (`mulosd train eagle`).
 
     Args:
@@ -72,7 +73,7 @@ class Eagle(Decoder):
         return {**own, "lantern_k": "int", "delta": "float"}
 
     @classmethod
-    def from_settings(cls, values: Mapping[str, Any]) -> Eagle:
+    def from_settings(cls, values: Mapping[str, Any]) -> Self:
         own = dict(values)
         names = {"lantern_k": "k", "delta": "delta"}
         lantern = {names[key]: own.pop(key) for key in list(own) if key in names}
@@ -83,31 +84,24 @@ class Eagle(Decoder):
         lantern = {} if self.relaxed is None else {"lantern_k": self.relaxed.k, "delta": self.relaxed.delta}
         return {**own, **lantern}
 
-    def resolve(self, family: Family) -> Eagle:
-        grid = family.grids[-1] if self.grid is None else self.grid
-        if grid not in family.grids:
-            raise ValueError(f"family {family.name!r} has no {grid}x{grid} grid; it has {list(family.grids)}")
-        family.eagle_drafter(grid)
+    def resolve(self, family: Family) -> Self:
+        resolved = super().resolve(family)
+        family.eagle_drafter(resolved.side(family))
         vocab = family.ar.config.vocab_size
         for name, value in (("top_k", self.top_k), ("lantern_k", self.relaxed.k if self.relaxed else 1)):
             if value > vocab:
                 raise ValueError(f"{name} must be at most the codebook size {vocab}, got {value}")
-        return replace(self, grid=grid)
-
-    def grids(self, family: Family) -> tuple[int, ...]:
-        return (family.grids[-1] if self.grid is None else self.grid,)
+        return resolved
 
     def bytes_per_row(self, family: Family, *, collapse: bool = False) -> int:
-        [grid] = self.grids(family)
-        return super().bytes_per_row(family, collapse=collapse) + KVCache.bytes_per_row(
-            family.eagle_drafter(grid), grid
-        )
+        grid = self.side(family)
+        own = KVCache.bytes_per_row(family.eagle_drafter(grid), grid)
+        return own + super().bytes_per_row(family, collapse=collapse)
 
     def plan(self, request: Request) -> Plan:
-        decoder = self.resolve(request.family)
-        [grid] = decoder.grids(request.family)
+        grid = self.side(request.family)
         with request.recorder.stage("eagle"):
-            speculation = Speculation(decoder, request, grid)
+            speculation = Speculation(self, request, grid)
             yield from speculation.run()
         rounds = max(1, request.recorder.forwards.get("verify", 0))
         return Outcome(speculation.tokens.view(grid, grid), accepted=(grid * grid - 1) / rounds)
@@ -125,7 +119,7 @@ class Speculation:
         # The target's features before the tokens that the drafter has not been fed: zeros before the first.
         model = family.ar
         shape = (self.lane.branches, 1, model.config.dim)
-        self.features = torch.zeros(shape, dtype=model.output.weight.dtype, device=device)
+        self.features = torch.zeros(shape, dtype=model.dtype, device=device)
         vocab = model.config.vocab_size
         self.noise = request.noise(Purpose.TARGET)
         self.coupled = decoder.coupled or request.sampling.temperature == 0
@@ -222,8 +216,9 @@ class Speculation:
 
     def judged(self, tree: DraftTree, result: Result) -> tuple[list[int], Tensor]:
         """The path that rejection sampling leaves, and a token from what it leaves behind it."""
-        s, logits, device = self.request.sampling, logits_of(result), self.tokens.device
-        p = processed_logits(logits.cond, logits.uncond, s.cfg_scale, s.temperature, s.top_k, s.top_p).softmax(dim=-1)
+        device = self.tokens.device
+        positions = [self.done + layer for layer in tree.layers]
+        p = processed(logits_of(result), self.request.sampling, positions).softmax(dim=-1)
         path = [0]
         if tree.q is not None:
             inner = sorted(set(tree.parents[1:]))

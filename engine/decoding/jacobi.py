@@ -20,20 +20,18 @@ import torch
 from torch import Tensor
 
 from ...kernels import philox
-from ...kernels.sampling import processed_logits
-from ..family import Family
-from ..feed import Feed, Result
-from ..lane import Lane
+from ..batch import Feed, Result
+from ..cache import Lane
 from ..request import Request, Steps, logits_of, prefix
-from ..sampling import Logits, Noise, Purpose
-from .base import Decoder, Outcome, Plan
+from ..sampling import Logits, Noise, Purpose, processed
+from .base import OneGrid, Outcome, Plan
 
 # Each iteration needs fresh numbers at the same positions: purposes from here on, two an iteration.
 FIRST_PURPOSE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Jacobi(Decoder):
+class Jacobi(OneGrid):
     """Speculative Jacobi decoding, lossless.
 
     Args:
@@ -51,17 +49,8 @@ class Jacobi(Decoder):
         if self.window < 1:
             raise ValueError(f"window must be at least 1 token, got {self.window}")
 
-    def resolve(self, family: Family) -> Jacobi:
-        grid = family.grids[-1] if self.grid is None else self.grid
-        if grid not in family.grids:
-            raise ValueError(f"family {family.name!r} has no {grid}x{grid} grid; it has {list(family.grids)}")
-        return Jacobi(self.window, self.coupled, grid)
-
-    def grids(self, family: Family) -> tuple[int, ...]:
-        return (self.resolve(family).grid or 0,)
-
     def plan(self, request: Request) -> Plan:
-        grid = request.family.grids[-1] if self.grid is None else self.grid
+        grid = self.side(request.family)
         with request.recorder.stage("jacobi"):
             lane = request.lane(grid)
             tokens = torch.zeros(lane.size, dtype=torch.int64, device=request.features.device)
@@ -161,9 +150,8 @@ class Independent(Iteration):
         self.tokens[positions.start : positions.stop] = (probability.log() + noise).argmax(dim=-1)
 
     def settle(self, logits: Logits) -> None:
-        logits, s = self.request.sampling.prepare(logits, range(self.done, self.done + len(logits)))
-        p = processed_logits(logits.cond, logits.uncond, s.cfg_scale, s.temperature, s.top_k, s.top_p).softmax(dim=-1)
-        count = len(p)
+        count = len(logits)
+        p = processed(logits, self.request.sampling, range(self.done, self.done + count)).softmax(dim=-1)
         where = torch.arange(self.done, self.done + count, device=p.device)
         guesses, q = self.tokens[where], self.q[where]
         ratio = p.gather(1, guesses[:, None])[:, 0] / q.gather(1, guesses[:, None])[:, 0]

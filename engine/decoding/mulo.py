@@ -1,32 +1,31 @@
 """Multi-scale local speculative decoding (MuLo-SD, arXiv 2601.05149): draft small, up-sample, verify, repair locally.
 
-Lossy by design: acceptance to the right of the first rejection is a heuristic that leans on the locality of visual
-attention; there is no residual distribution.
+Lossy by design; the rule by which candidates stand is in `rejection`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..batch import Feed, Result
 from ..dtypes import checked_dtype
-from ..events import Preview
 from ..family import Family
-from ..feed import Feed, Result
-from ..request import Request, Steps, prefix
-from ..sampling import Logits, Purpose, verify
+from ..request import Request, Steps, logits_of, prefix
+from ..sampling import Logits, Purpose
 from ..upsampling import check_upsampler, downsample, settled_upsampler, upsample
-from .adaptive import thresholds
-from .base import Decoder, Plan
+from .base import Decoder, Outcome, Plan
 from .drafting import Drafting, draft_rows
-from .refine import LatentDraft
-from .repair import REFRESHES, Repair
-from .resampling import REJECTIONS
+from .rejection import REJECTIONS, Resampling, plan_resampling, verify
+from .strategy import OFF, Strategy, strategy
+from .zipar import draw_steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,9 @@ class MuloSD(Decoder):
         draft_window: draft with ZipAR and this window; None is the family's setting, or else serial.
         draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0
             is serial, None the family's setting.
-        refresh: which accepted tokens get their keys and values anew behind resampled ones: "none", "rows" (those of
-            complete rows) or "full".
-        rounds: how often the grid is verified and repaired.
-        cascade: go through the grids between the drafter's and the target's, each verified and repaired.
-        entropy_tau: lowers tau where the target is unsure, to `tau * exp(-entropy_tau * entropy in nats)`.
-        entropy_radius: cells that the radius grows by for each nat of entropy at the rejected token; may be negative.
         verify_dtype: "bfloat16" or "float16" computes the layers of the verify pass in that type, which is faster on
             CPUs with such units; None is the engine's type. Steps of one token, keys and values stay as they are.
-        refine: how often the up-sampled draft is drawn anew before it is verified, a pass over the grid each time, from
-            the product of the target's distribution and the latent up-sampler's: texture that an arg-max draft lacks.
-            Not from the paper; source and weights in `decoding.refine`. 0 is off; tau 0 takes the redrawn draft as is.
+        strategies: variants with a file of their own; in texts and mappings, the settings of `strategy.OFF`.
     """
 
     name: ClassVar[str] = "mulo"
@@ -73,13 +64,8 @@ class MuloSD(Decoder):
     window: int | None = None
     draft_window: int | None = None
     draft_guesses: int | None = None
-    refresh: str = "none"
-    rounds: int = 1
-    cascade: bool = False
-    entropy_tau: float = 0.0
-    entropy_radius: float = 0.0
     verify_dtype: str | None = None
-    refine: int = 0
+    strategies: tuple[Strategy, ...] = ()
 
     def __post_init__(self) -> None:
         if self.upsampler is not None:
@@ -97,30 +83,30 @@ class MuloSD(Decoder):
         if self.window is not None and self.window < 0:
             raise ValueError(f"window must be at least 1 token, or 0 for serial, got {self.window}")
         Drafting(self.draft_window, self.draft_guesses)
-        if self.refresh not in REFRESHES:
-            raise ValueError(f"there is no refresh {self.refresh!r}; choose one of {', '.join(REFRESHES)}")
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
-        if self.refine < 0:
-            raise ValueError(f"refine must be 0 (off) or more passes, got {self.refine}")
-        if not 0 <= self.entropy_tau < math.inf:
-            raise ValueError(f"entropy_tau must be 0 (a fixed tau) or more, got {self.entropy_tau}")
-        if not math.isfinite(self.entropy_radius):
-            raise ValueError(f"entropy_radius must be a finite number of cells a nat, got {self.entropy_radius}")
         if self.verify_dtype is not None:
             checked_dtype(self.verify_dtype)
-        if self.cascade and self.rows_per_cycle is not None:
-            raise ValueError("a cascade works in one shot: leave rows_per_cycle out")
+        for extra in self.strategies:
+            extra.check(self.rows_per_cycle)
+
+    @classmethod
+    def text_settings(cls) -> dict[str, str]:
+        own = {f.name: str(f.type) for f in fields(cls) if f.name != "strategies"}
+        return {**own, **{key: type(value).__name__ for key, value in OFF.items()}}
+
+    @classmethod
+    def from_settings(cls, values: Mapping[str, Any]) -> Self:
+        own = {key: value for key, value in values.items() if key not in OFF}
+        found = [strategy(key, values[key]) for key in OFF if key in values]
+        return cls(**own, strategies=tuple(extra for extra in found if extra is not None))
+
+    def settings(self) -> dict[str, Any]:
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "strategies"}
+        return {**own, **OFF, **{extra.setting: extra.value for extra in self.strategies}}
 
     def resolve(self, family: Family) -> MuloSD:
         scale = family.scale if self.scale is None else self.scale
         family.drafter_grid(scale or 0)
         upsampler = settled_upsampler(family, self.upsampler)
-        if self.refine and upsampler != "latent":
-            raise ValueError(
-                f"refine draws from the distribution of the latent up-sampler, and {upsampler!r} has none: leave "
-                f"refine out, or use the latent one (`mulosd train upsampler --family` gives it to a family)"
-            )
         found = family.calibration(scale or 0, upsampler)
         values = {k: getattr(self, k) for k in ("tau", "radius", "pool")}
         for key, value in values.items():
@@ -143,19 +129,11 @@ class MuloSD(Decoder):
         )
 
     def grids(self, family: Family) -> tuple[int, ...]:
-        small = family.drafter_grid(self.resolve(family).scale or 0)
-        between = tuple(g for g in family.grids if small < g < family.grids[-1]) if self.cascade else ()
+        small = family.drafter_grid((family.scale if self.scale is None else self.scale) or 0)
+        between = [grid for extra in self.strategies for grid in extra.grids(family, small)]
         return (small, *between, family.grids[-1])
 
-    def accept(
-        self,
-        request: Request,
-        logits: Logits,
-        tokens: Tensor,
-        table: Tensor,
-        positions: range,
-        entropies: Tensor | None = None,
-    ) -> Tensor:
+    def accept(self, request: Request, logits: Logits, tokens: Tensor, table: Tensor, positions: range) -> Tensor:
         """Which candidates stand; a benchmark that plants rejections overrides it.
 
         Args:
@@ -164,83 +142,202 @@ class MuloSD(Decoder):
             tokens: int64 [n], the candidates.
             table: int32 [V, pool], nearest codes of each code.
             positions: raster positions of the candidates.
-            entropies: float32 [n] in nats, where settings follow them.
 
         Returns:
             bool [n].
         """
         tau = 1.0 if self.tau is None else self.tau
-        verdict = verify(logits, tokens, table, tau, request.sampling, positions.start)
-        if entropies is None:
-            return verdict.accept
-        return verdict.mass >= thresholds(tau, entropies, self.entropy_tau)
+        return verify(logits, tokens, table, tau, request.sampling, positions.start).accept
+
+    def repairs(self, rejected: Tensor, seen: Sequence[Tensor | None]) -> Resampling:
+        """What is drawn anew where `rejected`, bool [H, W], holds; `seen`: what each strategy looked at."""
+        radius = self.radius or 0
+        if self.rejection == "local":
+            for extra, what in zip(self.strategies, seen, strict=True):
+                rejected, radius = extra.spread(rejected, what, radius)
+        return plan_resampling(rejected, radius, self.window or None, self.rejection)
 
     def plan(self, request: Request) -> Plan:
-        return (yield from Generation(self.resolve(request.family), request).run())
-
-
-class Generation:
-    """One image under way: the draft, and the repair of each grid above it."""
-
-    def __init__(self, decoder: MuloSD, request: Request) -> None:
-        family = request.family
-        self.decoder, self.request, self.recorder = decoder, request, request.recorder
-        self.upsampler = decoder.upsampler or family.upsampler
-        self.small, *self.levels = decoder.grids(family)
-        self.ratio = self.levels[-1] // self.small
-        self.y = torch.zeros(self.small**2, dtype=torch.int64, device=request.features.device)
-        self.noise = request.noise(Purpose.DRAFT)
-
-    def run(self) -> Plan:
-        request, decoder = self.request, self.decoder
-        with self.recorder.stage("draft"):
-            self.drafter = request.lane(self.small)
-            self.first = yield from prefix(self.drafter)
-        *between, top_grid = self.levels
-        target = Repair(decoder, request, top_grid, Purpose.TARGET)
-        with self.recorder.stage("verify"):
-            yield from target.open()
-        rows = decoder.rows_per_cycle or top_grid
-        for top in range(0, top_grid, rows):
-            bottom = min(top + rows, top_grid)
-            with self.recorder.stage("draft"):
-                yield from self._draft(target, top // self.ratio, bottom // self.ratio)
-            draft = self.y.view(self.small, self.small)[: bottom // self.ratio]
-            request.emit(Preview("draft", draft, 0))
-            for grid in between:
-                draft = yield from self._level(draft, grid)
-            yield from self._repair(target, draft, top, bottom, Purpose.REDRAW)
-            request.emit(Preview("band", target.rows(top, bottom), top))
+        decoder = self.resolve(request.family)
+        side, stage = request.family.grids[-1], request.recorder.stage
+        draft = Draft(decoder, request)
+        yield from draft.open()
+        target = Candidates(decoder, request, side, Purpose.TARGET)
+        yield from target.open()
+        rows, ratio = decoder.rows_per_cycle or side, side // draft.grid
+        for top in range(0, side, rows):
+            bottom = min(top + rows, side)
+            with stage("draft"):
+                if top:
+                    yield from draft.correct(target.rows(0, top))
+                yield from draft.draw(top // ratio, bottom // ratio)
+            drafted = draft.tokens.view(draft.grid, -1)[: bottom // ratio]
+            request.show("draft", drafted)
+            for extra in decoder.strategies:
+                drafted = yield from extra.lift(decoder, request, drafted)
+            yield from target.settle(drafted, top, bottom)
+            request.show("band", target.rows(top, bottom), top)
         return target.outcome()
 
-    def _draft(self, target: Repair, top: int, bottom: int) -> Steps:
-        """Draft rows top..bottom-1 of the small grid behind the down-sampled verified rows."""
-        request, logits = self.request, self.first
-        if top:
-            verified = target.rows(0, top * self.ratio)
-            corrected = downsample(request.family, verified[None], self.small, self.upsampler).flatten()
-            self.y[: len(corrected)] = corrected
-            logits = yield from target.catch_up(self.drafter, corrected, "draft")
-        how = Drafting(self.decoder.draft_window, self.decoder.draft_guesses)
-        yield from draft_rows(request, self.drafter, self.y, range(top, bottom), logits, self.noise, how)
 
-    def _repair(self, level: Repair, draft: Tensor, top: int, bottom: int, redraw: Purpose) -> Steps:
-        """Up-sample a draft to the grid of `level`, then verify and repair rows top..bottom-1 of it."""
-        latent: LatentDraft | None = None
-        with self.recorder.stage("upsample"):
-            if self.decoder.refine:
-                latent = LatentDraft(self.request, draft, level.grid, redraw)
-                tokens = latent.tokens()
-            else:
-                tokens = upsample(self.request.family, draft[None], level.grid, self.upsampler)[0]
-            level.place(tokens, top, bottom)
-        yield from level.run(top, bottom, latent)
+class Draft:
+    """The drafter's side: tokens int64 [N] of the small grid."""
 
-    def _level(self, draft: Tensor, grid: int) -> Generator[list[Feed], list[Result], Tensor]:
-        """A grid between the drafter's and the target's: up-sampled, verified and repaired; returns its tokens."""
-        level = Repair(self.decoder, self.request, grid, Purpose.LEVEL)
+    def __init__(self, decoder: MuloSD, request: Request) -> None:
+        self.decoder, self.request = decoder, request
+        self.grid = decoder.grids(request.family)[0]
+        self.lane = request.lane(self.grid)
+        self.tokens = torch.zeros(self.lane.size, dtype=torch.int64, device=request.features.device)
+        self.noise = request.noise(Purpose.DRAFT)
+        self.how = Drafting(decoder.draft_window, decoder.draft_guesses)
+
+    def open(self) -> Steps:
+        """Feed the condition prefix."""
+        with self.request.recorder.stage("draft"):
+            self.ahead = yield from prefix(self.lane)
+
+    def correct(self, verified: Tensor) -> Steps:
+        """Put down-sampled verified rows [H, G] of the target grid in the place of what was drafted there."""
+        corrected = downsample(
+            self.request.family, verified[None], self.grid, self.decoder.upsampler or self.request.family.upsampler
+        ).flatten()
+        count = len(corrected)
+        self.tokens[:count] = corrected
+        self.lane.show(range(count))
+        [result] = yield [Feed(self.lane, corrected, range(count), "last", "draft")]
+        self.ahead = logits_of(result)
+
+    def draw(self, top: int, bottom: int) -> Steps:
+        """Draw rows top..bottom-1."""
+        rows = range(top, bottom)
+        yield from draft_rows(self.request, self.lane, self.tokens, rows, self.ahead, self.noise, self.how)
+
+
+class Candidates:
+    """The target's side on one grid: up-sampled candidates, verified in one forward, repaired where they fall.
+
+    Args:
+        decoder: the settings, resolved.
+        request: whose image.
+        grid: side in tokens.
+        purpose: of the random numbers of resampling.
+    """
+
+    def __init__(self, decoder: MuloSD, request: Request, grid: int, purpose: Purpose) -> None:
+        self.decoder, self.request, self.recorder, self.grid = decoder, request, request.recorder, grid
+        device = request.features.device
+        self.lane = request.lane(grid)
+        self.tokens = torch.zeros(grid * grid, dtype=torch.int64, device=device)
+        self.rejected = torch.zeros(grid, grid, dtype=torch.bool, device=device)
+        self.resampled = torch.zeros_like(self.rejected)
+        self.islands = self.depth = 0
+        self.dtype = None if decoder.verify_dtype is None else checked_dtype(decoder.verify_dtype)
+        self.table = request.family.neighbours(decoder.pool or 1)
+        self.noise = request.noise(purpose)
+
+    def open(self) -> Steps:
+        """Feed the condition prefix."""
         with self.recorder.stage("verify"):
-            yield from level.open()
-        yield from self._repair(level, draft, 0, grid, Purpose.LEVEL_REDRAW)
-        self.request.emit(Preview("level", level.rows(0, grid), 0))
-        return level.rows(0, grid)
+            self.ahead = yield from prefix(self.lane)
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """Tokens [bottom - top, grid] of some rows."""
+        return self.tokens.view(self.grid, self.grid)[top:bottom]
+
+    def outcome(self) -> Outcome:
+        """The tokens and what was done to them."""
+        return Outcome(
+            self.rows(0, self.grid),
+            float(self.rejected.float().mean()),
+            float(self.resampled.float().mean()),
+            self.islands,
+            self.depth,
+            resampled=self.resampled,
+        )
+
+    def settle(self, draft: Tensor, top: int, bottom: int) -> Steps:
+        """Up-sample a draft int64 [h, g]; verify and repair rows top..bottom-1 of it, behind rows that are final."""
+        family, stage = self.request.family, self.recorder.stage
+        with stage("upsample"):
+            found = upsample(family, draft[None], self.grid, self.decoder.upsampler or family.upsampler)[0]
+            self.rows(top, bottom).copy_(found[top:bottom])
+        with stage("verify"):
+            logits = yield from self.verify(top, bottom)
+        with stage("resample"):
+            repairs = self.repairs(logits, top, bottom)
+            unfed = yield from self.repair(repairs, logits, top)
+            if bottom < self.grid:
+                yield from self.commit(unfed, bottom)
+
+    def verify(self, top: int, bottom: int) -> Generator[list[Feed], list[Result], Logits]:
+        """Feed the candidates of some rows in one pass and mark those that fall; returns the target's logits [n, V] at
+        their positions."""
+        positions = range(top * self.grid, bottom * self.grid)
+        self.lane.show(positions)
+        candidates, logits = self.tokens[positions.start : positions.stop], self.ahead
+        if len(positions) > 1:
+            [result] = yield [Feed(self.lane, candidates[:-1], positions[:-1], role="verify", dtype=self.dtype)]
+            logits = Logits.cat([logits, logits_of(result)])
+        accepted = self.decoder.accept(self.request, logits, candidates, self.table, positions)
+        self.rejected[top:bottom] = ~accepted.view(-1, self.grid)
+        self.recorder.report("verify", positions.stop, self.grid**2)
+        return logits
+
+    def repairs(self, logits: Logits, top: int, bottom: int) -> Resampling:
+        """What is to be drawn anew in rows top..bottom-1."""
+        positions = range(top * self.grid, bottom * self.grid)
+        looks = [extra.look(logits, self.request.sampling, positions) for extra in self.decoder.strategies]
+        seen = [None if look is None else look.view(-1, self.grid) for look in looks]
+        found = self.decoder.repairs(self.rejected[top:bottom], seen)
+        self.islands += found.islands
+        self.depth += len(found.steps)
+        self.resampled[top:bottom] |= found.expanded
+        return found
+
+    def repair(self, repairs: Resampling, logits: Logits, top: int) -> Generator[list[Feed], list[Result], list[int]]:
+        """Draw the planned positions; returns those whose keys and values are not written yet.
+
+        Args:
+            repairs: of rows from `top` on.
+            logits: [n, V] of the candidates there, as they were verified.
+        """
+        offset = top * self.grid
+        steps = [[p + offset for p in step] for step in repairs.steps]
+        if not steps:
+            return []
+        # Everything before the first position was accepted, so the verify pass has its exact logits.
+        first = steps[0][0]
+        known = logits[first - offset : first - offset + 1]
+        if not self.decoder.window:
+            return (yield from self.repair_raster([p for step in steps for p in step], known))
+        how = (self.noise, "resample", {first: known})
+        return (yield from draw_steps(self.request, self.lane, self.tokens, steps, *how))
+
+    def repair_raster(self, positions: list[int], logits: Logits) -> Generator[list[Feed], list[Result], list[int]]:
+        """One position a forward in raster order, everything else visible, drafts that are still to go included.
+
+        Position u is drawn from the logits behind u-1; when the position resampled before it is not u-1, that one is
+        fed along, so that its new key and value are in place.
+        """
+        tokens, before = self.tokens, -1
+        for done, here in enumerate(positions, start=1):
+            if before < 0:
+                tokens[here : here + 1] = self.request.draw(logits, self.noise, [here])
+            else:
+                fed: range | list[int] = range(before, here) if before + 1 >= here - 1 else [before, here - 1]
+                chosen = tokens[torch.tensor(fed, device=tokens.device)]
+                draw = self.request.drawing(self.noise, [here])
+                [result] = yield [Feed(self.lane, chosen, fed, "last", "resample", draw)]
+                if result.tokens is not None:
+                    tokens[here : here + 1] = result.tokens
+            before = here
+            self.recorder.report("resample", done, len(positions))
+        return positions[-1:]
+
+    def commit(self, unfed: list[int], bottom: int) -> Steps:
+        """Feed the tokens from the first of `unfed` on, before rows from `bottom` on are verified."""
+        stop = bottom * self.grid
+        start = min([stop - 1, *unfed])
+        self.lane.show(unfed)
+        [result] = yield [Feed(self.lane, self.tokens[start:stop], range(start, stop), "last", "resample")]
+        self.ahead = logits_of(result)

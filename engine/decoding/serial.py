@@ -8,12 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..family import Family
-from ..feed import Feed
-from ..lane import Lane
+from ..batch import Feed
+from ..cache import Lane
 from ..request import Request, Steps, prefix
 from ..sampling import Logits, Noise, Purpose
-from .base import Decoder, Outcome, Plan
+from .base import OneGrid, Outcome, Plan
 
 
 def draw_raster(
@@ -37,7 +36,7 @@ def draw_raster(
 
 
 @dataclass(frozen=True)
-class Serial(Decoder):
+class Serial(OneGrid):
     """Serial AR decoding of one grid.
 
     Args:
@@ -47,17 +46,8 @@ class Serial(Decoder):
     name: ClassVar[str] = "serial"
     grid: int | None = None
 
-    def resolve(self, family: Family) -> Serial:
-        grid = family.grids[-1] if self.grid is None else self.grid
-        if grid not in family.grids:
-            raise ValueError(f"family {family.name!r} has no {grid}x{grid} grid; it has {list(family.grids)}")
-        return Serial(grid)
-
-    def grids(self, family: Family) -> tuple[int, ...]:
-        return (self.resolve(family).grid or 0,)
-
     def plan(self, request: Request) -> Plan:
-        grid = request.family.grids[-1] if self.grid is None else self.grid
+        grid = self.side(request.family)
         with request.recorder.stage("serial"):
             lane = request.lane(grid)
             tokens = torch.zeros(grid * grid, dtype=torch.int64, device=request.features.device)

@@ -1,22 +1,29 @@
-"""ZipAR: rows start before the row above is complete, one token of each active row in a forward."""
+"""ZipAR's window: rows start before the row above is complete, one token of each active row in a forward.
+
+The decoder, and what MuLo-SD uses of it for drafts and for islands: many positions drawn in a stated order, several in
+one forward. Positions that are yet to be drawn are hidden from attention. A position u is drawn from the logits after
+token u-1, so a step feeds u-1 for every u that it draws, and every token drawn in the step before, which puts its key
+and value in place of what stood there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from ..family import Family
+from ..batch import Feed, Result
+from ..cache import Lane
 from ..request import Request, prefix
-from ..sampling import Purpose
-from .base import Decoder, Outcome, Plan
-from .drafting import window_steps
-from .lockstep import draw_steps
+from ..sampling import Logits, Noise, Purpose
+from .base import OneGrid, Outcome, Plan
 
 
 @dataclass(frozen=True)
-class ZipAR(Decoder):
+class ZipAR(OneGrid):
     """Row-parallel decoding with a window (arXiv 2412.04062). Approximate: a token sees only what exists by then.
 
     Args:
@@ -36,17 +43,8 @@ class ZipAR(Decoder):
         if self.window < 1:
             raise ValueError(f"window must be at least 1 token, got {self.window}")
 
-    def resolve(self, family: Family) -> ZipAR:
-        grid = family.grids[-1] if self.grid is None else self.grid
-        if grid not in family.grids:
-            raise ValueError(f"family {family.name!r} has no {grid}x{grid} grid; it has {list(family.grids)}")
-        return ZipAR(self.window, grid, self.zero_kv)
-
-    def grids(self, family: Family) -> tuple[int, ...]:
-        return (self.resolve(family).grid or 0,)
-
     def plan(self, request: Request) -> Plan:
-        grid = request.family.grids[-1] if self.grid is None else self.grid
+        grid = self.side(request.family)
         steps = window_steps(grid, grid, self.window)
         if self.zero_kv:
             first_row = [[c] for c in range(grid)]
@@ -58,3 +56,104 @@ class ZipAR(Decoder):
             noise = request.noise(Purpose.TARGET)
             yield from draw_steps(request, lane, tokens, steps, noise, "zipar", {0: first}, unmasked=self.zero_kv)
         return Outcome(tokens.view(grid, grid), depth=len(steps))
+
+
+def window_steps(width: int, rows: int, window: int, first: int = 0) -> list[list[int]]:
+    """Steps of a full grid under a window: cell (r, c) of `rows` rows is drawn in step r * window + c.
+
+    Positions count from row `first`. `width + (rows - 1) * window` steps (ZipAR, arXiv 2412.04062).
+    """
+    window = min(window, width)
+    steps: list[list[int]] = [[] for _ in range(width + (rows - 1) * window)]
+    for r in range(rows):
+        for c in range(width):
+            steps[r * window + c].append((first + r) * width + c)
+    return steps
+
+
+def steps_of(order: Tensor) -> list[list[int]]:
+    """Positions by step, ascending within a step, of an order map int [H, W] (-1 = none)."""
+    flat = order.flatten().tolist()
+    steps: list[list[int]] = [[] for _ in range(max(flat, default=-1) + 1)]
+    for position, step in enumerate(flat):
+        if step >= 0:
+            steps[step].append(position)
+    return steps
+
+
+def surrogate(previous: int, pending: set[int], width: int) -> int:
+    """Whose token stands in for the pending token at `previous`, the last one of a row, when the next row begins.
+
+    The nearest known token of the last column above it; in the first rows, where there is none, the known token
+    furthest right in the nearest row above or in its own. Source: method of ZipAR (arXiv 2412.04062) for the former.
+    """
+    for above in range(previous - width, -1, -width):
+        if above not in pending:
+            return above
+    for position in range(previous - 1, -1, -1):
+        if position not in pending:
+            return position
+    raise RuntimeError(f"no token is known before position {previous}")
+
+
+def draw_steps(
+    request: Request,
+    lane: Lane,
+    tokens: Tensor,
+    steps: Sequence[Sequence[int]],
+    noise: Noise,
+    role: str,
+    known: Mapping[int, Logits],
+    *,
+    unmasked: bool = False,
+) -> Generator[list[Feed], list[Result], list[int]]:
+    """Draw the positions of all steps; `tokens` [N] changes in place.
+
+    Args:
+        lane: its cache holds every token that is not to be drawn and may be seen.
+        steps: raster positions by step; each must be ready when its step comes.
+        role: of the forwards.
+        known: logits [1, V] that are there already, by position; the others are fed for.
+        unmasked: leave pending slots visible, as zeros or as what stands there: parity with ZipAR's public code.
+
+    Returns:
+        The positions of the last step, whose keys and values are not written; they are left hidden.
+    """
+    pending = {p for step in steps for p in step}
+    total, done = len(pending), 0
+    if not unmasked:
+        lane.hide(sorted(pending))
+    fresh: list[int] = []
+    for step in steps:
+        wanted = [p for p in step if p not in known]
+        sources = {p - 1: p - 1 if p - 1 not in pending else surrogate(p - 1, pending, lane.grid) for p in wanted}
+        fed = sorted({*sources, *fresh})
+        drawn: dict[int, Tensor] = {}
+        if fed:
+            if not unmasked:
+                lane.show(fed)
+            index = torch.tensor([sources.get(p, p) for p in fed], device=tokens.device)
+            positions: Sequence[int] = range(fed[0], fed[0] + 1) if len(fed) == 1 else fed
+            [result] = yield [
+                Feed(
+                    lane,
+                    tokens[index],
+                    positions,
+                    [fed.index(p - 1) for p in wanted],
+                    role,
+                    request.drawing(noise, wanted) if wanted else None,
+                )
+            ]
+            if result.tokens is not None:
+                drawn.update(zip(wanted, result.tokens, strict=True))
+            if not unmasked:
+                lane.hide([p for p in fed if p in pending])
+        for p in step:
+            if p in known:
+                drawn[p] = request.draw(known[p], noise, [p])[0]
+        tokens[torch.tensor(list(drawn), device=tokens.device)] = torch.stack(list(drawn.values()))
+        pending.difference_update(step)
+        fresh = sorted(step)
+        done += len(step)
+        request.recorder.report(role, done, total)
+    return fresh

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .block import RMSNorm
+from .layers import RMSNorm
 from .linear import Linear
 
 # Prefixes that Tar was trained with: 27x27, 13x13 and 9x9 features.
@@ -74,6 +74,7 @@ class ARDTokConfig:
 class ARDTok(ARModel):
     """An AR de-tokenizer. Condition features of zeros are the unconditional branch."""
 
+    config_class = ARDTokConfig
     abs_pe: Tensor
 
     def __init__(self, config: ARDTokConfig) -> None:
@@ -84,7 +85,7 @@ class ARDTok(ARModel):
         self.register_buffer("abs_pe", torch.zeros(c.positions, c.dim))
         self.clip_proj = nn.Linear(c.cond_dim, c.dim)
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
-        self.blocks = self.stack(c, c.ffn_dim, c.norm_eps)
+        self.blocks = self.stack(c)
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = Linear(c.dim, c.vocab_size)
 

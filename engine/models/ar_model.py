@@ -11,11 +11,9 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import Block
-from .rope import apply_rotary
+from .layers import Attend, Block, run_layers, whole
 
 
 class ARConfig(Protocol):
@@ -47,20 +45,52 @@ class ARModel(nn.Module, ABC):
 
     Attributes:
         zero_prefix: queries and keys of the prefix are zero vectors, so that every token weighs the prefix alike.
+        config_class: the class of `config`, with `from_dict` and `to_dict`.
     """
 
     zero_prefix: ClassVar[bool] = False
+    config_class: ClassVar[Any]
     config: ARConfig
     tok_embeddings: nn.Embedding
     blocks: nn.ModuleList
     norm: nn.Module
     output: nn.Linear
 
-    def stack(self, config: ARConfig, ffn_dim: int, norm_eps: float) -> nn.ModuleList:
-        """The transformer blocks of a configuration."""
+    def stack(
+        self, config: ARConfig, *, n_kv_heads: int = 0, bias: bool = False, qk_norm: bool = False
+    ) -> nn.ModuleList:
+        """The transformer blocks of a configuration; for the options see `layers.Block`."""
+        c = config
         return nn.ModuleList(
-            Block(config.dim, config.n_heads, config.head_dim, ffn_dim, norm_eps) for _ in range(config.n_layers)
+            Block(
+                c.dim, c.n_heads, c.head_dim, c.ffn_dim, c.norm_eps, n_kv_heads=n_kv_heads, bias=bias, qk_norm=qk_norm
+            )
+            for _ in range(c.n_layers)
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.output.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.output.weight.device
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return int(self.blocks[0].n_kv_heads)
+
+    def run(self, x: Tensor, attend: Attend) -> Tensor:
+        """Embedded tokens [B, Q, dim] through every layer -> features [B, Q, dim], before the final norm.
+
+        Args:
+            x: what `embed_prefix` gave, or token embeddings with what their positions add.
+            attend: how the tokens attend, by layer.
+        """
+        return run_layers(self.blocks, x, attend)
 
     @abstractmethod
     def rotary(self, grid: int) -> Tensor | None:
@@ -79,8 +109,9 @@ class ARModel(nn.Module, ABC):
             prefix: slots of the condition, where they are not `config.cond_len`.
         """
 
-    def embed_global(self, cond: Tensor) -> Tensor | None:
-        """What every image token gets of condition features [B, T, ...] -> [B, 1, dim], or None for nothing."""
+    def embed_global(self, cond: Tensor, grid: int) -> Tensor | None:
+        """What image tokens get of condition features [B, T, ...], all the same -> [B, 1, dim], or each its own by
+        raster position -> [B, grid*grid, dim]; None for nothing."""
         return None
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -109,21 +140,14 @@ class ARModel(nn.Module, ABC):
         position = self.position_embedding(grid, cond.shape[1])
         if position is not None:
             image = image + position[: n - 1]
-        everywhere = self.embed_global(cond)
+        everywhere = self.embed_global(cond, grid)
         if everywhere is not None:
-            image = image + everywhere
+            image = image + everywhere[:, : max(1, n - 1)]
         prefix = self.embed_prefix(cond, grid)
         x = torch.cat([prefix.to(image.dtype), image], dim=1)
         table = self.rotary(grid)
         mask = None if prefix_mask is None else masked(prefix_mask, x.shape[1])
-        for block in self.blocks:
-            q, k, v = block.qkv(x)
-            if table is not None:
-                q, k = apply_rotary(q, table[: x.shape[1]]), apply_rotary(k, table[: x.shape[1]])
-            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-            o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-            x = block.finish(x, o.transpose(1, 2))
-        return x
+        return self.run(x, whole(None if table is None else table[: x.shape[1]], mask))
 
 
 def masked(prefix_mask: Tensor, slots: int) -> Tensor:

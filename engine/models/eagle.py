@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .block import Block, RMSNorm
-from .rope import apply_rotary
+from .layers import Attend, Block, RMSNorm, run_layers, whole
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,25 @@ class EagleDrafter(nn.Module):
     def output(self) -> nn.Linear:
         return self.target.output
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.target.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.target.device
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.config.n_heads
+
+    def run(self, x: Tensor, attend: Attend) -> Tensor:
+        """See `ARModel.run`; x is what `fused` gave."""
+        return run_layers(self.blocks, x, attend)
+
     def position_embedding(self, grid: int) -> Tensor | None:
         """See `ARModel.position_embedding`."""
         return self.target.position_embedding(grid)
@@ -92,9 +109,9 @@ class EagleDrafter(nn.Module):
         table = self.target.rotary(grid)
         return None if table is None else table[self.target.config.cond_len :]
 
-    def embed_global(self, cond: Tensor) -> Tensor | None:
+    def embed_global(self, cond: Tensor, grid: int) -> Tensor | None:
         """See `ARModel.embed_global`."""
-        return self.target.embed_global(cond)
+        return self.target.embed_global(cond, grid)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Features [..., dim] -> float32 logits [..., V], by the target's final norm and output head."""
@@ -122,17 +139,11 @@ class EagleDrafter(nn.Module):
         position, table = self.position_embedding(grid), self.rotary(grid)
         if position is not None:
             embedded = embedded + position[:n]
-        everywhere = self.embed_global(cond)
+        everywhere = self.embed_global(cond, grid)
         if everywhere is not None:
-            embedded = embedded + everywhere
+            embedded = embedded + everywhere[:, :n]
         x = self.fused(features, embedded)
-        for block in self.blocks:
-            q, k, v = block.qkv(x)
-            if table is not None:
-                q, k = apply_rotary(q, table[:n]), apply_rotary(k, table[:n])
-            o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
-            x = block.finish(x, o.transpose(1, 2))
-        return x
+        return self.run(x, whole(None if table is None else table[:n]))
 
 
 # What a KV cache is made for and the runner runs.

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .block import RMSNorm
+from .layers import RMSNorm, rotary_table
 from .linear import Linear
-from .rope import rotary_table
 
 CONDITIONS = ("class", "caption")
 
@@ -68,6 +67,7 @@ class LlamaGenConfig:
 class LlamaGen(ARModel):
     """A LlamaGen transformer. Its prefix is not rotated but made zero, as it was trained."""
 
+    config_class = LlamaGenConfig
     zero_prefix: ClassVar[bool] = True
     null_caption: Tensor
 
@@ -82,14 +82,14 @@ class LlamaGen(ARModel):
             self.caption_out = nn.Linear(c.dim, c.dim, bias=False)
             self.register_buffer("null_caption", torch.zeros(c.cond_len, c.cond_dim))
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
-        self.blocks = self.stack(c, c.ffn_dim, c.norm_eps)
+        self.blocks = self.stack(c)
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = Linear(c.dim, c.vocab_size)
         # Not buffers: they stay in float32 when the weights are moved to another type.
         self._rotary: dict[tuple[int, torch.device], Tensor] = {}
 
     def rotary(self, grid: int) -> Tensor:
-        key = (grid, self.output.weight.device)
+        key = (grid, self.device)
         if key not in self._rotary:
             c = self.config
             # Kept for training as well, which may not use what was made in inference mode.

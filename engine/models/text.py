@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import Block, RMSNorm
+from .layers import Block, RMSNorm, run_layers, whole
 
 PAD, END, NULL = 0, 1, 2
 SPECIALS = ("<pad>", "<end>", "<null>")
@@ -113,7 +112,4 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids) + self.position
-        for block in self.blocks:
-            q, k, v = (t.transpose(1, 2) for t in block.qkv(x))
-            x = block.finish(x, F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
-        return self.norm(x)
+        return self.norm(run_layers(self.blocks, x, whole(causal=False)))

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .block import RMSNorm
+from .layers import RMSNorm, rotary_table
 from .linear import Linear
-from .rope import rotary_table
+from .position_condition import PositionCondition
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class TransformerConfig:
 
     `grids` lists the side lengths (in tokens) that it serves. With `global_cond` a projection of the whole condition
     is added to every image token, beside the prefix that attention reads. With `n_classes` above 0 the condition is a
-    class id instead of features: one prefix slot, a trained row of a table whose last row is "no class".
+    class id instead of features: one prefix slot, a trained row of a table whose last row is "no class". With
+    `position_cond` above 0 every position looks at the condition itself through features of this width
+    (`PositionCondition`), which are added to the token whose successor stands there.
     """
 
     vocab_size: int
@@ -42,6 +44,7 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     global_cond: bool = False
     n_classes: int = 0
+    position_cond: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "ffn_dim", "cond_len", "cond_dim", "head_dim"):
@@ -51,6 +54,11 @@ class TransformerConfig:
             raise ValueError(f"grids must list positive side lengths, got {self.grids}")
         if self.head_dim % 4:
             raise ValueError(f"head_dim must be a multiple of 4 for 2-D rotary embedding, got {self.head_dim}")
+        if self.position_cond < 0 or (self.position_cond and self.n_classes):
+            raise ValueError(
+                f"position_cond must be 0 (off) or a width, and a class says nothing of positions; got "
+                f"{self.position_cond} with {self.n_classes} classes"
+            )
         if self.n_classes < 0 or (self.n_classes and self.cond_len != 1):
             raise ValueError(f"a class is one prefix slot, got cond_len {self.cond_len} and {self.n_classes} classes")
         object.__setattr__(self, "grids", tuple(self.grids))
@@ -64,7 +72,9 @@ class TransformerConfig:
 
 
 class Transformer(ARModel):
-    """AR transformer over VQ tokens. The engine drives it layer by layer through `blocks`."""
+    """AR transformer over VQ tokens."""
+
+    config_class = TransformerConfig
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -74,11 +84,15 @@ class Transformer(ARModel):
         self.class_embedding = nn.Embedding(c.n_classes + 1, c.cond_dim) if c.n_classes else None
         self.cond_proj = nn.Linear(c.cond_dim, c.dim, bias=False)
         self.global_proj = nn.Linear(c.cond_len * c.cond_dim, c.dim, bias=False) if c.global_cond else None
+        self.position_cond, self.position_out = None, None
+        if c.position_cond:
+            self.position_cond = PositionCondition(c.position_cond, c.cond_dim, c.cond_len)
+            self.position_out = nn.Linear(c.position_cond, c.dim, bias=False)
         self.grid_embedding = nn.Embedding(len(c.grids), c.dim)
         self.prefix_position = nn.Parameter(torch.zeros(c.cond_len, c.dim))
         self.row_embeddings = nn.ModuleList(nn.Embedding(g, c.dim) for g in c.grids)
         self.col_embeddings = nn.ModuleList(nn.Embedding(g, c.dim) for g in c.grids)
-        self.blocks = self.stack(c, c.ffn_dim, c.norm_eps)
+        self.blocks = self.stack(c)
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = Linear(c.dim, c.vocab_size)
         for module in self.modules():
@@ -101,7 +115,7 @@ class Transformer(ARModel):
     def rotary(self, grid: int) -> Tensor:
         """Float32 rotary table [cond_len + grid*grid, head_dim/2, 2] of a grid (cos, sin), by slot."""
         self.grid_index(grid)
-        key = (grid, self.output.weight.device)
+        key = (grid, self.device)
         if key not in self._rotary:
             c = self.config
             # Kept for training as well, which may not use what was made in inference mode.
@@ -116,15 +130,32 @@ class Transformer(ARModel):
     def embed_prefix(self, cond: Tensor, grid: int) -> Tensor:
         """Embed a condition, features [B, cond_len, cond_dim] or class ids [B, 1, 1] -> [B, cond_len, dim]."""
         g = self.grid_embedding.weight[self.grid_index(grid)]
-        return self.cond_proj(self.cond_features(cond)) + self.prefix_position + g
+        prefix: Tensor = self.cond_proj(self.cond_features(cond)) + self.prefix_position + g
+        here = self.at_positions(cond, grid)
+        # The first token is predicted from the last slot of the prefix.
+        return prefix if here is None else torch.cat([prefix[:, :-1], prefix[:, -1:] + here[:, :1]], dim=1)
 
-    def embed_global(self, cond: Tensor) -> Tensor | None:
-        """What every image token gets of a condition, features or class ids -> [B, 1, dim], or None."""
-        if self.global_proj is None:
+    def embed_global(self, cond: Tensor, grid: int) -> Tensor | None:
+        """What image tokens get of a condition, features or class ids -> [B, 1 or grid*grid, dim], or None.
+
+        With `position_cond` row i is what the condition says of position i + 1, which the token at i predicts.
+        """
+        everywhere: Tensor | None = None
+        if self.global_proj is not None:
+            # An optimiser with unit steps moves the sum of so many inputs far; the mean over slots tames it.
+            everywhere = self.global_proj(self.cond_features(cond).flatten(1))[:, None] / self.config.cond_len
+        here = self.at_positions(cond, grid)
+        if here is None:
+            return everywhere
+        here = torch.cat([here[:, 1:], here[:, -1:]], dim=1)
+        return here if everywhere is None else here + everywhere
+
+    def at_positions(self, cond: Tensor, grid: int) -> Tensor | None:
+        """What the condition says of every position -> [B, grid*grid, dim], or None without `position_cond`."""
+        if self.position_cond is None or self.position_out is None:
             return None
-        # An optimiser with unit steps moves the sum of so many inputs far; the mean over slots tames it.
-        everywhere: Tensor = self.global_proj(self.cond_features(cond).flatten(1))[:, None] / self.config.cond_len
-        return everywhere
+        here: Tensor = self.position_out(self.position_cond(cond, grid))
+        return here
 
     def position_embedding(self, grid: int, prefix: int | None = None) -> Tensor:
         """Learned embedding of every raster position of a grid: row + column + grid -> [grid*grid, dim]."""

@@ -128,16 +128,6 @@ class LatentResampler(nn.Module):
         bonus = self.bonus()
         return cosines if bonus is None else cosines + bonus
 
-    def evidence(self, features: Tensor, codebook: Tensor) -> Tensor:
-        """`log q - log pi` up to a constant of each place, float32 [..., V], of features [..., d].
-
-        q is the distribution that the scores make at the temperature, pi the frequencies of codes, uniform where they
-        were not counted.
-        """
-        log_q = self.scores(features, codebook) / self.config.temperature
-        log_pi = self.log_frequency()
-        return log_q if log_pi is None else log_q - log_pi
-
     def bonus(self) -> Tensor | None:
         """What a code's frequency adds to its cosine, float32 [V], or None where frequencies were not counted."""
         log_pi = self.log_frequency()

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from ..registry import Op
+from .call import Call
 from .reference import Expansion, expand_islands_reference
 
 __all__ = ["Expansion", "expand_islands"]
 
 _OP = Op(
     "expand_islands",
+    Call,
     expand_islands_reference,
     schema="(Tensor rejected, int radius, int? window, str? backend=None) -> (Tensor, Tensor, Tensor)",
     fake=lambda rejected, *_, **__: (
@@ -59,4 +61,4 @@ def expand_islands(
         raise ValueError(f"radius must be at least 0, got {radius}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, or None for one cell a step, got {window}")
-    return Expansion(*_OP(rejected, backend, rejected, radius, window))
+    return Expansion(*_OP(Call(rejected, radius, window), backend))

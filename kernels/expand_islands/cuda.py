@@ -7,13 +7,15 @@ from torch import Tensor
 
 from .. import native
 from ..native import unusable
+from .call import Call
 from .reference import Expansion
 
 __all__ = ["decline", "run", "unusable"]
 
 
-def decline(rejected: Tensor, radius: int, window: int | None) -> str | None:
+def decline(call: Call) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
+    rejected = call.rejected
     if not rejected.is_cuda:
         return f"rejected must lie on a CUDA device, got {rejected.device}"
     side = native.module().MAX_SIDE
@@ -24,8 +26,9 @@ def decline(rejected: Tensor, radius: int, window: int | None) -> str | None:
     return None
 
 
-def run(rejected: Tensor, radius: int, window: int | None) -> Expansion:
+def run(call: Call) -> Expansion:
     """Expansion, labels and order; launched on the current stream."""
+    rejected, radius, window = call
     rejected = rejected.contiguous()
     batch, height, width = rejected.shape
     expanded = torch.empty_like(rejected)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .. import jit
 from ..jit import unusable
+from .call import Call
 from .reference import Expansion
 
 __all__ = ["decline", "run", "unusable"]
@@ -145,15 +145,17 @@ def expand_islands_kernel(
                 tl.debug_barrier()
 
 
-def decline(rejected: Tensor, radius: int, window: int | None) -> str | None:
+def decline(call: Call) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
+    rejected = call.rejected
     if max(rejected.shape[1:]) > MAX_SIDE:
         return f"a grid of {rejected.shape[1]} x {rejected.shape[2]} exceeds {MAX_SIDE} x {MAX_SIDE}"
     return jit.decline_tensors(rejected)
 
 
-def run(rejected: Tensor, radius: int, window: int | None) -> Expansion:
+def run(call: Call) -> Expansion:
     """Expansion, labels and order; one launch."""
+    rejected, radius, window = call
     rejected = rejected.contiguous()
     batch, height, width = rejected.shape
     expanded = torch.empty_like(rejected)

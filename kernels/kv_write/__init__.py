@@ -5,11 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..registry import Op
+from .call import Call
 from .reference import kv_write_reference
 
-# Called with the arguments of the reference, it skips the checks of the function below.
+# Called with a `Call`, it skips the checks of the function below.
 OP = Op(
     "kv_write",
+    Call,
     kv_write_reference,
     schema="(Tensor q, Tensor k, Tensor v, Tensor slots, Tensor? rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, "
     "int? start, str? backend=None) -> Tensor",
@@ -75,4 +77,4 @@ def kv_write(
         last = size if rotary is None else min(size, rotary.shape[0])
         if not 0 <= start <= last - queries:
             raise ValueError(f"start must be in [0, {last - queries}] for {queries} tokens, got {start}")
-    return OP(q, backend, q, k, v, slots, rotary, k_cache, v_cache, start)
+    return OP(Call(q, k, v, slots, rotary, k_cache, v_cache, start), backend)

@@ -7,21 +7,14 @@ from torch import Tensor
 
 from .. import native
 from ..native import unusable
+from .call import Call
 
 __all__ = ["decline", "run", "unusable"]
 
 
-def decline(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slots: Tensor,
-    rotary: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    start: int | None,
-) -> str | None:
+def decline(call: Call) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
+    q, k, v, slots, rotary, k_cache, v_cache, start = call
     given = [q, k, v, k_cache, v_cache] + ([slots] if start is None else []) + ([] if rotary is None else [rotary])
     devices = {t.device for t in given}
     if len(devices) > 1 or not q.is_cuda:
@@ -48,17 +41,9 @@ def paired(x: Tensor) -> bool:
     return x.stride(3) == 1 and all(s % 2 == 0 for s in x.stride()[:3]) and x.data_ptr() % (2 * x.element_size()) == 0
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slots: Tensor,
-    rotary: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    start: int | None,
-) -> Tensor:
+def run(call: Call) -> Tensor:
     """The rotated q; launched on the current stream."""
+    q, k, v, slots, rotary, k_cache, v_cache, start = call
     q, k, v = (x if paired(x) else x.clone(memory_format=torch.contiguous_format) for x in (q, k, v))
     size = k_cache.shape[1]
     if rotary is not None:

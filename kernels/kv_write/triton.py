@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import jit
 from ..jit import unusable
+from .call import Call
 
 __all__ = ["decline", "run", "unusable"]
 
@@ -96,17 +97,9 @@ def kv_write_kernel(
         tl.store(value, y.to(v_cache.dtype.element_ty), mask=inside)
 
 
-def decline(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slots: Tensor,
-    rotary: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    start: int | None,
-) -> str | None:
+def decline(call: Call) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
+    q, k, v, slots, rotary, k_cache, v_cache, start = call
     tensors = (q, k, v, k_cache, v_cache) if start is not None else (q, k, v, k_cache, v_cache, slots)
     return jit.decline_tensors(*tensors, rotary) or decline_layout(q, rotary, k_cache, v_cache)
 
@@ -122,17 +115,9 @@ def decline_layout(q: Tensor, rotary: Tensor | None, k_cache: Tensor, v_cache: T
     return None
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slots: Tensor,
-    rotary: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    start: int | None,
-) -> Tensor:
+def run(call: Call) -> Tensor:
     """The rotated q; one launch."""
+    q, k, v, slots, rotary, k_cache, v_cache, start = call
     batch, queries, heads, dim = q.shape
     kv_heads, size = k_cache.shape[2], k_cache.shape[1]
     if rotary is not None:

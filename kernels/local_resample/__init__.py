@@ -8,10 +8,12 @@ from torch import Tensor
 from .. import philox
 from ..registry import Op
 from ..sampling import check_logits, check_sampling
+from .call import Call
 from .reference import local_resample_reference
 
 _OP = Op(
     "local_resample",
+    Call,
     local_resample_reference,
     schema="(Tensor cond, Tensor? uncond, Tensor? gumbel, float cfg_scale, float temperature, int top_k, float top_p, "
     "Tensor? seed, Tensor? position, int purpose, str? backend=None) -> Tensor",
@@ -68,4 +70,5 @@ def local_resample(
             raise ValueError(
                 f"seed and position must be [R] = [{cond.shape[0]}], got {list(seed.shape)}, {list(position.shape)}"
             )
-    return _OP(cond, backend, cond, uncond, gumbel, cfg_scale, temperature, top_k, top_p, seed, position, int(purpose))
+    call = Call(cond, uncond, gumbel, cfg_scale, temperature, top_k, top_p, seed, position, int(purpose))
+    return _OP(call, backend)

@@ -7,23 +7,14 @@ from torch import Tensor
 
 from .. import native
 from ..native import unusable
+from .call import Call
 
 __all__ = ["decline", "run", "unusable"]
 
 
-def decline(
-    cond: Tensor,
-    uncond: Tensor | None,
-    gumbel: Tensor | None,
-    cfg_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: Tensor | None,
-    position: Tensor | None,
-    purpose: int,
-) -> str | None:
+def decline(call: Call) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
+    cond, uncond, gumbel, seed, position = call.cond, call.uncond, call.gumbel, call.seed, call.position
     for name, tensor in (("gumbel", gumbel), ("seed", seed), ("position", position)):
         if tensor is not None and tensor.device != cond.device:
             return f"{name} must be on the device of the logits ({cond.device}), got {tensor.device}"
@@ -32,19 +23,9 @@ def decline(
     return native.decline_logits(cond, uncond)
 
 
-def run(
-    cond: Tensor,
-    uncond: Tensor | None,
-    gumbel: Tensor | None,
-    cfg_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: Tensor | None,
-    position: Tensor | None,
-    purpose: int,
-) -> Tensor:
+def run(call: Call) -> Tensor:
     """Tokens int64 [R], -1 for rows without a finite maximum; launched on the current stream."""
+    cond, uncond, gumbel, cfg_scale, temperature, top_k, top_p, seed, position, purpose = call
     cond = native.rows_in_order(cond)
     uncond = None if uncond is None else native.rows_in_order(uncond)
     # Named, so that copies made here live until the launch is enqueued.

@@ -21,6 +21,7 @@ from ..sampling_triton import (
     survey,
     value_of,
 )
+from .call import Call
 
 __all__ = ["decline", "run", "unusable"]
 
@@ -169,19 +170,9 @@ def local_resample_kernel(
     tl.store(token + row, tl.where((bad > 0) | (best == -float("inf")), -1, chosen).to(tl.int64))
 
 
-def decline(
-    cond: Tensor,
-    uncond: Tensor | None,
-    gumbel: Tensor | None,
-    cfg_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: Tensor | None,
-    position: Tensor | None,
-    purpose: int,
-) -> str | None:
+def decline(call: Call) -> str | None:
     """Why the kernels cannot serve these arguments, or None."""
+    cond, uncond, gumbel, seed, position = call.cond, call.uncond, call.gumbel, call.seed, call.position
     if gumbel is not None and gumbel.dtype != torch.float32:
         return f"gumbel must be float32, got {gumbel.dtype}"
     for name, tensor in (("seed", seed), ("position", position)):
@@ -190,19 +181,9 @@ def decline(
     return sampling_triton.decline_logits(cond) or decline_tensors(cond, uncond, gumbel, seed, position)
 
 
-def run(
-    cond: Tensor,
-    uncond: Tensor | None,
-    gumbel: Tensor | None,
-    cfg_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: Tensor | None,
-    position: Tensor | None,
-    purpose: int,
-) -> Tensor:
+def run(call: Call) -> Tensor:
     """Tokens int64 [R], -1 for rows without a finite maximum; launched on the current stream."""
+    cond, uncond, gumbel, cfg_scale, temperature, top_k, top_p, seed, position, purpose = call
     rows, vocab = cond.shape
     token = torch.empty(rows, dtype=torch.int64, device=cond.device)
     if rows == 0:

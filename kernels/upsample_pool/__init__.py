@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..registry import Op
 from ..sampling import check_logits, check_sampling
+from .call import NearestCall, PooledCall
 from .cells import Cells
 from .reference import PooledMass, nearest_code_reference, neighbours_reference, pooled_mass_reference
 
@@ -16,6 +17,7 @@ __all__ = ["PooledMass", "nearest_code", "neighbours", "pooled_mass", "shuffle_n
 
 _NEAREST = Op(
     "nearest_code",
+    NearestCall,
     nearest_code_reference,
     schema="(Tensor features, Tensor codebook, int r, Tensor? neighbours, str? backend=None) -> (Tensor, Tensor)",
     fake=lambda features, codebook, r, neighbours, **__: Cells(features, r).outputs(neighbours),
@@ -23,6 +25,7 @@ _NEAREST = Op(
 )
 _POOLED = Op(
     "pooled_mass",
+    PooledCall,
     pooled_mass_reference,
     schema="(Tensor cond, Tensor? uncond, Tensor tokens, Tensor neighbours, float tau, float cfg_scale, "
     "float temperature, int top_k, float top_p, str? backend=None) -> (Tensor, Tensor)",
@@ -62,7 +65,7 @@ def nearest_code(features: Tensor, codebook: Tensor, *, backend: str | None = No
         raise ValueError(f"features must end in d = {codebook.shape[1]}, got {list(features.shape)}")
     rows = features.reshape(-1, features.shape[-1])
     # One image of one line, whose channels lie next to each other in memory: a view, not a copy.
-    code, _ = _NEAREST(features, backend, rows.T[None, :, None, :], codebook, 1, None)
+    code, _ = _NEAREST(NearestCall(rows.T[None, :, None, :], codebook, 1, None), backend)
     return code.view(features.shape[:-1])
 
 
@@ -105,7 +108,7 @@ def shuffle_nearest(
         raise ValueError(f"features must be [B, {codebook.shape[1] * r * r}, h, w], got {list(features.shape)}")
     if neighbours is not None and (neighbours.dim() != 2 or neighbours.shape[0] != codebook.shape[0]):
         raise ValueError(f"neighbours must be [V, k] with V = {codebook.shape[0]}, got {list(neighbours.shape)}")
-    code, sets = _NEAREST(features, backend, features, codebook, r, neighbours)
+    code, sets = _NEAREST(NearestCall(features, codebook, r, neighbours), backend)
     return code if neighbours is None else (code, sets)
 
 
@@ -179,6 +182,5 @@ def pooled_mass(
         )
     if not tau >= 0.0:
         raise ValueError(f"tau must be at least 0, got {tau}")
-    return PooledMass(
-        *_POOLED(cond, backend, cond, uncond, tokens, neighbours, tau, cfg_scale, temperature, top_k, top_p)
-    )
+    call = PooledCall(cond, uncond, tokens, neighbours, tau, cfg_scale, temperature, top_k, top_p)
+    return PooledMass(*_POOLED(call, backend))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..jit import decline_tensors, unusable
 from ..sampling_triton import on_device
+from .call import NearestCall
 from .cells import Cells, decline_shapes
 
 __all__ = ["decline", "run", "unusable"]
@@ -95,13 +96,15 @@ def nearest_code_kernel(
             tl.store(sets + cell[:, None] * k + slot[None, :], near, mask=inside[:, None] & (slot < k)[None, :])
 
 
-def decline(features: Tensor, codebook: Tensor, r: int, neighbours: Tensor | None) -> str | None:
+def decline(call: NearestCall) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
+    features, codebook, neighbours = call.features, call.codebook, call.neighbours
     return decline_shapes(features, codebook, neighbours) or decline_tensors(features, codebook, neighbours)
 
 
-def run(features: Tensor, codebook: Tensor, r: int, neighbours: Tensor | None) -> tuple[Tensor, Tensor]:
+def run(call: NearestCall) -> tuple[Tensor, Tensor]:
     """Codes int64 [B, h*r, w*r] and the neighbours of each [B, h*r, w*r, k]; launched on the current stream."""
+    features, codebook, r, neighbours = call
     cells = Cells(features, r)
     code, sets = cells.outputs(neighbours)
     if code.numel() == 0:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .. import native
 from ..native import unusable
+from .call import PooledCall
 from .reference import PooledMass
 
 __all__ = ["decline", "run", "unusable"]
 
 
-def decline(
-    cond: Tensor,
-    uncond: Tensor | None,
-    tokens: Tensor,
-    neighbours: Tensor,
-    tau: float,
-    cfg_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> str | None:
+def decline(call: PooledCall) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
+    cond, uncond, tokens, neighbours = call.cond, call.uncond, call.tokens, call.neighbours
     for name, tensor in (("tokens", tokens), ("neighbours", neighbours)):
         if tensor.device != cond.device:
             return f"{name} must be on the device of the logits ({cond.device}), got {tensor.device}"
@@ -32,18 +23,9 @@ def decline(
     return native.decline_logits(cond, uncond)
 
 
-def run(
-    cond: Tensor,
-    uncond: Tensor | None,
-    tokens: Tensor,
-    neighbours: Tensor,
-    tau: float,
-    cfg_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> PooledMass:
+def run(call: PooledCall) -> PooledMass:
     """Mass and decision; launched on the current stream."""
+    cond, uncond, tokens, neighbours, tau, cfg_scale, temperature, top_k, top_p = call
     cond = native.rows_in_order(cond)
     uncond = None if uncond is None else native.rows_in_order(uncond)
     tokens, neighbours = tokens.contiguous(), neighbours.contiguous()

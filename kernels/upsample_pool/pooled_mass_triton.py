@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .. import native, sampling_triton
 from ..jit import decline_tensors, unusable
@@ -19,6 +18,7 @@ from ..sampling_triton import (
     stays,
     survey,
 )
+from .call import PooledCall
 from .reference import PooledMass
 
 __all__ = ["decline", "run", "unusable"]
@@ -182,35 +182,17 @@ def pooled_mass_kernel(
     tl.store(accept + row, (share >= tl.full((), tau, tl.float32)).to(tl.int8))
 
 
-def decline(
-    cond: Tensor,
-    uncond: Tensor | None,
-    tokens: Tensor,
-    neighbours: Tensor,
-    tau: float,
-    cfg_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> str | None:
+def decline(call: PooledCall) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
+    cond, uncond, tokens, neighbours = call.cond, call.uncond, call.tokens, call.neighbours
     if neighbours.dtype not in (torch.int32, torch.int64) or tokens.dtype != torch.int64:
         return f"neighbours must be int32 or int64 and tokens int64, got {neighbours.dtype} and {tokens.dtype}"
     return sampling_triton.decline_logits(cond) or decline_tensors(cond, uncond, tokens, neighbours)
 
 
-def run(
-    cond: Tensor,
-    uncond: Tensor | None,
-    tokens: Tensor,
-    neighbours: Tensor,
-    tau: float,
-    cfg_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> PooledMass:
+def run(call: PooledCall) -> PooledMass:
     """Mass and decision; launched on the current stream."""
+    cond, uncond, tokens, neighbours, tau, cfg_scale, temperature, top_k, top_p = call
     rows, vocab = cond.shape
     mass = torch.empty(rows, dtype=torch.float32, device=cond.device)
     accept = torch.empty(rows, dtype=torch.bool, device=cond.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..registry import Op
+from .call import Call
 from .reference import verify_attention_reference
 
 
@@ -16,9 +17,10 @@ def _fake(q: Tensor, *args: object, **_: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:3] if with_lse else 0, dtype=torch.float32)
 
 
-# Called with the arguments of the reference, it skips the checks of the function below.
+# Called with a `Call`, it skips the checks of the function below.
 OP = Op(
     "verify_attention",
+    Call,
     verify_attention_reference,
     schema="(Tensor q, Tensor k_cache, Tensor v_cache, Tensor slots, Tensor? valid, int kv_len, int? start, "
     "float? scale, Tensor? block, Tensor? counts, bool return_lse, int? splits, str? backend=None) -> (Tensor, Tensor)",
@@ -145,7 +147,6 @@ def verify_attention(
         raise ValueError(f"counts must be int32 or int64 [B] = {[batch]}, got {counts.dtype} {list(counts.shape)}")
     if splits is not None and splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}")
-    out, lse = OP(
-        q, backend, q, k_cache, v_cache, slots, valid, kv_len, start, scale, block, counts, return_lse, splits
-    )
+    call = Call(q, k_cache, v_cache, slots, valid, kv_len, start, scale, block, counts, return_lse, splits)
+    out, lse = OP(call, backend)
     return (out, lse) if return_lse else out

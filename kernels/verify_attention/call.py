@@ -19,12 +19,12 @@ class Call(NamedTuple):
     slots: Tensor
     valid: Tensor | None
     kv_len: int
-    start: int | None
-    scale: float | None
-    block: Tensor | None
-    counts: Tensor | None
-    return_lse: bool
-    splits: int | None
+    start: int | None = None
+    scale: float | None = None
+    block: Tensor | None = None
+    counts: Tensor | None = None
+    return_lse: bool = False
+    splits: int | None = None
 
     @property
     def rows(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,9 +46,8 @@ def unusable() -> str | None:
     return None if reason is None or flash.unusable() is None else reason
 
 
-def decline(*args: Any) -> str | None:
-    """Why none of the kernels can serve these arguments (those of the reference), or None."""
-    call = Call(*args)
+def decline(call: Call) -> str | None:
+    """Why none of the kernels can serve this call, or None."""
     devices = sorted({str(t.device) for t in call if isinstance(t, Tensor)})
     if not call.q.is_cuda or len(devices) > 1:
         return f"all tensors must lie on one CUDA device, got {', '.join(devices)}"
@@ -107,9 +105,8 @@ def _processors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def run(*args: Any) -> tuple[Tensor, Tensor]:
+def run(call: Call) -> tuple[Tensor, Tensor]:
     """Outputs and log-sum-exp (empty unless asked for), launched on the current stream."""
-    call = Call(*args)
     with torch.cuda.device_of(call.q):
         if flash.unusable() is None and flash.decline(call) is None:
             return flash.run(call)

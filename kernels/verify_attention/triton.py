@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 import triton
@@ -285,9 +284,8 @@ def _device(index: int | None) -> tuple[int, int]:
     return 10 * found.major + found.minor, found.multi_processor_count
 
 
-def decline(*args: Any) -> str | None:
+def decline(call: Call) -> str | None:
     """Why the kernel cannot serve these arguments (those of the reference), or None."""
-    call = Call(*args)
     q, k_cache, v_cache = call.q, call.k_cache, call.v_cache
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"q must be float32, float16 or bfloat16, got {q.dtype}"
@@ -302,9 +300,9 @@ def decline(*args: Any) -> str | None:
     return jit.decline_tensors(q, k_cache, v_cache, call.slots, call.valid, call.block, call.counts)
 
 
-def run(*args: Any) -> tuple[Tensor, Tensor]:
+def run(call: Call) -> tuple[Tensor, Tensor]:
     """Outputs and log-sum-exp (empty unless asked for), launched on the current stream."""
-    call = Call(*args).for_kernel()
+    call = call.for_kernel()
     batch, queries, heads, dim = call.q.shape
     kv_heads = call.k_cache.shape[2]
     out, lse = call.results()

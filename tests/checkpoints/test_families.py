@@ -100,7 +100,7 @@ def test_lossless_settings_give_the_serial_tokens(folder: Path, decoder: Any) ->
 
 def test_lossy_settings_draw_and_differ(folder: Path) -> None:
     serial = draw(folder, Serial())
-    mulo = draw(folder, MuloSD(tau=0.02, radius=1, pool=4, window=2, draft_window=2, refresh="full", scale=2))
+    mulo = draw(folder, MuloSD(tau=0.02, radius=1, pool=4, window=2, draft_window=2, scale=2))
     assert mulo.shape == serial.shape and not torch.equal(mulo, serial)
     draft = draw(folder, DraftOnly())
     assert torch.equal(draft, draw(folder, MuloSD(tau=0.0, radius=1, pool=1, scale=2)))

@@ -10,9 +10,8 @@ from released import AR_SETS, CONTAINERS, Golden, load_golden
 from torch import Tensor
 
 from mulosd.checkpoints import load_ar, load_vq, logits
-from mulosd.engine.cache import KVCache
-from mulosd.engine.feed import Draw, Feed
-from mulosd.engine.lane import Lane
+from mulosd.engine.batch import Draw, Feed
+from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.models.ar_model import ARModel
 from mulosd.engine.request import prefix
 from mulosd.engine.runner import run

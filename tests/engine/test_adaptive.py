@@ -1,4 +1,4 @@
-"""Thresholds and radii by entropy: their limits, and what they change."""
+"""Radii by entropy: their limits, and what they change."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy as scipy_entropy
 
-from mulosd.engine.calibrate import calibrate
 from mulosd.engine.decoding import DraftOnly, MuloSD
-from mulosd.engine.decoding.adaptive import entropy, spread, thresholds
+from mulosd.engine.decoding.adaptive import entropy, spread
 from mulosd.engine.engine import Engine
 from mulosd.engine.sampling import Logits, SamplingParams
 from mulosd.kernels.expand_islands import expand_islands
 
-from .conftest import PROMPTS
 from .test_exact_limits import threshold, tokens
 
 
@@ -29,13 +27,6 @@ def test_entropy_is_that_of_the_distribution_that_is_drawn_from() -> None:
     cut = entropy(Logits(torch.zeros(1, 24), None), SamplingParams(top_k=0, top_p=0.25))
     assert float(cut) == pytest.approx(math.log(6), abs=1e-5), "dropped tokens have no share"
     assert float(entropy(Logits(logits[:1], None), SamplingParams(temperature=0.0))) == 0.0
-
-
-def test_thresholds_fall_with_the_entropy_alone() -> None:
-    entropies = torch.tensor([0.0, 1.0, 3.0])
-    torch.testing.assert_close(thresholds(0.2, entropies, 1.0), 0.2 * torch.exp(-entropies))
-    assert thresholds(0.2, entropies, 0.0).tolist() == pytest.approx([0.2] * 3)
-    assert thresholds(0.0, entropies, 4.0).tolist() == [0.0] * 3
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,36 +55,16 @@ def test_each_cell_has_its_own_radius() -> None:
 def test_a_rate_of_zero_is_the_fixed_decoder_and_others_are_not(engine: Engine, sampling: SamplingParams) -> None:
     tau = threshold(engine, sampling)
     fixed = MuloSD(scale=2, tau=tau, radius=1, pool=1)
-    same = MuloSD(scale=2, tau=tau, radius=1, pool=1, entropy_tau=0.0, entropy_radius=1e-9)
+    same = fixed.changed(entropy_radius=1e-9)
     assert torch.equal(tokens(engine, same, sampling), tokens(engine, fixed, sampling))
-    wide = MuloSD(scale=2, tau=tau, radius=0, pool=1, entropy_radius=1000.0)
+    wide = MuloSD(scale=2, tau=tau, radius=0, pool=1).changed(entropy_radius=1000.0)
     raster = MuloSD(scale=2, tau=tau, radius=1000, pool=1)
     assert torch.equal(tokens(engine, wide, sampling), tokens(engine, raster, sampling))
-    none = MuloSD(scale=2, tau=0.0, radius=1, pool=1, entropy_tau=1.0, entropy_radius=1.0)
+    none = MuloSD(scale=2, tau=0.0, radius=1, pool=1).changed(entropy_radius=1.0)
     assert torch.equal(tokens(engine, none, sampling), tokens(engine, DraftOnly(2), sampling))
 
 
-def test_a_lower_threshold_rejects_less(engine: Engine) -> None:
-    flat = SamplingParams(temperature=4.0)
-
-    def rejected(rate: float) -> float:
-        decoder = MuloSD(scale=2, tau=0.03, radius=0, pool=1, entropy_tau=rate)
-        stats = engine.generate(PROMPTS, decoder=decoder, sampling=flat, seed=3).stats
-        return sum(s.rejection or 0 for s in stats)
-
-    assert rejected(0.0) > rejected(0.5) > rejected(3.0)
-
-
-def test_a_calibrated_threshold_rejects_the_wanted_share(engine: Engine) -> None:
-    flat = SamplingParams(temperature=4.0)
-    how = {"scale": 2, "pool": 2, "radius": 0, "sampling": flat, "seed": 5}
-    found = calibrate(engine, PROMPTS, rejection=0.25, entropy_tau=1.0, **how)  # type: ignore[arg-type]
-    decoder = MuloSD(scale=2, tau=found.tau, radius=0, pool=2, entropy_tau=1.0)
-    stats = engine.generate(PROMPTS, decoder=decoder, sampling=flat, seed=5).stats
-    assert sum(s.rejection or 0 for s in stats) / len(stats) == pytest.approx(0.25, abs=0.01)
-
-
-@pytest.mark.parametrize("options", [{"entropy_tau": -1.0}, {"entropy_tau": math.nan}, {"entropy_radius": math.inf}])
-def test_rates_that_mean_nothing_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="entropy_"):
-        MuloSD(**options)  # type: ignore[arg-type]
+@pytest.mark.parametrize("rate", [math.inf, math.nan])
+def test_rates_that_mean_nothing_are_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="entropy_radius"):
+        MuloSD.from_settings({"entropy_radius": rate})

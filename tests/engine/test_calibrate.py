@@ -26,7 +26,7 @@ def found(engine: Engine) -> DraftMasses:
     ids=str,
 )
 def test_planned_forwards_are_those_of_decoding(engine: Engine, found: DraftMasses, changes: dict[str, object]) -> None:
-    decoder = replace(BASE, **changes).resolve(engine.family)
+    decoder = BASE.changed(**changes).resolve(engine.family)
     result = engine.generate(PROMPTS, decoder=decoder, seed=5)
     depth = [stats.depth for stats in result.stats]
     assert mean_steps(found, decoder, decoder.tau or 0.0) == pytest.approx(sum(depth) / len(depth))

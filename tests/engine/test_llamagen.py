@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mulosd.engine.cache import KVCache
+from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.collapse import run_prefix
-from mulosd.engine.lane import Lane
 from mulosd.engine.models.ar_dtok import ARDTok, ARDTokConfig
 from mulosd.engine.models.ar_model import ARModel
+from mulosd.engine.models.layers import apply_rotary, rotary_table
 from mulosd.engine.models.linear import Linear
 from mulosd.engine.models.llamagen import LlamaGen, LlamaGenConfig
-from mulosd.engine.models.rope import apply_rotary, rotary_table
 from mulosd.engine.runner import Feed, run
 
 

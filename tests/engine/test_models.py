@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mulosd.engine.models.rope import apply_rotary, rotary_table
+from mulosd.engine.family import Family
+from mulosd.engine.models.layers import apply_rotary, rotary_table
 from mulosd.engine.models.text import END, PAD, Vocabulary
 from mulosd.engine.models.tokenizer import Tokenizer, TokenizerConfig
 from mulosd.engine.models.upsampler import LatentResampler, ResamplerConfig
@@ -102,3 +103,20 @@ def test_tables_of_a_family_are_made_once() -> None:
         family.tokenizer.codebook.copy_(family.tokenizer.codebook.roll(1, 0))
     family.to("cpu")
     assert not torch.equal(family.neighbours(3), table), "moving a family forgets what was computed from its weights"
+
+
+@pytest.mark.parametrize("temperature", [0.0, math.inf])
+def test_temperatures_of_up_samplers_that_mean_nothing_are_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature.* got {temperature:g}"):
+        ResamplerConfig(2, 4, 4, temperature=temperature)
+
+
+def test_a_family_keeps_the_temperature_of_its_up_samplers() -> None:
+    described = random_family().describe()
+    stated = {**described, "resamplers": [{**r, "temperature": 0.1} for r in described["resamplers"]]}
+    silent = {
+        **described,
+        "resamplers": [{k: v for k, v in r.items() if k != "temperature"} for r in described["resamplers"]],
+    }
+    assert {m.config.temperature for m in Family.build(stated).resamplers.values()} == {0.1}
+    assert {m.config.temperature for m in Family.build(silent).resamplers.values()} == {0.05}

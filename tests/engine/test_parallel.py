@@ -1,4 +1,4 @@
-"""Decoding several positions a forward: ZipAR, islands in lock-step, refresh, rounds, cascades."""
+"""Decoding several positions a forward: ZipAR, islands in lock-step, cascades."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mulosd.engine.cache import KVCache
-from mulosd.engine.decoding import DraftOnly, MuloSD, Serial, ZipAR
-from mulosd.engine.decoding.drafting import window_steps
-from mulosd.engine.decoding.lockstep import steps_of, surrogate
-from mulosd.engine.decoding.repair import Repair
+from mulosd.engine.cache import KVCache, Lane
+from mulosd.engine.decoding import DraftOnly, MuloSD, Serial, ZipAR, parse
+from mulosd.engine.decoding.mulo import Candidates
+from mulosd.engine.decoding.zipar import steps_of, surrogate, window_steps
 from mulosd.engine.engine import Engine
-from mulosd.engine.feed import Feed
-from mulosd.engine.lane import Lane
-from mulosd.engine.request import Request, prefix
+from mulosd.engine.request import Request
 from mulosd.engine.runner import run
 from mulosd.engine.sampling import Purpose, SamplingParams
 from mulosd.kernels.expand_islands import expand_islands
@@ -56,9 +53,7 @@ def test_a_row_that_begins_early_gets_the_nearest_known_token_of_the_last_column
 
 
 @pytest.mark.parametrize("window", [8, None])
-@pytest.mark.parametrize(
-    "extra", [{}, {"refresh": "rows"}, {"refresh": "full"}, {"rounds": 2}, {"draft_window": 2}], ids=str
-)
+@pytest.mark.parametrize("extra", [{}, {"draft_window": 2}], ids=str)
 def test_nothing_accepted_is_serial_whatever_else_is_set(
     engine: Engine, sampling: SamplingParams, window: int | None, extra: dict[str, object]
 ) -> None:
@@ -67,7 +62,7 @@ def test_nothing_accepted_is_serial_whatever_else_is_set(
 
 
 def test_a_cascade_that_accepts_all_up_samples_twice(engine: Engine, sampling: SamplingParams) -> None:
-    once = tokens(engine, MuloSD(scale=4, tau=0.0, radius=1, pool=1, cascade=True), sampling)
+    once = tokens(engine, parse("mulo:scale=4:tau=0:radius=1:pool=1:cascade=true"), sampling)
     family = engine.family
     draft = engine.generate(PROMPTS, decoder=DraftOnly(4), sampling=sampling, seed=3)
     assert draft.tokens.shape == once.shape
@@ -77,13 +72,12 @@ def test_a_cascade_that_accepts_all_up_samples_twice(engine: Engine, sampling: S
     with torch.inference_mode():
         twice = upsample(family, upsample(family, small, 4, "latent"), 8, "latent")
     assert torch.equal(once, twice)
-    nothing = MuloSD(scale=4, tau=1.5, radius=1, pool=1, cascade=True)
+    nothing = parse("mulo:scale=4:tau=1.5:radius=1:pool=1:cascade=true")
     assert torch.equal(tokens(engine, nothing, sampling), tokens(engine, Serial(), sampling))
 
 
 def _draft(engine: Engine, sampling: SamplingParams) -> torch.Tensor:
     """The 2x2 drafts of the prompts, taken from the previews of a request."""
-    from mulosd.engine.events import Preview
     from mulosd.engine.scheduler import Scheduler
 
     found = []
@@ -95,7 +89,7 @@ def _draft(engine: Engine, sampling: SamplingParams) -> torch.Tensor:
         decoder = MuloSD(scale=4, tau=0.0, radius=1, pool=1)
         scheduler.add(Request(engine.family, features.detach(), 3, sampling), decoder)
         while scheduler.busy:
-            found += [e.what.tokens for e in scheduler.step() if isinstance(e.what, Preview) and e.what.kind == "draft"]
+            found += [e.tokens for e in scheduler.step() if e.kind == "draft" and e.tokens is not None]
     return torch.stack(found)
 
 
@@ -105,8 +99,8 @@ def repaired(engine: Engine, decoder: MuloSD, rejected: torch.Tensor) -> tuple[t
     features = torch.cat([family.features(["apple"]), family.null_features(1)])
     cache = KVCache(family.ar, 8)
     request = Request(family, features, 5, SamplingParams(cfg_scale=2.0), cache=lambda _: cache)
-    repair = Repair(decoder.resolve(family), request, 8, Purpose.TARGET)
-    repair.place(torch.arange(64).view(8, 8) % 24, 0, 8)
+    target = Candidates(decoder.resolve(family), request, 8, Purpose.TARGET)
+    target.tokens.copy_(torch.arange(64) % 24)
     forwards = 0
 
     def drive(plan: object) -> None:
@@ -120,16 +114,16 @@ def repaired(engine: Engine, decoder: MuloSD, rejected: torch.Tensor) -> tuple[t
             forwards += feeds[0].role == "resample"
             results = run(feeds)
 
-    drive(repair.open())
-    verify = repair._verify(0, 8)
+    drive(target.open())
+    verify = target.verify(0, 8)
     results = run(next(verify))
     try:
         verify.send(results)
     except StopIteration as stop:
         logits = stop.value
-    repair.rejected = rejected
-    drive(repair._resample(repair._plan(0, 8, 0), logits, 0))
-    return repair.tokens, repair.lane, forwards
+    target.rejected = rejected
+    drive(target.repair(target.repairs(logits, 0, 8), logits, 0))
+    return target.tokens, target.lane, forwards
 
 
 REJECTED = torch.zeros(8, 8, dtype=torch.bool)
@@ -150,29 +144,6 @@ def test_only_the_islands_change_and_lock_step_takes_the_depth_of_the_order(engi
 
 
 @torch.inference_mode()
-def test_a_full_refresh_leaves_the_cache_of_the_final_tokens(engine: Engine) -> None:
-    """Keys and values before the last drawn token equal those of one pass over the final tokens."""
-    decoder = MuloSD(scale=2, tau=0.5, radius=1, pool=1, refresh="full")
-    made, lane, _ = repaired(engine, decoder, REJECTED)
-    last = int(expand_islands(REJECTED[None], 1, None).expanded.flatten().nonzero().max())
-    stop = lane.cond_len + last
-    stale, _, _ = (repaired(engine, MuloSD(scale=2, tau=0.5, radius=1, pool=1), REJECTED)[1], 0, 0)
-    fresh = Lane(KVCache(engine.family.ar, 8), lane.features)
-    plan = prefix(fresh)
-    results = None
-    while True:
-        try:
-            results = run(next(plan) if results is None else plan.send(results))
-        except StopIteration:
-            break
-    run([Feed(fresh, made, range(64))])
-    for a, b, c in zip(lane.cache.k, fresh.cache.k, stale.cache.k, strict=True):
-        assert torch.allclose(a[:2, :stop], b[:2, :stop], atol=2e-5)
-        assert c.shape == b.shape
-    assert not torch.allclose(stale.cache.k[-1][:2, :stop], fresh.cache.k[-1][:2, :stop], atol=2e-5)
-
-
-@torch.inference_mode()
 def test_many_scattered_rejections_fall_back_to_a_run_from_the_first(engine: Engine) -> None:
     scattered = torch.zeros(8, 8, dtype=torch.bool)
     scattered[::2, ::3] = True
@@ -186,12 +157,10 @@ def test_settings_that_cannot_be_are_refused() -> None:
     for options, message in (
         ({"window": -1}, "window"),
         ({"draft_window": 0}, "draft_window"),
-        ({"refresh": "all"}, "none, rows, full"),
-        ({"rounds": 0}, "rounds"),
         ({"cascade": True, "rows_per_cycle": 4}, "cascade"),
     ):
         with pytest.raises(ValueError, match=message):
-            MuloSD(**options)  # type: ignore[arg-type]
+            MuloSD.from_settings(options)
     with pytest.raises(ValueError, match="window"):
         ZipAR(0)
     with pytest.raises(ValueError, match="draft_window"):

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mulosd.engine.cache import KVCache
+from mulosd.engine.batch import Draw, Feed, Result, Tree
+from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.engine import Engine
-from mulosd.engine.feed import Draw, Feed, Result, Tree
-from mulosd.engine.lane import Lane
 from mulosd.engine.request import prefix
 from mulosd.engine.runner import run
 from mulosd.engine.sampling import Logits, Noise, Purpose, SamplingParams

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from mulosd.engine.batch import Feed
 from mulosd.engine.decoding import Decoder, DraftOnly, MuloSD, Serial, ZipAR
 from mulosd.engine.decoding.base import Plan
 from mulosd.engine.engine import Engine
-from mulosd.engine.events import Event, Failed, Finished, Preview
-from mulosd.engine.feed import Feed
-from mulosd.engine.request import Request, prefix
+from mulosd.engine.request import Request, Update, prefix
 from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.scheduler import Scheduler, SchedulerConfig
 
@@ -34,7 +33,7 @@ def request(engine: Engine, prompt: str, seed: int, cfg_scale: float = 2.0) -> R
     return Request(engine.family, features.detach(), seed, SamplingParams(cfg_scale=cfg_scale))
 
 
-def drain(scheduler: Scheduler) -> Iterator[Event]:
+def drain(scheduler: Scheduler) -> Iterator[Update]:
     while scheduler.busy:
         yield from scheduler.step()
 
@@ -42,8 +41,9 @@ def drain(scheduler: Scheduler) -> Iterator[Event]:
 def alone(engine: Engine, prompt: str, seed: int, decoder: Decoder) -> torch.Tensor:
     scheduler = Scheduler(engine.family)
     scheduler.add(request(engine, prompt, seed), decoder.resolve(engine.family))
-    [done] = [e.what for e in drain(scheduler) if isinstance(e.what, Finished)]
-    return done.outcome.tokens
+    [done] = [e.tokens for e in drain(scheduler) if e.kind == "final"]
+    assert done is not None
+    return done
 
 
 @pytest.mark.parametrize("config", [SchedulerConfig(), SchedulerConfig(max_running=2), SchedulerConfig(max_tokens=9)])
@@ -59,8 +59,8 @@ def test_mixed_decoders_that_join_at_any_time_make_the_images_of_each_alone(
             numbers[scheduler.add(request(engine, prompt, seed), decoder.resolve(engine.family))] = i
         for _ in range(7):
             for event in scheduler.step():
-                if isinstance(event.what, Finished):
-                    made[numbers[event.request]] = event.what.outcome.tokens
+                if event.kind == "final":
+                    made[numbers[event.request]] = event.tokens
         assert len(scheduler.running) <= config.max_running
     for i, (prompt, seed, decoder) in enumerate(JOBS):
         assert torch.equal(made[i], alone(engine, prompt, seed, decoder)), decoder
@@ -96,11 +96,11 @@ def test_a_request_that_fails_leaves_the_others_unharmed(
     good = scheduler.add(request(engine, "apple", 1), Serial())
     bad = scheduler.add(request(engine, "red", 2), decoder)
     other = scheduler.add(request(engine, "red pear", 2), MULO.resolve(engine.family))
-    ends = {e.request: e.what for e in drain(scheduler) if isinstance(e.what, Finished | Failed)}
-    assert isinstance(ends[bad], Failed) and isinstance(ends[bad].error, kind)
+    ends = {e.request: e for e in drain(scheduler) if e.kind in ("final", "failed")}
+    assert ends[bad].kind == "failed" and isinstance(ends[bad].error, kind)
     for number, (prompt, seed, wanted) in ((good, JOBS[0]), (other, JOBS[1])):
-        end = ends[number]
-        assert isinstance(end, Finished) and torch.equal(end.outcome.tokens, alone(engine, prompt, seed, wanted))
+        tokens = ends[number].tokens
+        assert tokens is not None and torch.equal(tokens, alone(engine, prompt, seed, wanted))
     assert all(not any(cache.used) for cache in scheduler.caches.values())
 
 
@@ -111,7 +111,7 @@ def test_an_aborted_request_leaves_at_once(engine: Engine) -> None:
         scheduler.step()
     assert scheduler.abort(first) and scheduler.abort(third) and not scheduler.abort(99)
     assert not scheduler.abort(first)
-    ended = [e.request for e in drain(scheduler) if isinstance(e.what, Finished)]
+    ended = [e.request for e in drain(scheduler) if e.kind == "final"]
     assert ended == [second]
     assert all(not any(cache.used) for cache in scheduler.caches.values())
 
@@ -126,7 +126,7 @@ def test_admission_keeps_to_the_budget_and_refuses_what_can_never_fit(engine: En
     with pytest.raises(ValueError, match=r"needs .* MiB .* budget"):
         Scheduler(engine.family, SchedulerConfig(kv_budget=need - 1)).add(request(engine, "apple", 0), Serial())
     assert Scheduler(engine.family, SchedulerConfig(kv_budget=need - 1)).add(request(engine, "a", 0, 1.0), Serial())
-    ended = [e for e in drain(scheduler) if isinstance(e.what, Finished)]
+    ended = [e for e in drain(scheduler) if e.kind == "final"]
     assert len(ended) == 3
 
 
@@ -134,19 +134,17 @@ def test_previews_come_before_the_end_and_fit_the_image(engine: Engine) -> None:
     scheduler = Scheduler(engine.family)
     decoder = MuloSD(scale=2, tau=0.03, radius=1, pool=1, rows_per_cycle=4)
     scheduler.add(request(engine, "apple", 1), decoder)
-    events = [e.what for e in drain(scheduler)]
-    assert isinstance(events[-1], Finished)
-    kinds = [e.kind for e in events if isinstance(e, Preview)]
-    assert kinds == ["draft", "band", "draft", "band"]
-    bands = torch.cat([e.tokens for e in events if isinstance(e, Preview) and e.kind == "band"])
-    assert torch.equal(bands, events[-1].outcome.tokens)
+    events = list(drain(scheduler))
+    assert [e.kind for e in events] == ["draft", "band", "draft", "band", "final"]
+    bands = torch.cat([e.tokens for e in events if e.kind == "band" and e.tokens is not None])
+    assert events[-1].tokens is not None and torch.equal(bands, events[-1].tokens)
 
 
 def test_the_unconditional_prefix_is_computed_once(engine: Engine) -> None:
     scheduler = Scheduler(engine.family)
     for seed in range(3):
         scheduler.add(request(engine, "apple", seed), Serial(4))
-    requests = [a.request for a in scheduler.waiting]
+    requests = list(scheduler.waiting)
     list(drain(scheduler))
     again = request(engine, "pear", 9)
     scheduler.add(again, Serial(4))
@@ -160,3 +158,5 @@ def test_limits_that_cannot_be_are_refused() -> None:
         SchedulerConfig(max_running=0)
     with pytest.raises(ValueError, match="max_tokens"):
         SchedulerConfig(max_tokens=0)
+    with pytest.raises(ValueError, match="whole number"):
+        SchedulerConfig(max_running=float("nan"))  # type: ignore[arg-type]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from mulosd.engine.batch import Feed
 from mulosd.engine.decoding import DraftOnly, MuloSD, Serial
 from mulosd.engine.engine import Engine
-from mulosd.engine.feed import Feed
 from mulosd.engine.models.linear import Linear
 from mulosd.engine.request import Request, prefix
 from mulosd.engine.runner import run

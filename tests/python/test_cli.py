@@ -12,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 import mulosd
+from mulosd.engine.decoding.spec import DECODERS
 
 Run = Callable[..., Result]
 
@@ -19,6 +20,7 @@ COMMANDS = [
     ["generate"],
     ["info"],
     ["calibrate"],
+    ["decoders"],
     ["diagnose"],
     ["bench", "decode"],
     ["evaluate"],
@@ -53,8 +55,38 @@ def test_help_has_examples(run: Run, command: list[str]) -> None:
 
 def test_root_help_lists_the_commands(run: Run) -> None:
     text = run("--help").stdout
-    for command in ("generate", "info", "calibrate", "bench", "evaluate", "train", "diagnose"):
+    for command in ("generate", "info", "decoders", "calibrate", "bench", "evaluate", "train", "diagnose"):
         assert re.search(rf"\b{command}\b", text)
+
+
+def test_help_of_generate_fits_a_screen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = run("generate", "--help").stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len(lines) <= 45
+    assert "mulosd decoders" in " ".join(lines)
+
+
+def test_decoders_lists_every_setting(run: Run) -> None:
+    text = run("decoders").stdout
+    for name, kind in DECODERS.items():
+        assert re.search(rf"^{name}\b", text, re.M)
+        for setting in kind.text_settings():
+            assert re.search(rf"\b{setting}\b", text)
+
+
+@pytest.mark.parametrize("name", list(DECODERS))
+def test_decoders_tells_what_each_setting_means(run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = run("decoders", name).stdout
+    for setting, kind in DECODERS[name].text_settings().items():
+        found = re.search(rf"\b{setting} +{kind.removesuffix(' | None')} +(\S+) +\S.*", text)
+        assert found, setting  # the last part is its meaning
+        assert found[1] in ("none", str(DECODERS[name]().settings().get(setting)).lower(), "0.2")
+
+
+def test_decoders_of_no_such_name(fails: Callable[..., str]) -> None:
+    assert "draft-only" in fails("decoders", "magic")
 
 
 def test_version(run: Run) -> None:
@@ -95,7 +127,7 @@ def test_calibrate_stores_what_generate_uses(run: Run, family: Path, tmp_path: P
     own = copytree(family, tmp_path / "own")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red apple\n\nblue pear\n")
-    options = ("--scale", 2, "--pool", 4, "--radius", 0, "--rejection", 0.25, "--prompts-file", prompts)
+    options = ("--decoder", "mulo:scale=2:pool=4:radius=0", "--rejection", 0.25, "--prompts-file", prompts)
     result = run("calibrate", "--family", own, *options)
     assert result.exit_code == 0, result.output
     found = json.loads((own / "family.json").read_text())["calibration"]
@@ -103,7 +135,7 @@ def test_calibrate_stores_what_generate_uses(run: Run, family: Path, tmp_path: P
     assert found["2-latent"]["radius"] == 0
     assert found["4-latent"]["pool"] == 3
     assert f"{found['2-latent']['tau']:.3g}" in result.stdout
-    run("generate", "apple", "--family", own, "--scale", 2, "--output", "a.png", "--stats", "s.json")
+    run("generate", "apple", "--family", own, "--decoder", "mulo:scale=2", "--output", "a.png", "--stats", "s.json")
     used = json.loads(Path("s.json").read_text())["images"][0]["settings"]
     assert used["tau"] == found["2-latent"]["tau"]
 

@@ -11,32 +11,37 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from mulosd.engine.decoding import parse
+
 Fails = Callable[..., str]
 
 GENERATE = [
     # what is wrong, further arguments, what the message must hold
-    ("tau", ["--tau", "-0.1"], ["tau", "-0.1", "0"]),
-    ("tau is not a number", ["--tau", "nan"], ["tau", "nan"]),
-    ("radius", ["--radius", "-1"], ["radius", "-1", "0"]),
-    ("pool", ["--pool", "0"], ["pool", "0", "1"]),
-    ("pool beyond the codebook", ["--pool", "999"], ["pool", "999", "24"]),
-    ("scale", ["--scale", "3"], ["scale 3", "2 or 4"]),
-    ("scale of draft-only", ["--scale", "8", "--decoder", "draft-only"], ["scale 8", "2 or 4"]),
+    ("tau", ["--decoder", "mulo:tau=-0.1"], ["tau", "-0.1", "0"]),
+    ("tau is not a number", ["--decoder", "mulo:tau=nan"], ["tau", "nan"]),
+    ("radius", ["--decoder", "mulo:radius=-1"], ["radius", "-1", "0"]),
+    ("pool", ["--decoder", "mulo:pool=0"], ["pool", "0", "1"]),
+    ("pool beyond the codebook", ["--decoder", "mulo:pool=999"], ["pool", "999", "24"]),
+    ("scale", ["--decoder", "mulo:scale=3"], ["scale 3", "2 or 4"]),
+    ("scale of draft-only", ["--decoder", "draft-only:scale=8"], ["scale 8", "2 or 4"]),
     ("num-images", ["--num-images", "0"], ["--num-images", "0", "1"]),
-    ("rows that do not fit", ["--rows-per-cycle", "3"], ["rows_per_cycle", "3", "4"]),
+    ("rows that do not fit", ["--decoder", "mulo:rows_per_cycle=3"], ["rows_per_cycle", "3", "4"]),
     ("seed", ["--seed", "-1"], ["seed", "-1"]),
-    ("temperature", ["--temperature", "-1"], ["temperature", "-1"]),
-    ("top-p", ["--top-p", "0"], ["top_p", "0"]),
-    ("top-k", ["--top-k", "-1"], ["top_k", "-1"]),
-    ("option of another decoder", ["--tau", "0.1", "--decoder", "serial"], ["--tau", "serial", "mulo"]),
-    ("refine without a latent up-sampler", ["--refine", "1", "--upsampler", "pixel"], ["refine", "latent", "'pixel'"]),
-    ("refine", ["--refine", "-1"], ["refine", "0", "-1"]),
-    ("refine of draft-only", ["--refine", "1", "--decoder", "draft-only"], ["--refine", "draft-only", "mulo"]),
-    ("not calibrated", ["--upsampler", "pixel"], ["not calibrated", "mulosd calibrate"]),
+    ("temperature", ["--sampling", "temperature=-1"], ["temperature", "-1"]),
+    ("top-p", ["--sampling", "top_p=0"], ["top_p", "0"]),
+    ("top-k", ["--sampling", "top_k=-1"], ["top_k", "-1"]),
+    ("sampling that is no number", ["--sampling", "top_k=few"], ["--sampling top_k", "int", "'few'"]),
+    ("sampling that there is not", ["--sampling", "cfg=3"], ["'cfg=3'", "cfg_scale", "top_p"]),
+    ("sampling without a value", ["--sampling", "top_k"], ["'top_k'", "key=value"]),
+    ("no such decoder", ["--decoder", "magic"], ["magic", "mulo", "serial"]),
+    ("several decoders", ["--decoder", "serial,mulo"], ["'serial,mulo'", "one decoder"]),
+    ("setting of another decoder", ["--decoder", "serial:tau=0.1"], ["serial", "tau=0.1", "grid"]),
+    ("setting that is gone", ["--decoder", "mulo:refine=1"], ["refine=1", "gone", "docs/ablations.md"]),
+    ("not calibrated", ["--decoder", "mulo:upsampler=pixel"], ["not calibrated", "mulosd calibrate"]),
     ("missing parent", ["--output", "no/such/a.png"], ["--output", "no/such", "mkdir"]),
     ("missing parent of a directory", ["--output", "no/such/"], ["--output", "mkdir"]),
     ("other format", ["--output", "a.jpg"], ["a.jpg", "a.png"]),
-    ("several into one file", ["--output", "a.png", "-n", "3"], ["a.png", "3 pictures", "directory"]),
+    ("several into one file", ["--output", "a.png", "-n", "3"], ["a.png", "3 images", "directory"]),
     ("directory in place of a file", ["--stats", "."], ["--stats", "directory"]),
     ("missing parent of the statistics", ["--stats", "no/s.json"], ["--stats", "mkdir"]),
 ]
@@ -47,6 +52,68 @@ def test_generate(fails: Fails, family: Path, arguments: list[str], words: list[
     message = fails("generate", "a red apple", "--family", family, *arguments)
     for word in words:
         assert word in message
+
+
+RESPELLED = [
+    # a former command line, and how it is written now
+    *(
+        (f"--{name.replace('_', '-')} {value}", f"--decoder mulo:{name}={value}")
+        for name, value in {
+            "scale": 2,
+            "tau": 0.02,
+            "radius": 1,
+            "pool": 10,
+            "upsampler": "pixel",
+            "rejection": "naive",
+            "rows_per_cycle": 8,
+            "window": 2,
+            "draft_window": 2,
+            "draft_guesses": 16,
+            "entropy_radius": 0.5,
+            "verify_dtype": "bfloat16",
+        }.items()
+    ),
+    ("--sr-weights net.pth", "--decoder mulo:upsampler=net.pth"),
+    ("--cascade", "--decoder mulo:cascade=true"),
+    ("--depth 3", "--decoder eagle:depth=3"),
+    ("--tree-top-k 2", "--decoder eagle:top_k=2"),
+    ("--total 9", "--decoder eagle:total=9"),
+    ("--coupled", "--decoder eagle:coupled=true"),
+    ("--coupled --decoder eagle", "--decoder eagle:coupled=true"),
+    ("--lantern-k 64", "--decoder eagle:lantern_k=64"),
+    ("--delta 0.1", "--decoder eagle:delta=0.1"),
+    ("--tau=0.02 --radius 1", "--decoder mulo:tau=0.02:radius=1"),
+    ("--decoder zipar --window 8", "--decoder zipar:window=8"),
+    ("--window 8 --decoder=zipar", "--decoder zipar:window=8"),
+    ("--decoder mulo:scale=2 --tau 0.02", "--decoder mulo:scale=2:tau=0.02"),
+    ("--decoder serial --tau 0.02", "--decoder mulo:tau=0.02"),
+    *(
+        (f"--{name.replace('_', '-')} {value}", f"--sampling {name}={value}")
+        for name, value in {"cfg_scale": 3, "temperature": 0.9, "top_k": 100, "top_p": 0.9, "cfg_interval": 4}.items()
+    ),
+    ("--cfg-scale 3 --top-k 100", "--sampling cfg_scale=3:top_k=100"),
+]
+
+
+@pytest.mark.parametrize(("former", "now"), RESPELLED, ids=[former for former, _ in RESPELLED])
+def test_former_option_names_the_new_spelling(fails: Fails, family: Path, former: str, now: str) -> None:
+    Path("net.pth").touch()
+    message = fails("generate", "apple", "--family", family, *former.split())
+    assert message.endswith(f"now part of the {now.split()[0][2:]}: {now}\n")
+    what, text = now.split()
+    if what == "--decoder":
+        parse(text)  # there is such a decoder
+
+
+@pytest.mark.parametrize("former", [["--refine", "1"], ["--entropy-tau", "1"], ["--refresh", "rows"], ["--rounds=2"]])
+def test_former_option_that_is_gone(fails: Fails, family: Path, former: list[str]) -> None:
+    message = fails("generate", "apple", "--family", family, *former)
+    assert message.startswith(f"error: {' '.join(former).replace('=', ' ')} is gone: ")
+    assert "docs/ablations.md" in message
+
+
+def test_former_words_behind_two_dashes_are_prompts(run: Callable[..., Result], family: Path) -> None:
+    assert run("generate", "--family", family, "--output", "a.png", "--", "--tau").exit_code == 0
 
 
 @pytest.mark.parametrize("prompts", [[""], ["  \n "], ["a red apple", " "], ["and on a"]])
@@ -117,7 +184,15 @@ def test_bench(fails: Fails, family: Path, arguments: list[str], word: str) -> N
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["--rejection", "0"], "--rejection"), (["--prompts", "0"], "--prompts"), (["--radius", "-1"], "--radius")],
+    [
+        (["--rejection", "0"], "--rejection"),
+        (["--prompts", "0"], "--prompts"),
+        (["--decoder", "mulo:radius=-1"], "radius"),
+        (["--decoder", "mulo:tau=0.1"], "finds the tau"),
+        (["--decoder", "mulo:cascade=true"], "leave everything else out"),
+        (["--decoder", "serial"], "mulo"),
+        (["--scale", "2", "--pool", "4"], "--decoder mulo:scale=2:pool=4"),
+    ],
 )
 def test_calibrate(fails: Fails, family: Path, arguments: list[str], word: str) -> None:
     assert word in fails("calibrate", "--family", family, *arguments)
@@ -157,15 +232,13 @@ def test_train(fails: Fails, tmp_path: Path) -> None:
 
 
 def test_traceback_on_request(run: Callable[..., Result], family: Path) -> None:
-    result = run("--traceback", "generate", "apple", "--family", family, "--tau", "-1")
+    result = run("--traceback", "generate", "apple", "--family", family, "--decoder", "mulo:tau=-1")
     assert result.exit_code == 1
     assert isinstance(result.exception, ValueError)
 
 
 def subprocess_error(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mulosd", *arguments], capture_output=True, text=True, env=os.environ, timeout=300
-    )
+    return subprocess.run([sys.executable, "-m", "mulosd", *arguments], capture_output=True, text=True, env=os.environ)
 
 
 def test_process_exit_code(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ HEAVY = ("torch", "numpy", "PIL", "safetensors", "triton")
 def loaded_after(code: str) -> set[str]:
     """Heavy modules that a fresh interpreter has loaded after running `code`."""
     program = f"{code}\nimport sys\nprint('loaded:', *[m for m in {HEAVY!r} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(result.stdout.rsplit("loaded:", 1)[1].split())
 
 
@@ -46,7 +46,5 @@ def test_unknown_name() -> None:
 
 
 def test_run_as_a_module() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "mulosd", "--version"], capture_output=True, text=True, check=True, timeout=120
-    )
+    result = subprocess.run([sys.executable, "-m", "mulosd", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"mulosd {mulosd.__version__}\n"

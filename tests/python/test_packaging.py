@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -58,11 +59,76 @@ def test_every_page_that_is_linked_exists() -> None:
 
 
 def command(*arguments: str | Path, cwd: Path) -> str:
-    """Output of a command that must succeed, run without what could lead back to the checkout."""
+    """Output of a command that must succeed, run without what could lead back to the checkout.
+
+    It may take its time: how long a build lasts says how busy the machine is, not whether the wheel is right.
+    """
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    result = subprocess.run([*map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
+    if env.get("MULOSD_REQUIRE_NATIVE"):
+        env.setdefault("MULOSD_CUDA_ARCHS", "90-real")  # that kernels are packed, one architecture shows as well as all
+    result = subprocess.run([*map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
+
+
+def executable(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+ALL = "-UCMAKE_CUDA_ARCHITECTURES"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "tools", "asked", "told"),
+    [
+        ({}, {"nvcc": "", "nvidia-smi": "echo 9.0; echo 8.6; echo 9.0"}, "86-real;90-real", "86-real;90-real"),
+        ({}, {"nvcc": "", "nvidia-smi": ""}, None, "no CUDA device"),
+        ({}, {"nvcc": "", "nvidia-smi": "echo 7.5"}, None, "sm_75"),
+        ({}, {"nvidia-smi": "echo 9.0"}, None, "no nvcc"),
+        ({"MULOSD_CUDA_ARCHS": "all"}, {"nvcc": "", "nvidia-smi": ""}, ALL, "every architecture"),
+        ({"MULOSD_CUDA_ARCHS": "100-real"}, {"nvcc": "", "nvidia-smi": "echo 9.0"}, "100-real", "100-real"),
+        ({"MULOSD_REQUIRE_NATIVE": "1"}, {"nvcc": "", "nvidia-smi": "echo 9.0"}, ALL, "every architecture"),
+        ({"MULOSD_REQUIRE_NATIVE": "1"}, {}, ALL, "every architecture"),
+        (
+            {"MULOSD_SKIP_NATIVE": "1", "MULOSD_REQUIRE_NATIVE": "1"},
+            {"nvcc": "", "nvidia-smi": "echo 9.0"},
+            None,
+            "MULOSD_SKIP_NATIVE=1",
+        ),
+    ],
+    ids=["devices", "no device", "old device", "no nvcc", "all", "one", "required", "required, no nvcc", "skipped"],
+)
+@pytest.mark.parametrize("works", [True, False], ids=["cmake", "cmake fails"])
+def test_native_module_is_built_for_the_devices_or_as_asked(
+    tmp_path: Path, wanted: dict[str, str], tools: dict[str, str], asked: str | None, told: str, works: bool
+) -> None:
+    """setup.py with stand-ins for the tools: what CMake is asked for, and the line that tells what became of it."""
+    pytest.importorskip("pybind11")
+    (tmp_path / "bin").mkdir()
+    for name, script in {**tools, "cmake": f'echo "$@" >> {tmp_path}/asked; exit {0 if works else 1}'}.items():
+        executable(tmp_path / "bin" / name, script)
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MULOSD_", "CUDA"))}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_py", "build_ext", "--build-lib", "build/lib"],
+        cwd=tmp_path,
+        env={**clean, "PATH": str(tmp_path / "bin"), **wanted},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == (works or asked is None or "MULOSD_REQUIRE_NATIVE" not in wanted), done.stderr
+    calls = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert bool(calls) == (asked is not None)
+    if asked is not None:
+        assert (asked if asked == ALL else f"-DCMAKE_CUDA_ARCHITECTURES={asked}") in calls.split()
+    if done.returncode == 0:
+        (line,) = next(tmp_path.rglob("native.txt")).read_text().splitlines()
+        assert told in line and ("was not built" in line) == (asked is None or not works)
+        assert line in done.stderr
+        assert asked is not None or "MULOSD_CUDA_ARCHS=all" in line
+    else:
+        assert "was not built" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +161,7 @@ def test_wheel_is_complete(wheel: Path) -> None:
     families = ROOT / "python" / "mulosd" / "families"
     data = [p for p in families.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert {f"mulosd/families/{p.relative_to(families)}" for p in data} <= names
-    assert "mulosd/py.typed" in names
+    assert {"mulosd/py.typed", "mulosd/native.txt"} <= names
     assert "mulosd/measure/page.html.j2" in names
     assert {f"mulosd/measure/{p.name}" for p in (ROOT / "python" / "mulosd" / "measure").glob("*.npz")} <= names
     assert licences == {"LICENSE", "NOTICE"}

@@ -11,12 +11,13 @@ import torch
 from mulosd.data.photos import Photos
 from mulosd.engine.conditioning import ClassConditioner
 from mulosd.engine.decoding import Eagle, MuloSD, Serial
+from mulosd.engine.decoding.rejection import verify
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
 from mulosd.engine.likelihood import log_probabilities, teacher_forced
 from mulosd.engine.models.upsampler import LatentResampler, ResamplerConfig
 from mulosd.engine.random_family import random_family
-from mulosd.engine.sampling import SamplingParams, verify
+from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.upsampling import upsample
 from mulosd.train.align import AlignTask, entropy
 from mulosd.train.distill import DistillTask, with_own_drafter

@@ -9,8 +9,9 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import bench, calibrate, convert, diagnose, evaluate, generate, info, train
+from . import bench, calibrate, convert, decoders, diagnose, evaluate, generate, info, train
 from .console import stderr
+from .respelled import Respelled
 
 
 class Commands(TyperGroup):
@@ -66,10 +67,11 @@ def root(
     """Fast autoregressive image generation by multi-scale local speculative decoding."""
 
 
-app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
-app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("generate", epilog=generate.EXAMPLES, cls=Respelled)(generate.generate)
+app.command("evaluate", epilog=evaluate.EXAMPLES, cls=Respelled)(evaluate.evaluate)
 app.command("info", epilog=info.EXAMPLES)(info.info)
-app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.calibrate)
+app.command("calibrate", epilog=calibrate.EXAMPLES, cls=Respelled)(calibrate.calibrate)
+app.command("decoders", epilog=decoders.EXAMPLES)(decoders.decoders)
 app.command("diagnose", epilog=diagnose.EXAMPLES)(diagnose.diagnose)
 app.add_typer(bench.app, name="bench")
 app.add_typer(convert.app, name="convert")

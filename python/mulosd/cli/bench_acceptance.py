@@ -10,7 +10,7 @@ import typer
 
 from .bench_options import JsonOption, PromptsFileOption, check_options, choose_prompts, finish, read_mulo
 from .console import count_bar, examples
-from .files import check_pictures
+from .files import check_images
 from .options import DecoderOption, DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption
 
 EXAMPLES = examples(
@@ -46,7 +46,7 @@ def acceptance(
     calibration that they could come from.
     """
     check_options(prompts, {"--json": json_file})
-    check_pictures(images, config)
+    check_images(images, config)
     asked = read_mulo(decoder)
 
     import numpy as np

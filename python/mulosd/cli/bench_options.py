@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from ..atomic import write_json
 from .console import count_bar, stdout
 from .files import check_file
+from .respelled import Respelled
 
 if TYPE_CHECKING:
     from .. import Engine
@@ -35,30 +35,27 @@ RunsOption = Annotated[
     ),
 ]
 
-# Options that went, and how the same is written now.
-IN_DECODER = "settings stand in the text of the decoder: --decoder mulo:scale=4:tau=0.01:pool=1"
+# Options that went, and how the same is written now; `respelled` has those that became settings of a decoder.
 RENAMED = {
     "--decoders": "it is --decoder now, repeated or separated by commas: --decoder serial,mulo:tau=0.01",
     "--taus": "write --sweep mulo=0.001,0.01",
     "--base": "it is --decoder now: --decoder mulo:window=2",
-    **dict.fromkeys(("--scale", "--tau", "--pool", "--upsampler", "--draft-window"), IN_DECODER),
 }
 
 
-class BenchCommand(TyperCommand):
+class BenchCommand(Respelled):
     """Tells the new spelling of an option that went."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = {name for parameter in self.params for name in parameter.opts}
         for name in (arg.partition("=")[0] for arg in args):
-            if name in RENAMED and name not in own:
+            if name in RENAMED:
                 raise ValueError(f"there is no option {name} any more: {RENAMED[name]}")
         return super().parse_args(ctx, args)
 
 
 def split_decoders(texts: list[str]) -> list[str]:
     """The texts of the decoders that `--decoder` names; ValueError says which there are."""
-    from ..engine.decoding.spec import DECODERS
+    from ..engine.decoding import DECODERS
     from .options import read_decoders
 
     found = [text.strip() for part in texts for text in part.split(",") if text.strip()]
@@ -71,9 +68,9 @@ def split_decoders(texts: list[str]) -> list[str]:
 def read_mulo(text: str) -> Any:
     """The decoder of `--decoder` where it has to be mulo."""
     from .. import MuloSD
-    from ..engine.decoding.spec import parse
+    from .options import read_decoder
 
-    found = parse(text)
+    found = read_decoder(text)
     if not isinstance(found, MuloSD):
         raise ValueError(f"--decoder {text!r}: this measures mulo; write mulo or mulo:key=value:…")
     return found

@@ -10,7 +10,7 @@ import typer
 from .bench_options import JsonOption, PromptsFileOption, check_options, finish
 from .console import count_bar, examples, stdout
 from .files import check_file
-from .options import DecoderOption, DeviceOption, FamilyOption, SeedOption
+from .options import DecoderOption, DeviceOption, FamilyOption, SeedOption, read_decoder
 
 PHOTOS_EXAMPLES = examples(
     "mulosd bench photos --family families/photo --config configs/photo.yaml --run runs/photo --images 256",
@@ -42,7 +42,6 @@ def photos(
     check_options(images, {"--json": json_file})
 
     from .. import Engine
-    from ..engine.decoding.spec import parse
     from ..measure.images import as_array
     from ..measure.photos import PhotoJudge, in_words
     from ..measure.readers.classes import FILE, ClassReader
@@ -51,7 +50,7 @@ def photos(
     from ..train.classifier import FEATURES, photo_features
     from ..train.config import FamilyConfig
 
-    how = parse(decoder)
+    how = read_decoder(decoder)
     training = FamilyConfig.load(config)
     archive = training.photos()
     engine = Engine.from_pretrained(family, device=device)
@@ -100,11 +99,10 @@ def sheet(
         raise ValueError(f"--prompts and --each must be at least 1, got {prompts} and {each}")
 
     from .. import Engine
-    from ..engine.decoding.spec import parse
     from ..measure.prompts import read_prompts, shown_prompts
     from ..measure.sheets import sheet as draw
 
-    how = parse(decoder)
+    how = read_decoder(decoder)
     engine = Engine.from_pretrained(family, device=device)
     asked = read_prompts(prompts_file) if prompts_file is not None else shown_prompts(engine, prompts, seed)
     with count_bar() as bar:

@@ -45,11 +45,11 @@ StoredOption = Annotated[
     ),
 )
 def llamagen(
-    target: Annotated[str, typer.Option(help=f"The AR model of the largest pictures. {WHERE}")],
+    target: Annotated[str, typer.Option(help=f"The AR model of the largest images. {WHERE}")],
     vq: VQOption,
     output: OutputOption,
     drafter: Annotated[
-        str | None, typer.Option(help=f"The AR model of smaller pictures, which drafts. {WHERE}", show_default=False)
+        str | None, typer.Option(help=f"The AR model of smaller images, which drafts. {WHERE}", show_default=False)
     ] = None,
     target_size: Annotated[
         int | None, typer.Option(help="Pixels a side.", show_default="by the file's arguments or name")
@@ -116,7 +116,7 @@ def tar(
         ),
     ] = None,
     prefix: Annotated[
-        int | None, typer.Option(help="Features a picture: 729, 169 or 81.", show_default="as in the AR files")
+        int | None, typer.Option(help="Features an image: 729, 169 or 81.", show_default="as in the AR files")
     ] = None,
     heads: HeadsOption = None,
     dtype: StoredOption = None,

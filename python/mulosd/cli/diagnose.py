@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
@@ -25,6 +26,9 @@ def diagnose() -> None:
         f"{torch.get_num_threads()} CPU threads, GPU: {gpu}\n",
         highlight=False,
     )
+    built = Path(__file__).parents[1] / "native.txt"  # what setup.py did about mulosd._C
+    if built.is_file():
+        stdout.print(f"{escape(built.read_text().strip())}\n", highlight=False, soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("op", "backend", "usable", "reason"):
         table.add_column(column, overflow="fold")

@@ -12,7 +12,16 @@ import typer
 
 from .bench_options import bench_bar, check_options, choose_prompts, finish, split_decoders
 from .console import count_bar, examples, stdout
-from .options import DecodersOption, DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption, make_sampling
+from .options import (
+    DecodersOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    FamilyOption,
+    SamplingOption,
+    SeedOption,
+    read_sampling,
+)
 
 if TYPE_CHECKING:
     from .. import Engine, SamplingParams
@@ -93,12 +102,7 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Drop what an earlier evaluation left in the folder.")
     ] = False,
-    cfg_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; 1 is off.", show_default="family")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling.", show_default="family")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Likeliest tokens drawn from.", show_default="family")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Mass of those drawn from.", show_default="family")] = None,
+    sampling: SamplingOption = "",
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
@@ -126,17 +130,16 @@ def evaluate(
 
     def load() -> tuple[Engine, SamplingParams]:
         engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
-        given = {"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        return engine, make_sampling(engine, given)
+        return engine, read_sampling(engine, sampling)
 
     if protocol is not None:
         from ..measure.protocols import make_protocol, protocol_table, run_protocol
 
         official = make_protocol(protocol.value, Path(prompts), reference, limit)
-        engine, sampling = load()
+        engine, params = load()
         with count_bar() as bar:
             found = run_protocol(
-                engine, official, names, report, sampling=sampling, seed=seed, batch_size=batch_size,
+                engine, official, names, report, sampling=params, seed=seed, batch_size=batch_size,
                 overwrite=overwrite, command=command, progress=bar,
             )  # fmt: skip
         finish(found, None, protocol_table(found))
@@ -148,13 +151,13 @@ def evaluate(
     from ..measure.page import check_page, render
 
     check_page()
-    engine, sampling = load()
+    engine, params = load()
     with bench_bar() as bar:
         evaluation = run(
             engine, choose(engine, prompts, seed), names, report,
             reference=None if reference == "builtin" else Path(reference), real=real or REAL,
             num_images=num_images or NUM_IMAGES,
-            sampling=sampling, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,
+            sampling=params, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,
             progress=bar,
         )  # fmt: skip
     page = render(evaluation, SHOW if show is None else show)

@@ -29,10 +29,10 @@ def check_parent(option: str, path: Path) -> None:
         raise ValueError(f"{option} {path}: the directory {parent} is not writable; choose another")
 
 
-def check_pictures(images: Path | None, config: Path | None) -> None:
-    """ValueError unless at most one of a folder of pictures and a training file is given, and it exists."""
+def check_images(images: Path | None, config: Path | None) -> None:
+    """ValueError unless at most one of a folder of images and a training file is given, and it exists."""
     if images is not None and config is not None:
-        raise ValueError("--images and --config both name pictures: give one of them")
+        raise ValueError("--images and --config both name images: give one of them")
     if images is not None and not images.is_dir():
         raise ValueError(f"--images {images}: there is no such folder")
     if config is not None and not config.is_file():
@@ -48,9 +48,9 @@ def slug(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """Where pictures go: one PNG file, or a directory with a name for each.
+    """Where images go: one PNG file, or a directory with a name for each.
 
-    In a directory a picture is called `SLUG-seedN.png`, and with several prompts `02-SLUG-seedN.png` after the prompt's
+    In a directory an image is called `SLUG-seedN.png`, and with several prompts `02-SLUG-seedN.png` after the prompt's
     number. A file that is already there is replaced.
     """
 
@@ -59,18 +59,18 @@ class Output:
 
     @classmethod
     def check(cls, path: Path, images: int) -> Output:
-        """Decide what `path` means for this many pictures; ValueError when it cannot be."""
+        """Decide what `path` means for this many images; ValueError when it cannot be."""
         suffix = path.suffix.lower()
         if path.is_dir():
             return cls(path, True)
         if suffix in OTHER_FORMATS:
             raise ValueError(
-                f"--output {path}: pictures are written as PNG, not as {suffix[1:]}; use {path.with_suffix('.png')}"
+                f"--output {path}: images are written as PNG, not as {suffix[1:]}; use {path.with_suffix('.png')}"
             )
         if suffix == ".png":
             if images > 1:
                 raise ValueError(
-                    f"--output {path} is one file, but {images} pictures were asked for; name a directory, such as "
+                    f"--output {path} is one file, but {images} images were asked for; name a directory, such as "
                     f"{path.with_suffix('')}/"
                 )
             check_parent("--output", path)
@@ -81,7 +81,7 @@ class Output:
         return cls(path, True)
 
     def paths(self, prompts: list[str], seeds: list[int], numbers: list[int]) -> list[Path]:
-        """One path a picture. `numbers` holds the number, from 1 on, of the prompt that each picture belongs to."""
+        """One path an image. `numbers` holds the number, from 1 on, of the prompt that each image belongs to."""
         if not self.directory:
             return [self.path]
         several = len(set(numbers)) > 1

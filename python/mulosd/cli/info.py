@@ -91,7 +91,7 @@ def show_all(families: list[dict[str, Any]]) -> None:
         stdout.print("No family is bundled with this installation; `mulosd train` makes one.")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("family", "pictures", "scales", "draws", "parameters", "folder"):
+    for column in ("family", "images", "scales", "draws", "parameters", "folder"):
         table.add_column(column, overflow="fold")
     for f in families:
         table.add_row(
@@ -117,7 +117,7 @@ def show(f: dict[str, Any]) -> None:
     rows = {
         "family": f["name"],
         "folder": f["path"],
-        "pictures": sizes,
+        "images": sizes,
         "scales": ", ".join(map(str, f["scales"])),
         "objects": ", ".join(f["objects"]),
         "backgrounds": ", ".join(f["backgrounds"]),

@@ -1,9 +1,8 @@
-"""Options that several commands share, and how they become decoders and sampling parameters."""
+"""Options that several commands share, and how their texts become decoders and sampling parameters."""
 
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,92 +12,40 @@ if TYPE_CHECKING:
     from ..engine.decoding import Decoder
 
 
-class DecoderName(str, Enum):
-    """Decoders by the name that the command line gives them."""
-
-    mulo = "mulo"
-    serial = "serial"
-    draft_only = "draft-only"
-    zipar = "zipar"
-    jacobi = "jacobi"
-    eagle = "eagle"
-
-
-class Upsampler(str, Enum):
-    latent = "latent"
-    pixel = "pixel"
-    srgan = "srgan"
-    sr = "sr"
-
-
-class Rejection(str, Enum):
-    local = "local"
-    naive = "naive"
-    raster = "raster"
-
-
-class Refresh(str, Enum):
-    none = "none"
-    rows = "rows"
-    full = "full"
-
-
 class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
-# Which decoder options each decoder has; the rest are refused rather than ignored.
-TAKES = {
-    DecoderName.mulo: (
-        "scale",
-        "tau",
-        "radius",
-        "pool",
-        "upsampler",
-        "rejection",
-        "rows_per_cycle",
-        "window",
-        "draft_window",
-        "draft_guesses",
-        "refresh",
-        "rounds",
-        "cascade",
-        "refine",
-        "entropy_tau",
-        "entropy_radius",
-        "verify_dtype",
-    ),
-    DecoderName.draft_only: ("scale", "upsampler", "draft_window", "draft_guesses"),
-    DecoderName.zipar: ("window",),
-    DecoderName.jacobi: ("window",),
-    DecoderName.eagle: ("depth", "tree_top_k", "total", "coupled", "lantern_k", "delta"),
-    DecoderName.serial: (),
-}
-
-# Options that cannot have the name of the setting, which another option has.
-RENAMED = {"tree_top_k": "top_k"}
-
-FamilyOption = Annotated[str, typer.Option(help="A bundled family or the folder of one; `mulosd info` lists them.")]
+FamilyOption = Annotated[str, typer.Option(help="A bundled family or the folder of one.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
-DtypeOption = Annotated[Dtype, typer.Option(help="float32 is exact and reproducible; the others may be faster.")]
-SeedOption = Annotated[int, typer.Option(help="The same seed gives the same picture, whatever the batch.")]
-ScaleOption = Annotated[
-    int | None,
-    typer.Option(help="Ratio of target to draft side, 2 or 4 \\[default: the family's].", show_default=False),
-]
-
+DtypeOption = Annotated[Dtype, typer.Option(metavar="TYPE", help="float32 (exact), bfloat16 or float16.")]
+SeedOption = Annotated[int, typer.Option(help="Same seed, same image, whatever the batch.")]
+DECODER_TEXT = "NAME:KEY=…"
 DecoderOption = Annotated[
     str,
-    typer.Option("--decoder", metavar="NAME[:KEY=VALUE…]", help="Decoder and settings, such as mulo:scale=4:tau=0.02."),
+    typer.Option(
+        "--decoder",
+        metavar=DECODER_TEXT,
+        help="Such as mulo:scale=4:tau=0.02; all: `mulosd decoders`.",
+    ),
 ]
 DecodersOption = Annotated[
     list[str],
     typer.Option(
         "--decoder",
-        metavar="NAME[:KEY=VALUE…]",
+        metavar=DECODER_TEXT,
         help="Decoder and settings, such as mulo:scale=4:tau=none; several: repeat it, or separate by commas.",
+    ),
+]
+SamplingOption = Annotated[
+    str,
+    typer.Option(
+        "--sampling",
+        metavar="KEY=VALUE:…",
+        help="Such as cfg_scale=3:top_k=100; also temperature, top_p, cfg_interval. What is left out is the family's.",
+        show_default=False,
     ),
 ]
 
@@ -106,36 +53,40 @@ DecodersOption = Annotated[
 def read_decoders(texts: list[str]) -> list[Decoder]:
     """The decoders that `--decoder` names, repeated or separated by commas; ValueError says what there is."""
     from ..engine.decoding import parse
+    from .respelled import check_gone
 
-    return [parse(text) for part in texts for text in part.split(",") if text.strip()]
-
-
-def make_decoder(name: DecoderName, options: dict[str, Any]) -> Decoder:
-    """A decoder from the options that were given (None: not given); ValueError for one that it does not have."""
-    from ..engine.decoding.spec import DECODERS
-
-    given = {key: value for key, value in options.items() if value is not None}
-    for key in given:
-        if key not in TAKES[name]:
-            owners = ", ".join(decoder.value for decoder, keys in TAKES.items() if key in keys)
-            raise ValueError(
-                f"--{key.replace('_', '-')} has no meaning for --decoder {name.value}, only for: {owners}; leave it out"
-            )
-    return DECODERS[name.value].from_settings({RENAMED.get(key, key): value for key, value in given.items()})
+    single = [text for part in texts for text in part.split(",") if text.strip()]
+    for text in single:
+        check_gone(text)
+    return [parse(text) for text in single]
 
 
-def upsampler_of(name: Upsampler | None, weights: Path | None) -> str | None:
-    """The up-sampler that two options name; None when neither is given. ValueError when they contradict."""
-    if weights is None:
-        return None if name is None else name.value
-    if name not in (None, Upsampler.sr):
-        raise ValueError(f"--sr-weights {weights} has no meaning with --upsampler {name.value}; leave one of them out")
-    return str(weights)
+def read_decoder(text: str) -> Decoder:
+    """The one decoder that `--decoder` names."""
+    found = read_decoders([text])
+    if len(found) != 1:
+        raise ValueError(f"--decoder {text!r}: this command takes one decoder, such as mulo:scale=4:tau=0.02")
+    return found[0]
 
 
-def make_sampling(engine: Engine, options: dict[str, Any]) -> SamplingParams:
-    """The family's own sampling parameters with what was given on top."""
+def read_sampling(engine: Engine, text: str) -> SamplingParams:
+    """The family's own sampling parameters with those of a text such as `cfg_scale=3:top_k=100` on top."""
     from dataclasses import replace
 
-    given = {key: value for key, value in options.items() if value is not None}
+    usual = engine.family.sampling.to_dict()
+    given: dict[str, Any] = {}
+    for setting in filter(None, text.strip().split(":")):
+        key, equals, value = setting.partition("=")
+        if key not in usual or not equals:
+            raise ValueError(f"--sampling has no {setting!r}: write key=value with one of {', '.join(usual)}")
+        kind = type(usual[key])
+        try:
+            given[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise ValueError(f"--sampling {key} must be {kind.__name__}, got {value!r}") from None
     return replace(engine.family.sampling, **given)
+
+
+def spell_sampling(sampling: SamplingParams) -> str:
+    """The text that `read_sampling` reads as these parameters."""
+    return ":".join(f"{key}={str(value).lower()}" for key, value in sampling.to_dict().items())

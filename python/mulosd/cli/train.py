@@ -1,27 +1,27 @@
-"""`mulosd train`: the stages of a family, one command each."""
+"""`mulosd train`: the stages of a family, one command each, and what is done with finished ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .console import examples, stdout
-from .files import check_file, check_parent, check_pictures
+from .files import check_file, check_images, check_parent
 from .options import DeviceOption
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Train a family of one's own, stage by stage. docs/training.md walks through it.",
+    help="Train your own family, stage by stage. docs/training.md walks through it.",
 )
 
 # In the order in which they build on each other.
 STAGES = {
-    "tokenizer": "Train the VQ tokenizer: pictures to tokens and back.",
+    "tokenizer": "Train the VQ tokenizer: images to tokens and back.",
     "captions": "Train the text encoder to say what a caption describes (scenes only); ar goes on from there.",
     "ar": "Train the AR transformer and its text encoder on every grid. Needs the tokenizer.",
     "text": "Train the text encoder alone, against a frozen AR transformer.",
@@ -38,9 +38,50 @@ OPTIONAL = ("captions", "srgan", "reader", "classifier", "eagle")
 
 ConfigOption = Annotated[Path, typer.Option(help="The training file (YAML); configs/emoji.yaml is an example.")]
 RunOption = Annotated[Path, typer.Option(help="Folder for checkpoints and logs; a run that it holds is resumed.")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the family to write.")]
+FamilyOption = Annotated[str, typer.Option(help="A finished family, by name or folder; it is left as it is.")]
+FolderOption = Annotated[Path, typer.Option(help="The folder of a family that `train export` wrote.")]
 StepsOption = Annotated[
     int | None, typer.Option(help="Stop after this many steps.", show_default="from the training file")
 ]
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Latent up-samplers of upsampler.variants; may be repeated.", show_default="those of the stage"),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of captioned images to train on.", show_default="scenes, if the family has them"),
+]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(help="File of prompts to draw for, one a line.", show_default="classes, or captions of the images"),
+]
+ScaleOption = Annotated[int | None, typer.Option(help="Ratio to train for.", show_default="the family's")]
+CountOption = Annotated[int, typer.Option(help="Steps of training.")]
+RateOption = Annotated[float, typer.Option("--lr", help="Learning rate.")]
+ConfidenceOption = Annotated[float, typer.Option(help="Entropy (nats) up to which the target is listened to.")]
+DrawsOption = Annotated[int, typer.Option(help="Seed of what is drawn and of the batches.")]
+
+
+def tell(text: str) -> None:
+    stdout.print(text, soft_wrap=True, highlight=False)
+
+
+def need_run(run: Path, command: str) -> None:
+    if not run.is_dir():
+        raise ValueError(f"--run {run}: there is no such folder; train into it first (mulosd train {command})")
+
+
+def need_family(family: Path) -> None:
+    if not (family / "family.json").is_file():
+        raise ValueError(f"--family {family}: there is no family folder; mulosd train export makes one")
+
+
+def at_least(least: int, **counts: int | None) -> None:
+    """ValueError for an option (None: not given) below `least`."""
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"--{name} must be at least {least}, got {count}")
 
 
 def run_stages(
@@ -51,23 +92,20 @@ def run_stages(
         raise ValueError(f"--config {config}: there is no such file; configs/emoji.yaml is an example")
     if run.exists() and not run.is_dir():
         raise ValueError(f"--run {run} is a file; name a folder")
-    if steps is not None and steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {steps}")
+    at_least(1, steps=steps)
 
     from ..train.config import FamilyConfig
     from ..train.stages import run_stage
     from ..train.variants import varied
 
-    if variants:
-        for variant in variants:
-            varied(FamilyConfig.load(config), variant)  # a mistake in the last one shows before the first is trained
-        for variant in variants:
-            run_stage(stages[0], config, run, device=device, steps=steps, variant=variant)
-        return
+    for variant in variants:
+        varied(FamilyConfig.load(config), variant)  # a mistake in the last one shows before the first is trained
     if len(stages) > 1:
         written = FamilyConfig.load(config).values
         stages = tuple(s for s in stages if s in written or s not in OPTIONAL)
-    for stage in stages:
+    for variant in variants:
+        run_stage(stages[0], config, run, device=device, steps=steps, variant=variant)
+    for stage in () if variants else stages:
         run_stage(stage, config, run, device=device, steps=steps)
 
 
@@ -78,18 +116,13 @@ def stage_command(stages: tuple[str, ...]) -> Callable[..., None]:
     return command
 
 
-for name, purpose in STAGES.items():
-    if name == "upsampler":
-        continue  # it takes a finished family as well
-    app.command(
-        name, help=purpose, epilog=examples(f"mulosd train {name} --config configs/emoji.yaml --run runs/emoji")
-    )(stage_command((name,)))
-
-app.command(
-    "all",
-    help=f"Run {', '.join(ALL)} one after the other; finished stages are skipped.",
-    epilog=examples("mulosd train all --config configs/emoji.yaml --run runs/emoji --device cuda"),
-)(stage_command(ALL))
+COMMANDS = {
+    **{name: (purpose, (name,)) for name, purpose in STAGES.items() if name != "upsampler"},  # which takes more
+    "all": (f"Run {', '.join(ALL)} one after the other; finished stages are skipped.", ALL),
+}
+for name, (purpose, stages) in COMMANDS.items():
+    example = examples(f"mulosd train {name} --config configs/emoji.yaml --run runs/emoji")
+    app.command(name, help=purpose, epilog=example)(stage_command(stages))
 
 
 @app.command(
@@ -109,22 +142,15 @@ def upsampler(
     family: Annotated[
         Path | None, typer.Option(help="Folder of a finished family, which gets the up-samplers.", show_default=False)
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of pictures, for --family.", show_default=False)] = None,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Train this one of upsampler.variants instead, further from the averaged weights of the stage, with "
-            "--config; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images, for --family.", show_default=False)] = None,
+    variant: VariantOption = None,
     scale: Annotated[
         list[int] | None, typer.Option(help="Ratio to train for, with --family.", show_default="all of the family")
     ] = None,
     down: Annotated[
         bool, typer.Option("--down", help="Train the down-samplers of multi-cycle decoding too, with --family.")
     ] = False,
-    batch: Annotated[int, typer.Option(help="Pictures a step, with --family.")] = 4,
+    batch: Annotated[int, typer.Option(help="Images a step, with --family.")] = 4,
     adversarial: Annotated[
         float, typer.Option(help="Weight of a patch discriminator, with --family; 0 is none, 0.1 a start.")
     ] = 0.0,
@@ -139,51 +165,22 @@ def upsampler(
     if variant:
         raise ValueError("--variant is of a training file: give --config instead of --family")
     if family is None or images is None or not images.is_dir():
-        raise ValueError(f"--images {images}: name a folder of pictures to learn from")
-    if steps is not None and steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {steps}")
-    if batch < 1:
-        raise ValueError(f"--batch must be at least 1, got {batch}")
+        raise ValueError(f"--images {images}: name a folder of images to learn from")
+    at_least(1, steps=steps, batch=batch)
 
     from ..train.family_upsampler import train_upsampler
 
-    trained = train_upsampler(
-        family,
-        images,
-        run,
-        scales=tuple(scale) if scale else None,
-        down=down,
-        steps=steps,
-        batch=batch,
-        adversarial=adversarial,
-        device=device,
-    )
-    stdout.print(
-        f"{family}: has the latent resamplers {', '.join(trained)}; next, mulosd calibrate --family {family}",
-        soft_wrap=True,
-        highlight=False,
-    )
-
-
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the family to write.")]
-FamilyOption = Annotated[str, typer.Option(help="A finished family, by name or folder; it is left as it is.")]
-ImagesOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder of captioned pictures to train on.", show_default="scenes, if the family has them"),
-]
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option(help="File of prompts to draw for, one a line.", show_default="classes, or captions of the pictures"),
-]
-ScaleOption = Annotated[int | None, typer.Option(help="Ratio to train for.", show_default="the family's")]
+    ratios = tuple(scale) if scale else None
+    options: dict[str, Any] = {"steps": steps, "batch": batch, "adversarial": adversarial, "device": device}
+    trained = train_upsampler(family, images, run, scales=ratios, down=down, **options)
+    tell(f"{family}: has the latent resamplers {', '.join(trained)}; next, mulosd calibrate --family {family}")
 
 
 @app.command(
     "align-upsampler",
     epilog=examples(
         "mulosd train align-upsampler --family emoji --run runs/align --output families/aligned",
-        "mulosd train align-upsampler --family families/llamagen --images photos --run runs/l --output families/l "
-        "--device cuda",
+        "mulosd train align-upsampler --family families/llamagen --images photos --run runs/l --output families/l",
         "mulosd train align-upsampler --family photo --config configs/photo.yaml --run runs/p --output families/p "
         "--temperature 0.05 --confidence 2",
     ),
@@ -196,57 +193,31 @@ def align_upsampler(
     images: ImagesOption = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Training file (YAML) whose pictures to train on, for --images.", show_default=False),
+        typer.Option(help="Training file (YAML) whose images to train on, for --images.", show_default=False),
     ] = None,
     prompts_file: PromptsOption = None,
-    steps: Annotated[int, typer.Option(help="Steps of training.")] = 400,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-4,
-    batch: Annotated[int, typer.Option(help="Drafts, and real pictures, a step.")] = 8,
-    pool: Annotated[int, typer.Option(help="Drafts to draw; each is used again and again.")] = 1024,
+    steps: CountOption = 400,
+    lr: RateOption = 3e-4,
+    batch: Annotated[int, typer.Option(help="Drafts, and real images, a step.")] = 8,
+    pool: Annotated[int, typer.Option(help="Drafts to draw; each is used many times.")] = 1024,
     every: Annotated[
-        int,
-        typer.Option(help="Judge drafts in every so-manieth step, for it costs most; 0 trains on real pictures alone."),
+        int, typer.Option(help="Judge drafts in every Nth step only, for it costs most; 0: real images alone.")
     ] = 4,
-    confidence: Annotated[float, typer.Option(help="Nats of entropy up to which the target is listened to.")] = 0.7,
+    confidence: ConfidenceOption = 0.7,
     agreement: Annotated[float, typer.Option(help="Weight of staying with the old up-sampler.")] = 0.1,
-    real: Annotated[float, typer.Option(help="Weight of real pictures, where there are any.")] = 1.0,
+    real: Annotated[float, typer.Option(help="Weight of real images, where there are any.")] = 1.0,
     temperature: Annotated[
         float, typer.Option(help="Of cosines to codes: about the difference between codes to be told apart.")
     ] = 5e-4,
-    seed: Annotated[int, typer.Option(help="Of drafts and batches.")] = 0,
+    seed: DrawsOption = 0,
     device: DeviceOption = "cpu",
 ) -> None:
     """Train a latent up-sampler on the drafter's own drafts, to give tokens that the target accepts."""
-    checked_alignment(output, images, config, steps, batch, pool, agreement=agreement, real=real, confidence=confidence)
+    options = locals()
     if not 0 < temperature < math.inf:
         raise ValueError(f"--temperature must be above 0, got {temperature}")
-    if every < 0:
-        raise ValueError(f"--every must be 0 or more, got {every}")
-
-    from ..measure.prompts import read_prompts
-    from ..train.family_alignment import align_upsampler as train
-
-    written = train(
-        family,
-        output,
-        run,
-        scale=scale,
-        images=images,
-        config=config,
-        prompts=() if prompts_file is None else read_prompts(prompts_file),
-        steps=steps,
-        lr=lr,
-        device=device,
-        seed=seed,
-        batch=batch,
-        pool=pool,
-        every=every,
-        confidence=confidence,
-        agreement=agreement,
-        real=real,
-        temperature=temperature,
-    )
-    stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
+    at_least(0, every=every)
+    align("align_upsampler", options, agreement=agreement, real=real, confidence=confidence)
 
 
 @app.command(
@@ -263,59 +234,43 @@ def distill(
     scale: ScaleOption = None,
     images: ImagesOption = None,
     prompts_file: PromptsOption = None,
-    steps: Annotated[int, typer.Option(help="Steps of training.")] = 400,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-5,
+    steps: CountOption = 400,
+    lr: RateOption = 3e-5,
     batch: Annotated[int, typer.Option(help="Samples of the target, and drafts, a step.")] = 8,
-    pool: Annotated[int, typer.Option(help="Samples of the target to draw; each is used again and again.")] = 512,
-    confidence: Annotated[float, typer.Option(help="Nats of entropy up to which the target is listened to.")] = 0.7,
+    pool: Annotated[int, typer.Option(help="Samples of the target to draw; each is used many times.")] = 512,
+    confidence: ConfidenceOption = 0.7,
     own: Annotated[float, typer.Option(help="Weight of the target's own samples.")] = 1.0,
     drafted: Annotated[float, typer.Option(help="Weight of the target's judgement of drafts.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of samples and batches.")] = 0,
+    seed: DrawsOption = 0,
     device: DeviceOption = "cpu",
 ) -> None:
     """Train the drafter towards its target, on the target's own samples and on drafts that the target judges.
 
-    A drafter that shares its network with the target gets a copy of its own; the target stays as it is.
+    A drafter that shares its network with the target gets its own copy; the target stays as it is.
     """
-    checked_alignment(output, images, None, steps, batch, pool, own=own, drafted=drafted, confidence=confidence)
+    options = locals()
     if own == drafted == 0:
         raise ValueError("--own and --drafted are both 0: there is nothing to learn from")
-
-    from ..measure.prompts import read_prompts
-    from ..train.family_alignment import distill_drafter as train
-
-    written = train(
-        family,
-        output,
-        run,
-        scale=scale,
-        images=images,
-        prompts=() if prompts_file is None else read_prompts(prompts_file),
-        steps=steps,
-        lr=lr,
-        device=device,
-        seed=seed,
-        batch=batch,
-        pool=pool,
-        confidence=confidence,
-        own=own,
-        drafted=drafted,
-    )
-    stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
+    align("distill_drafter", options, own=own, drafted=drafted, confidence=confidence)
 
 
-def checked_alignment(
-    output: Path, images: Path | None, config: Path | None, steps: int, batch: int, pool: int, **weights: float
-) -> None:
-    """What both alignments ask of their options; ValueError before anything is loaded."""
-    for option, count in (("--steps", steps), ("--batch", batch), ("--pool", pool)):
-        if count < 1:
-            raise ValueError(f"{option} must be at least 1, got {count}")
+def align(function: str, options: dict[str, Any], **weights: float) -> None:
+    """Check what both alignments ask of their options, and call the one of `train.family_alignment`."""
+    at_least(1, steps=options["steps"], batch=options["batch"], pool=options["pool"])
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise ValueError(f"--{name} must be 0 or more, got {weight}")
-    check_pictures(images, config)
-    check_parent("--output", output)
+    check_images(options["images"], options.get("config"))
+    check_parent("--output", options["output"])
+
+    from ..measure.prompts import read_prompts
+    from ..train import family_alignment
+
+    file = options.pop("prompts_file")
+    places = [options.pop(name) for name in ("family", "output", "run")]
+    prompts = () if file is None else read_prompts(file)
+    written = getattr(family_alignment, function)(*places, prompts=prompts, **options)
+    tell(f"{written}: next, mulosd calibrate --family {written}")
 
 
 @app.command(
@@ -325,34 +280,28 @@ def checked_alignment(
 def preview(
     config: ConfigOption,
     run: RunOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")],
-    count: Annotated[int, typer.Option(help="Held-out pictures to show.")] = 8,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The image to write.")],
+    count: Annotated[int, typer.Option(help="Held-out images to show.")] = 8,
     size: Annotated[int | None, typer.Option(help="Their side in px.", show_default="the tokenizer's largest")] = None,
 ) -> None:
-    """Show held-out pictures beside what the tokenizer of a run makes of them."""
+    """Show held-out images beside what the tokenizer of a run makes of them."""
     check_file("--output", output)
-    if count < 1 or (size is not None and size < 1):
-        raise ValueError(f"--count and --size must be at least 1, got {count} and {size}")
+    at_least(1, count=count, size=size)
 
     from ..train.preview import preview as write
 
-    quality = write(config, run, output, count=count, size=size)
-    stdout.print(f"{output}: {count} pictures, {quality:.1f} dB", soft_wrap=True, highlight=False)
+    tell(f"{output}: {count} images, {write(config, run, output, count=count, size=size):.1f} dB")
 
 
 @app.command(
     "reference",
-    epilog=examples(
-        "mulosd train reference --config configs/photo.yaml --family families/photo",
-        "mulosd train reference --config configs/photo.yaml --family families/photo --count 500",
-    ),
+    epilog=examples("mulosd train reference --config configs/photo.yaml --family families/photo --count 500"),
 )
 def reference(
     config: ConfigOption,
-    family: Annotated[Path, typer.Option(help="The folder of a family that `train export` wrote.")],
+    family: FolderOption,
     count: Annotated[
-        int,
-        typer.Option(help="Held-out photos to compare with, and as many more; at most half of those that there are."),
+        int, typer.Option(help="Held-out photos to compare with, and as many more; at most half of what there is.")
     ] = 256,
     output: Annotated[
         Path | None,
@@ -364,10 +313,8 @@ def reference(
 
     `train export` does the same where the run has a classifier.
     """
-    if count < 4:
-        raise ValueError(f"--count must be at least 4, got {count}")
-    if not (family / "family.json").is_file():
-        raise ValueError(f"--family {family}: there is no family folder; mulosd train export makes one")
+    at_least(4, count=count)
+    need_family(family)
     if output is not None:
         check_file("--output", output)
 
@@ -376,44 +323,33 @@ def reference(
     from ..train.config import FamilyConfig
     from ..train.reference import keep_features
 
-    photos = FamilyConfig.load(config).photos()
-    kept = keep_features(photos, Family.load(family), count=count, device=device)
+    kept = keep_features(FamilyConfig.load(config).photos(), Family.load(family), count=count, device=device)
     path = family / FILE if output is None else output
     kept.save(path)
-    stdout.print(f"{path}: twice {len(kept.real)} held-out photos", soft_wrap=True, highlight=False)
+    tell(f"{path}: twice {len(kept.real)} held-out photos")
 
 
 @app.command(
     "export",
     epilog=examples(
         "mulosd train export --config configs/emoji.yaml --run runs/emoji --output families/mine",
-        "mulosd train export --config configs/photo.yaml --run runs/photo --variant patchgan --variant patchgan-r2 "
-        "--output families/photo",
+        "mulosd train export --config configs/photo.yaml --run runs/photo --variant patchgan --output families/photo",
     ),
 )
 def export(
     config: ConfigOption,
     run: RunOption,
     output: OutputOption,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Take the latent up-samplers of this variant; may be given several times.",
-            show_default="those of train upsampler",
-        ),
-    ] = None,
+    variant: VariantOption = None,
     half_encoder: Annotated[
         bool,
         typer.Option(
-            "--half-encoder",
-            help="Round the tokenizer's encoder to float16, as all but the codebook is. Where codes are near each "
-            "other, pictures then get other tokens.",
+            "--half-encoder", help="Round the tokenizer's encoder to float16; near codes may then be confused."
         ),
     ] = False,
 ) -> None:
     """Write the averaged weights of a run as a family that `--family DIR` takes."""
-    if not run.is_dir():
-        raise ValueError(f"--run {run}: there is no such folder; train into it first (mulosd train all)")
+    need_run(run, "all")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; name a folder")
     check_parent("--output", output)
@@ -421,27 +357,21 @@ def export(
     from ..train.stages import export as write
 
     written = write(config, run, output, variant or (), half_encoder=half_encoder)
-    stdout.print(f"{written}: next, mulosd calibrate --family {written}", soft_wrap=True, highlight=False)
+    tell(f"{written}: next, mulosd calibrate --family {written}")
 
 
 @app.command(
     "attach",
     epilog=examples("mulosd train attach --config configs/emoji_32.yaml --run runs/emoji --family families/mine"),
 )
-def attach(
-    config: ConfigOption,
-    run: RunOption,
-    family: Annotated[Path, typer.Option(help="The folder of the family that gets the drafter.")],
-) -> None:
+def attach(config: ConfigOption, run: RunOption, family: FolderOption) -> None:
     """Give an existing family folder the feature drafter of a run (mulosd train eagle), for `--decoder eagle`."""
-    if not run.is_dir():
-        raise ValueError(f"--run {run}: there is no such folder; train into it first (mulosd train eagle)")
-    if not (family / "family.json").is_file():
-        raise ValueError(f"--family {family}: there is no family folder; mulosd train export makes one")
+    need_run(run, "eagle")
+    need_family(family)
 
     from ..train.stages import attach as write
 
-    stdout.print(f"{write(config, run, family)}: written", soft_wrap=True, highlight=False)
+    tell(f"{write(config, run, family)}: written")
 
 
 @app.command(
@@ -462,8 +392,7 @@ def sprites(
         raise ValueError(
             f"--pack {pack}: there is no such folder; npm install @iconify-json/fluent-emoji-flat makes one"
         )
-    if size < 1:
-        raise ValueError(f"--size must be at least 1 px, got {size}")
+    at_least(1, size=size)
     if output.suffix.lower() != ".png":
         raise ValueError(f"--output {output}: the sheet is a PNG; use {output.with_suffix('.png')}")
     check_file("--output", output)
@@ -476,4 +405,4 @@ def sprites(
         raise ValueError(f"{config} lists no objects; sprites are for data.kind 'scenes'")
     icons = {name: spec[0] for name, spec in objects.items()}
     render_icons(pack, icons, size).save(output)
-    stdout.print(f"{output}: {len(icons)} sprites of {size} px", soft_wrap=True, highlight=False)
+    tell(f"{output}: {len(icons)} sprites of {size} px")

@@ -36,6 +36,7 @@ class SceneConfig:
         jitter: cells that an object may be off its place, in each direction; None lets objects stand anywhere that
             the caption allows. A raster model must decide at every token whether an object begins there, so that this
             is what makes scenes hard to learn: with jitter 1 it chooses among 4 places, without among 36.
+        free_single: an object that is alone may stand anywhere, whatever the jitter.
     """
 
     objects: dict[str, str]
@@ -45,6 +46,7 @@ class SceneConfig:
     mix: tuple[float, ...] = (0.3, 0.35, 0.1, 0.1, 0.1, 0.05)
     held_out: float = 0.15
     jitter: int | None = None
+    free_single: bool = False
 
     def __post_init__(self) -> None:
         if len(self.mix) != len(KINDS):
@@ -119,7 +121,8 @@ def sample_scene(config: SceneConfig, rng: np.random.Generator) -> Scene:
         else:
             with_article = [article(n) for n in chosen]
             phrase = " and ".join([*filter(None, [", ".join(with_article[:-1])]), with_article[-1]])
-    place = free_places if config.jitter is None else fixed_places
+    free = config.jitter is None or (config.free_single and kind == "single")
+    place = free_places if free else fixed_places
     cells = place(config, kind, relation, count, rng)
     caption = f"{phrase} on {article(background)} background"
     return Scene(tuple(chosen), tuple(cells), background, kind, relation, caption)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..engine.calibrate import DraftMasses, calibrate, draft_masses, mean_steps, tau_of_steps
 from ..engine.decoding.base import Decoder
@@ -24,11 +24,6 @@ CALIBRATION_SEED = 2_000_003
 
 # A variant is a name and the settings that it changes.
 Variants = dict[str, dict[str, Any]]
-
-
-def changed(base: MuloSD, **settings: Any) -> MuloSD:
-    """A decoder with other settings, by the names that its text has."""
-    return cast("MuloSD", MuloSD.from_settings({**base.settings(), **settings}))
 
 
 def rejections(family: Family, base: MuloSD) -> Variants:
@@ -83,7 +78,7 @@ def row_counts(family: Family, base: MuloSD) -> Variants:
 
 
 def cascades(family: Family, base: MuloSD) -> Variants:
-    if base.rows_per_cycle is not None or len(changed(base, cascade=True).grids(family)) < 3:
+    if base.rows_per_cycle is not None or len(base.changed(cascade=True).grids(family)) < 3:
         return {}
     return {"direct": {"cascade": False}, "cascade": {"cascade": True}}
 
@@ -119,7 +114,7 @@ def plan_ablations(family: Family, base: MuloSD, only: Sequence[str] | None = No
     """
     check_names(only or [])
     found = {
-        name: {variant: changed(base, **changes) for variant, changes in make(family, base).items()}
+        name: {variant: base.changed(**changes) for variant, changes in make(family, base).items()}
         for name, make in ABLATIONS.items()
         if not only or name in only
     }

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..engine.decoding import DraftOnly, MuloSD, Serial
+from ..engine.decoding.rejection import verify
 from ..engine.likelihood import teacher_forced
-from ..engine.sampling import verify
 from ..engine.upsampling import upsample
 from .images import encode
 from .rows import Row, rows_of

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..engine.decoding import DECODERS as SPECS
 from ..engine.decoding.base import Decoder
 from ..engine.decoding.draft_only import DraftOnly
 from ..engine.decoding.mulo import MuloSD
-from ..engine.decoding.spec import DECODERS as SPECS
 from ..engine.decoding.spec import parse, spell
 from .journal import Journal
 from .judge import Judge

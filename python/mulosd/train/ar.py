@@ -46,6 +46,8 @@ class ARTask(Task):
         token_noise: share of tokens that the transformer reads wrong.
         entropy_weight: see `weights`.
         cond_only: train the conditioner's weights alone.
+        freeze_text: leave the conditioner, and the lookup by position, as the captions stage taught them. Trained
+            along with the images at large steps they forget the order of the objects.
         pool: see `TokenPool`.
         held_out: of the pictures whose cross-entropy validates.
         validation: how many, on every grid.
@@ -63,6 +65,7 @@ class ARTask(Task):
         token_noise: float = 0.02,
         entropy_weight: float = 0.0,
         cond_only: bool = False,
+        freeze_text: bool = False,
         pool: int = 0,
         held_out: ImageSource | None = None,
         validation: int = 64,
@@ -71,6 +74,10 @@ class ARTask(Task):
         self.module = nn.ModuleDict({**conditioner.weights, "ar": self.ar})
         if cond_only:
             self.ar.requires_grad_(False)
+        if freeze_text:
+            for module in (*conditioner.weights.values(), self.ar.position_cond):
+                if module is not None:
+                    module.requires_grad_(False)
         self.phases = phases
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.pool = TokenPool(source, tokenizer, pool)

@@ -4,6 +4,9 @@ The decisive fact for a raster model is which object comes next, and a caption t
 right of a car": the car comes first). Pictures teach that slowly, a few tokens in hundreds bear on it; captions with
 their truth teach it in minutes. Feature k of the encoder is trained to name the k-th object in raster order, the two
 after the objects to name the background and the arrangement. The heads are dropped afterwards, the features stay.
+
+A model with `position_cond` learns what stands where in the same stage: the feature of each position is trained to name
+the object that covers it, or the background. Where objects may stand in several places it learns how often they do.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.scenes import KINDS, RELATIONS, Scene, SceneConfig, sample_scene
+from ..engine.models.position_condition import PositionCondition
 from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from .loop import Task
 
@@ -29,7 +33,14 @@ class CaptionsTask(Task):
     """Cross-entropy of linear readings of the text features: objects in raster order, background, arrangement."""
 
     def __init__(
-        self, text: TextEncoderConfig, vocabulary: Vocabulary, scenes: SceneConfig, *, batch: int = 256
+        self,
+        text: TextEncoderConfig,
+        vocabulary: Vocabulary,
+        scenes: SceneConfig,
+        *,
+        batch: int = 256,
+        position_cond: int = 0,
+        dropout: float = 0.1,
     ) -> None:
         if text.length < MAX_OBJECTS + 2:
             raise ValueError(f"the captions stage reads {MAX_OBJECTS + 2} features, text.length is {text.length}")
@@ -43,7 +54,12 @@ class CaptionsTask(Task):
             }
         )
         self.module = nn.ModuleDict({"text": self.text, "heads": self.heads})
-        self.vocabulary, self.scenes, self.count = vocabulary, scenes, batch
+        self.position: PositionCondition | None = None
+        if position_cond:
+            self.position = PositionCondition(position_cond, text.dim, text.length)
+            self.module["position"] = self.position
+            self.heads["cell"] = nn.Linear(position_cond, len(self.objects) + len(self.backgrounds))
+        self.vocabulary, self.scenes, self.count, self.dropout = vocabulary, scenes, batch, dropout
 
     def truth(self, scene: Scene) -> list[int]:
         """Classes of a scene: `MAX_OBJECTS` objects in raster order, background, arrangement."""
@@ -56,25 +72,49 @@ class CaptionsTask(Task):
             KINDS.index(scene.kind) * (len(RELATIONS) + 1) + relation,
         ]
 
-    def batch(self, rng: np.random.Generator, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        """Caption ids [B, T] and truths [B, MAX_OBJECTS + 2] of scenes of one split."""
+    def cells(self, scene: Scene) -> list[int]:
+        """What covers each cell, in raster order: the class of an object, or behind those of a background."""
+        side, size = self.scenes.cells, self.scenes.sprite_cells
+        background = len(self.objects) + self.backgrounds.index(scene.background)
+        covered = np.full((side, side), background)
+        for name, (row, col) in zip(scene.objects, scene.cells, strict=True):
+            covered[row : row + size, col : col + size] = self.objects.index(name)
+        return covered.flatten().tolist()
+
+    def batch(self, rng: np.random.Generator, held_out: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Caption ids [B, T], truths [B, MAX_OBJECTS + 2] and cells [B, cells^2] of scenes of one split."""
         drawn: list[Scene] = []
         while len(drawn) < self.count:
             scene = sample_scene(self.scenes, rng)
             if scene.is_held_out(self.scenes.held_out) == held_out:
                 drawn.append(scene)
         ids = [self.vocabulary.encode(scene.caption, self.text.config.length) for scene in drawn]
-        return torch.tensor(ids), torch.tensor([self.truth(scene) for scene in drawn])
+        truths = torch.tensor([self.truth(scene) for scene in drawn])
+        return torch.tensor(ids), truths, torch.tensor([self.cells(scene) for scene in drawn])
 
-    def readings(self, ids: Tensor) -> list[Tensor]:
+    def readings(self, features: Tensor) -> list[Tensor]:
         """Logits of every truth, each [B, classes]."""
-        features = self.text(ids)
         readers = [*["object"] * MAX_OBJECTS, "background", "arrangement"]
         return [self.heads[name](features[:, i]).float() for i, name in enumerate(readers)]
 
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
-        ids, truth = (t.to(device) for t in self.batch(rng))
-        readings = self.readings(ids)
+        ids, truth, cells = (t.to(device) for t in self.batch(rng))
+        # The unconditional branch learns what captions say on average.
+        dropped = torch.from_numpy(rng.random(len(ids)) < self.dropout).to(device)
+        null = torch.tensor(self.vocabulary.null(self.text.config.length), device=device)
+        features = self.text(torch.where(dropped[:, None], null, ids))
+        readings = self.readings(features)
         loss = torch.stack([F.cross_entropy(r, truth[:, i]) for i, r in enumerate(readings)]).sum()
         right = torch.stack([r.argmax(-1) == truth[:, i] for i, r in enumerate(readings)]).all(0)
-        return loss, {"all_right": float(right.float().mean())}
+        figures = {"all_right": float(right[~dropped].float().mean())}
+        if self.position is not None:
+            # Coordinates are continuous: cells are read at the centres of finer grids too.
+            fine = int(rng.choice((1, 2), p=(0.8, 0.2)))
+            grid = self.scenes.cells * fine
+            here = self.heads["cell"](self.position(features, grid)).float().flatten(0, 1)
+            wanted = cells.view(-1, self.scenes.cells, self.scenes.cells)
+            wanted = wanted.repeat_interleave(fine, dim=1).repeat_interleave(fine, dim=2).flatten()
+            where = F.cross_entropy(here, wanted)
+            loss = loss + self.scenes.cells * where
+            figures["cell"] = float(where.detach())
+        return loss, figures

@@ -72,7 +72,7 @@ class FamilyConfig:
             {
                 "objects": {name: spec[1] for name, spec in d["objects"].items()},
                 "backgrounds": d["backgrounds"],
-                **{k: d[k] for k in ("cells", "sprite_cells", "mix", "held_out", "jitter") if k in d},
+                **{k: d[k] for k in ("cells", "sprite_cells", "mix", "held_out", "jitter", "free_single") if k in d},
             }
         )
 

@@ -153,7 +153,8 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
         return ReaderTask.from_config(config)
     if stage == "captions":
         phrases = config.phrases(stage)
-        return CaptionsTask(phrases.text.config, phrases.vocabulary, config.scenes(), **section)
+        width = config.section("ar")["model"].get("position_cond", 0)
+        return CaptionsTask(phrases.text.config, phrases.vocabulary, config.scenes(), position_cond=width, **section)
     if stage == "eagle":
         return eagle_task(config, run)
     tokenizer = trained_tokenizer(config, run)
@@ -174,6 +175,7 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
         token_noise=options.get("token_noise", 0.0),
         entropy_weight=options.get("entropy_weight", 0.0),
         cond_only=stage == "text",
+        freeze_text=options.get("freeze_text", False),
         pool=options.get("pool", 0),
         held_out=held_out_source(config, stage),
         validation=options.get("validation", 64),
@@ -185,9 +187,16 @@ def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
         if start is not None:
             start_from(start, task, text=not (run / "captions.pt").exists())
         if (run / "captions.pt").exists():
-            own = {k.removeprefix("text."): v for k, v in averaged(run, "captions").items() if k.startswith("text.")}
+            own = part(averaged(run, "captions"), "text.")
             conditioner.weights["text"].load_state_dict(own)
+            if task.ar.position_cond is not None:
+                task.ar.position_cond.load_state_dict(part(averaged(run, "captions"), "position."))
     return task
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of one part of a module, by their names in it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def start_from(family: Family, task: ARTask, *, text: bool = True) -> None:
@@ -206,9 +215,13 @@ def start_from(family: Family, task: ARTask, *, text: bool = True) -> None:
     ar, _ = trained_here(family)
     old, new = ar.config, task.ar.config
     missing = set(old.grids) - set(new.grids)
-    if replace(old, grids=new.grids) != new or missing or (text and family.conditioner.to_dict() != given.to_dict()):
+    # What positions are told of the condition may be new: a family without it is a start as well.
+    told = old.position_cond or new.position_cond
+    sizes = replace(old, grids=new.grids, position_cond=told)
+    if sizes != new or missing or (text and family.conditioner.to_dict() != given.to_dict()):
         raise ValueError(f"init: family {family.name!r} has other sizes than this training file: {old}")
-    task.ar.load_state_dict(with_grids(ar.state_dict(), old.grids, new.grids))
+    state = with_grids(ar.state_dict(), old.grids, new.grids)
+    task.ar.load_state_dict({**part(task.ar.state_dict(), ""), **state})
     if text:
         for name, module in given.weights.items():
             module.load_state_dict(family.conditioner.weights[name].state_dict())

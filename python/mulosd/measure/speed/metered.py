@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...engine.batch import Feed
 from ...engine.decoding.base import Decoder, Plan
-from ...engine.feed import Feed
 from ...engine.request import Request
 from ..kernels.floors import Work, forward
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,8 +36,10 @@ class Planted(MuloSD):
     def of(cls, decoder: MuloSD, accepted: float) -> Planted:
         """A decoder with planted rejections; what only trained models need may be left open."""
         open_settings: dict[str, Any] = {"tau": 0.0, "radius": 1, "pool": 10}
-        settings: dict[str, Any] = {**asdict(decoder), "accepted": accepted}
-        return cls(**{k: open_settings[k] if v is None and k in open_settings else v for k, v in settings.items()})
+        settings: dict[str, Any] = {**decoder.settings(), "accepted": accepted}
+        return cls.from_settings(
+            {k: open_settings[k] if v is None and k in open_settings else v for k, v in settings.items()}
+        )
 
     def accept(
         self,
@@ -46,10 +48,9 @@ class Planted(MuloSD):
         tokens: Tensor,
         table: Tensor,
         positions: range,
-        entropies: Tensor | None = None,
     ) -> Tensor:
         # The real verdict is computed as well: it belongs to what is timed.
-        super().accept(request, logits, tokens, table, positions, entropies)
+        super().accept(request, logits, tokens, table, positions)
         where = torch.arange(positions.start, positions.stop, device=tokens.device)
         drawn = philox.uniform(torch.full_like(where, request.seed), where, 1, PURPOSE)
         return drawn[:, 0] < self.accepted

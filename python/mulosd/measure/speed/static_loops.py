@@ -58,9 +58,9 @@ class StaticLoop(nn.Module):
         self.register_buffer("v", torch.zeros(shape, device=device, dtype=dtype))
         self.register_buffer("mask", torch.ones(length, length, dtype=torch.bool, device=device).tril())
         self.register_buffer("table", model.rotary(grid))
-        position, everywhere = model.position_embedding(grid), model.embed_global(features)
+        position, everywhere = model.position_embedding(grid), model.embed_global(features, grid)
         added = [] if position is None else [position[:, None]]
-        added += [] if everywhere is None else [everywhere[:, 0].expand(self.size, -1, -1)]
+        added += [] if everywhere is None else [everywhere.transpose(0, 1).expand(self.size, -1, -1)]
         self.register_buffer("positions", sum(added[1:], added[0]) if added else None)
 
     @torch.inference_mode()

@@ -201,23 +201,22 @@ def decoder_contestant(engine: Engine, decoder: Decoder, sampling: SamplingParam
         recorder = Recorder()
         request = Request(engine.family, conditions(engine, sampling.guided), seed, sampling, recorder)
         outcome = run_alone(engine, request, metered)
-        one.forwards, one.rejection, one.coverage = recorder.forwards, outcome.rejection, outcome.coverage
+        stats = recorder.stats
+        one.forwards, one.rejection, one.coverage = stats.forwards, stats.rejection, stats.coverage
         return outcome.tokens
 
     return one
 
 
 def run_alone(engine: Engine, request: Any, decoder: Decoder) -> Any:
-    """The outcome of one request."""
-    from ...engine.events import Failed, Finished
-
+    """The last update of one request."""
     engine.scheduler.add(request, decoder)
     while True:
         for event in engine.scheduler.step():
-            if isinstance(event.what, Finished):
-                return event.what.outcome
-            if isinstance(event.what, Failed):
-                raise event.what.error
+            if event.error is not None:
+                raise event.error
+            if event.kind == "final":
+                return event
 
 
 def conditions(engine: Engine, guided: bool) -> Tensor:

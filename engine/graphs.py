@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.kv_write import OP as KV_WRITE
+from ..kernels.kv_write.call import Call as Write
 from ..kernels.verify_attention import OP as VERIFY_ATTENTION
-from .cache import KVCache
+from ..kernels.verify_attention.call import Call as Attention
+from .batch import Feed
+from .cache import KVCache, Lane
 from .collapse import weigh
-from .feed import Feed
-from .lane import Lane
 from .models.eagle import EagleDrafter
 from .sampling import Logits
 
@@ -80,7 +81,7 @@ class StaticStep:
         """Run feeds, each of another lane, that `key_of` gave this step's key."""
         everywhere = feeds[0].lane.everywhere
         if self.everywhere is None and everywhere is not None:
-            self.everywhere = everywhere.new_zeros(len(self.cache.used), 1, everywhere.shape[-1])
+            self.everywhere = everywhere.new_zeros(len(self.cache.used), *everywhere.shape[1:])
         if self.cache.device.type == "cuda" and self.graph is None:
             self.capture()
         self.fill(feeds)
@@ -137,31 +138,31 @@ class StaticStep:
         if position is not None:
             x = x + position[(self.slots - self.cache.cond_len).clamp(min=0)]
         if self.everywhere is not None:
-            x = x + self.everywhere
-        for block, keys, values in zip(model.blocks, self.cache.k, self.cache.v, strict=True):
-            q, k, v = block.qkv(x)
-            q = KV_WRITE(q, None, q, k, v, self.slots, self.cache.rotary, keys, values, None)
-            with_lse = self.extra is not None
-            o, lse = VERIFY_ATTENTION(
-                q,
-                None,
+            here = self.everywhere
+            if here.shape[1] > 1:
+                at = (self.slots - self.cache.cond_len).clamp(min=0)
+                here = here.gather(1, at[..., None].expand(-1, -1, here.shape[-1]))
+            x = x + here
+        x = model.run(x, self.attend)
+        return model.logits(x) if self.logits else None
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write keys and values of all rows, then attend."""
+        keys, values = self.cache.k[layer], self.cache.v[layer]
+        q = KV_WRITE(Write(q, k, v, self.slots, self.cache.rotary, keys, values))
+        o, lse = VERIFY_ATTENTION(
+            Attention(
                 q,
                 keys,
                 values,
                 self.slots,
                 self.valid,
                 self.keys,
-                None,
-                None,
-                None,
-                self.counts,
-                with_lse,
-                None,
+                counts=self.counts,
+                return_lse=self.extra is not None,
             )
-            if self.extra is not None:
-                o = weigh(o, lse, values[:, 0], self.extra)
-            x = block.finish(x, o)
-        return model.logits(x) if self.logits else None
+        )
+        return o if self.extra is None else weigh(o, lse, values[:, 0], self.extra)
 
     def result(self, feed: Feed) -> Logits | None:
         """A copy of the logits that a feed asked for: the next run overwrites those of this one."""
@@ -174,4 +175,4 @@ class StaticStep:
         else:
             index = torch.tensor(wanted, device=self.out.device)
             both = self.out[row : row + feed.lane.branches, index]
-        return Logits(both[0], both[1] if feed.lane.guided else None, self.cache.model.output.weight.dtype)
+        return Logits(both[0], both[1] if feed.lane.guided else None, self.cache.model.dtype)

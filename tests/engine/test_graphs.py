@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from mulosd.engine.batch import Feed
 from mulosd.engine.decoding import Decoder, Jacobi, MuloSD, Serial, ZipAR
 from mulosd.engine.engine import Engine
-from mulosd.engine.feed import Feed
+from mulosd.engine.graphs import bucket, key_of
 from mulosd.engine.random_family import random_family
 from mulosd.engine.runner import run
 from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.scheduler import SchedulerConfig
-from mulosd.engine.static_step import bucket, key_of
 
 from .conftest import PROMPTS
 from .test_runner import Case, close
@@ -24,7 +24,7 @@ DECODERS: list[Decoder] = [
     ZipAR(window=3),
     Jacobi(),
     MuloSD(tau=0.05, radius=1, pool=3),
-    MuloSD(2, tau=0.2, radius=1, pool=3, window=2, draft_window=2, refresh="full", rounds=2),
+    MuloSD(2, tau=0.2, radius=1, pool=3, window=2, draft_window=2),
     MuloSD(2, tau=0.05, radius=1, pool=3, rows_per_cycle=2),
 ]
 

@@ -1,0 +1,181 @@
+"""What transformers are composed of: RMSNorm, rotary tables, attention projections, SwiGLU, and the loop over layers.
+
+A block is pre-norm (Touvron et al., Llama, arXiv 2302.13971), with grouped queries, biases and normalised queries and
+keys where a model has them. How tokens attend to one another is not its business: whoever runs the layers passes
+`attend`, be it over a KV cache, a prefix or a whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .linear import Linear
+
+# (layer, q [B, Q, H, D], k, v [B, Q, Hkv, D], before rotation) -> attended [B, Q, H, D].
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last axis, computed in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class Layer(Protocol):
+    """What the loop over layers asks of one."""
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor: ...
+
+
+class Block(nn.Module):
+    """One transformer layer: fused q/k/v projection, attention, SwiGLU with fused gate and up projections.
+
+    Parts are run by their `forward`: at one token a step, what a module's call does around it costs as much as it.
+
+    Args:
+        dim: width of the residual stream.
+        n_heads, head_dim: of the queries.
+        ffn_dim: width of the feed-forward network.
+        eps: of the norms.
+        n_kv_heads: heads of keys and values, a divisor of `n_heads`; 0 is as many as queries have.
+        bias: whether q, k and v have biases (Qwen2).
+        qk_norm: normalise each head of q and k before they are rotated (Qwen3).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        head_dim: int,
+        ffn_dim: int,
+        eps: float,
+        *,
+        n_kv_heads: int = 0,
+        bias: bool = False,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads or n_heads, head_dim
+        if n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads must divide the {n_heads} heads of the queries, got {n_kv_heads}")
+        self.attention_norm = RMSNorm(dim, eps)
+        width = (n_heads + 2 * self.n_kv_heads) * head_dim
+        self.wqkv = Linear(dim, width)
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.q_norm = RMSNorm(head_dim, eps) if qk_norm else None
+        self.k_norm = RMSNorm(head_dim, eps) if qk_norm else None
+        self.wo = Linear(n_heads * head_dim, dim)
+        self.ffn_norm = RMSNorm(dim, eps)
+        self.w13 = Linear(dim, 2 * ffn_dim)
+        self.w2 = Linear(ffn_dim, dim)
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project the normalised input [B, Q, dim] to q [B, Q, H, D] and k, v [B, Q, Hkv, D], before rotation."""
+        fused = self.wqkv.forward(self.attention_norm.forward(x))
+        if self.bias is not None:
+            fused = fused + self.bias.to(fused.dtype)
+        if self.n_kv_heads == self.n_heads:
+            q, k, v = fused.view(*x.shape[:2], 3, self.n_heads, self.head_dim).unbind(2)
+        else:
+            heads = fused.view(*x.shape[:2], -1, self.head_dim)
+            q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm.forward(q), self.k_norm.forward(k)
+        return q, k, v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add the attention output [B, Q, H, D] and the feed-forward output to the residual stream [B, Q, dim]."""
+        x = x + self.wo.forward(attended.flatten(-2))
+        gate, up = self.w13.forward(self.ffn_norm.forward(x)).chunk(2, dim=-1)
+        return x + self.w2.forward(F.silu(gate) * up)
+
+
+def run_layers(layers: nn.ModuleList, x: Tensor, attend: Attend) -> Tensor:
+    """The one loop over layers: x [B, Q, dim] through all of them, attention by `attend`."""
+    for index, layer in enumerate(cast("Iterable[Layer]", layers)):
+        x = layer.finish(x, attend(index, *layer.qkv(x)))
+    return x
+
+
+def whole(table: Tensor | None = None, mask: Tensor | None = None, *, causal: bool = True) -> Attend:
+    """Attention within the tokens themselves, without a cache: training, teacher forcing, text.
+
+    Args:
+        table: rotary table [Q, D/2, 2] of the tokens, or None.
+        mask: bool [B, 1, Q, Q], who sees whom; None is by `causal`.
+        causal: without a mask, whether a token sees only those up to itself.
+    """
+
+    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if table is not None:
+            q, k = apply_rotary(q, table), apply_rotary(k, table)
+        grouped = q.shape[2] != k.shape[2]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        is_causal = causal and mask is None
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+        ).transpose(1, 2)
+
+    return attend
+
+
+def rotary_table(grid: int, cond_len: int, head_dim: int, base: float, *, zero_prefix: bool = False) -> Tensor:
+    """Cosines and sines by slot of a 2-D rotary embedding (LlamaGen, arXiv 2406.06525).
+
+    Half of the pairs turn with the row, half with the column. Prefix slots are not rotated (cos 1, sin 0), or with
+    `zero_prefix` made zero (cos 0, sin 0): LlamaGen was trained with zeros there, which let every image token weigh all
+    prefix slots alike. Image slot `cond_len + r*grid + c` turns pair j of the first half by `r * f_j` and of the second
+    half by `c * f_j`, with `f_j = base**(-2j / (head_dim/2))`.
+
+    Returns:
+        float32 [cond_len + grid*grid, head_dim/2, 2], last axis (cos, sin).
+    """
+    quarter = head_dim // 4
+    freq = base ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    side = torch.arange(grid, dtype=torch.float64)[:, None] * freq
+    angle = torch.cat(
+        [
+            side[:, None].expand(grid, grid, quarter),
+            side[None].expand(grid, grid, quarter),
+        ],
+        dim=-1,
+    ).reshape(grid * grid, 2 * quarter)
+    angle = torch.cat([torch.zeros(cond_len, 2 * quarter, dtype=torch.float64), angle])
+    table = torch.stack([angle.cos(), angle.sin()], dim=-1).float()
+    if zero_prefix:
+        table[:cond_len] = 0
+    return table
+
+
+def rotary_line(slots: int, head_dim: int, base: float) -> Tensor:
+    """Cosines and sines by slot of a 1-D rotary embedding: pair j of slot s turns by `s * base**(-2j / head_dim)`.
+
+    Source: Su et al., RoFormer, arXiv 2104.09864; interleaved pairs, as Llama's own code has them.
+
+    Returns:
+        float32 [slots, head_dim/2, 2], last axis (cos, sin).
+    """
+    freq = base ** (-torch.arange(head_dim // 2, dtype=torch.float64) / (head_dim // 2))
+    angle = torch.arange(slots, dtype=torch.float64)[:, None] * freq
+    return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
+
+
+def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate interleaved pairs of x [B, Q, H, D] by table [Q, D/2, 2] or [B, Q, D/2, 2], in float32; keeps dtype."""
+    pair = x.float().unflatten(-1, (-1, 2))
+    cos, sin = table[..., None, :, 0], table[..., None, :, 1]
+    a, b = pair[..., 0], pair[..., 1]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
