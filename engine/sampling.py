@@ -78,7 +78,7 @@ class SamplingParams:
                 f"sampling must be SamplingParams, a text such as 'cfg_scale=3:top_k=100', or a mapping, got {given!r}"
             )
         names = {f.name: type(f.default) for f in fields(self)}
-        values = {}
+        values: dict[str, Any] = {}
         for name, value in given.items():
             if name not in names:
                 raise ValueError(f"sampling has no parameter {name!r}; it has {', '.join(names)}")

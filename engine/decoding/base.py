@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..cache import KVCache
@@ -73,7 +73,7 @@ class OneGrid(Decoder):
         return side
 
     def resolve(self, family: Family) -> Self:
-        return replace(self, grid=self.side(family))
+        return self.changed(grid=self.side(family))
 
     def grids(self, family: Family) -> tuple[int, ...]:
         return (self.side(family),)
