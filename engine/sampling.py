@@ -59,7 +59,7 @@ class SamplingParams:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def changed(self, given: SamplingParams | str | Mapping[str, Any] | None) -> SamplingParams:
+    def changed(self, given: SamplingLike) -> SamplingParams:
         """What an argument means where these are the defaults.
 
         Args:
@@ -104,6 +104,10 @@ class SamplingParams:
         return Logits(mixed.float(), None, logits.dtype), replace(
             self, temperature=1.0 if self.temperature > 0 else 0.0
         )
+
+
+# What an argument may be that asks for parameters, see `SamplingParams.changed`.
+SamplingLike = SamplingParams | str | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,13 @@ class Decoder:
         """A decoder from values of `text_settings`."""
         return cls(**values)
 
+    def check_least(self, **least: int) -> None:
+        """ValueError for the first of these settings that is given and below its least value."""
+        for name, value in least.items():
+            given = getattr(self, name)
+            if given is not None and not given >= value:
+                raise ValueError(f"{name} must be at least {value}, got {given}")
+
     def resolve(self, family: Family) -> Decoder:
         """This decoder with every open setting taken from the family; ValueError when the family lacks it."""
         return self

@@ -53,9 +53,15 @@ def summary(kind: type[Any]) -> str:
 def described(kind: type[Any]) -> list[tuple[str, str, str, str]]:
     """Setting, type, default and meaning, from the class of a decoder and its docstring."""
     from ..engine.decoding import Lantern
+    from ..engine.decoding.strategy import STRATEGIES
 
     lantern = meanings(Lantern)  # eagle's `relaxed`, which a text states as two settings
-    known = {"lantern_k": f"accept as LANTERN does, lossy: {lantern['k']}", "delta": lantern["delta"], **meanings(kind)}
+    known = {
+        "lantern_k": f"accept as LANTERN does, lossy: {lantern['k']}",
+        "delta": lantern["delta"],
+        **{name: summary(strategy) for name, strategy in STRATEGIES.items()},
+        **meanings(kind),
+    }
     usual = {"delta": Lantern.delta, **kind().settings()}
     return [
         (name, of.replace(" | None", ""), str(usual.get(name)).lower(), known.get(name, ""))
