@@ -74,14 +74,7 @@ class MuloSD(Decoder):
             raise ValueError(f"there is no rejection {self.rejection!r}; choose one of {', '.join(REJECTIONS)}")
         if self.tau is not None and not self.tau >= 0:
             raise ValueError(f"tau must be 0 (accept all) or more, got {self.tau}")
-        if self.radius is not None and self.radius < 0:
-            raise ValueError(f"radius must be 0 or more cells, got {self.radius}")
-        if self.pool is not None and self.pool < 1:
-            raise ValueError(f"pool must be at least 1 code (the token itself), got {self.pool}")
-        if self.rows_per_cycle is not None and self.rows_per_cycle < 1:
-            raise ValueError(f"rows_per_cycle must be at least 1, got {self.rows_per_cycle}")
-        if self.window is not None and self.window < 0:
-            raise ValueError(f"window must be at least 1 token, or 0 for serial, got {self.window}")
+        self.check_least(radius=0, pool=1, rows_per_cycle=1, window=0)
         Drafting(self.draft_window, self.draft_guesses)
         if self.verify_dtype is not None:
             checked_dtype(self.verify_dtype)
