@@ -44,16 +44,10 @@ def run_protocol(
     The same call keeps the images that are complete and draws the others.
 
     Args:
-        engine: a loaded engine.
-        protocol: with its prompts.
-        decoders: as `decoding.parse` reads them.
-        folder: made if missing; gets `report.json` beside the images.
-        sampling: None takes the family's defaults.
-        seed: of the first image; image k of item i has `seed` + i * images + k.
+        protocol: with its prompts; image k of item i has `seed` + i * images + k.
+        folder: gets `report.json` beside the images.
         batch_size: images decoded together; a prompt's own images always go into one call.
-        overwrite: drop what an earlier evaluation left in `folder`.
-        command: how it was called, for the report.
-        progress: called with (what, done, total).
+        engine, decoders, sampling, seed, overwrite, command, progress: see `evaluate`.
 
     Raises:
         ValueError: impossible settings, or `folder` holds something else.
