@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,40 +14,9 @@ from .decoding.adaptive import entropy
 from .decoding.mulo import MuloSD
 from .decoding.rejection import verify
 from .engine import Engine
-from .family import update_metadata
+from .family_config import Calibration
 from .likelihood import teacher_forced
 from .sampling import SamplingParams
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A calibrated setting. `rejection` is the share that tau rejects on the calibration drafts, `wanted` the goal.
-
-    `window`, `draft_guesses` and `draft_window` are stored with it for `MuloSD` and `DraftOnly`; None leaves them
-    serial.
-    """
-
-    scale: int
-    upsampler: str
-    pool: int
-    radius: int
-    tau: float
-    rejection: float
-    wanted: float
-    prompts: int
-    window: int | None = None
-    draft_guesses: int | None = None
-    draft_window: int | None = None
-
-    def store(self, folder: Path, *, default: bool = False) -> None:
-        """Write the setting to a family's family.json, for its scale and up-sampler; with `default` these become what
-        `MuloSD` and `DraftOnly` take where none is asked for."""
-        import json
-
-        known = json.loads((folder / "family.json").read_text()).get("calibration", {})
-        known[f"{self.scale}-{self.upsampler}"] = asdict(self)
-        chosen = {"default": {"scale": self.scale, "upsampler": self.upsampler}} if default else {}
-        update_metadata(folder, calibration=known, **chosen)
 
 
 class DraftMasses(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 from .cache import KVCache
 from .conditioning import Condition
 from .decoding.base import Decoder
-from .decoding.spec import decoder_of, spell
+from .decoding.spec import DecoderLike, decoder_of, spell
 from .dtypes import checked_dtype
 from .family import Family
 from .likelihood import nll
 from .request import Request, Update
-from .sampling import SamplingParams
+from .sampling import SamplingLike, SamplingParams
 from .scheduler import Scheduler, SchedulerConfig
 from .stats import GenerationStats, Progress, Recorder
 
@@ -123,8 +123,8 @@ class Engine:
         self,
         prompts: str | Sequence[str],
         *,
-        decoder: Decoder | str | Mapping[str, Any] | None = None,
-        sampling: SamplingParams | str | Mapping[str, Any] | None = None,
+        decoder: DecoderLike = None,
+        sampling: SamplingLike = None,
         seed: int | Sequence[int] = 0,
         num_images: int = 1,
         batch_size: int = 8,
@@ -202,8 +202,8 @@ class Engine:
         self,
         prompt: str,
         *,
-        decoder: Decoder | str | Mapping[str, Any] | None = None,
-        sampling: SamplingParams | str | Mapping[str, Any] | None = None,
+        decoder: DecoderLike = None,
+        sampling: SamplingLike = None,
         seed: int = 0,
         previews: bool = False,
     ) -> int:
@@ -255,8 +255,8 @@ class Engine:
         self,
         prompt: str,
         *,
-        decoder: Decoder | str | Mapping[str, Any] | None = None,
-        sampling: SamplingParams | str | Mapping[str, Any] | None = None,
+        decoder: DecoderLike = None,
+        sampling: SamplingLike = None,
         seed: int = 0,
     ) -> Iterator[Update]:
         """Make one image and yield updates on the way: the draft, each verified band, the final image.
@@ -277,7 +277,7 @@ class Engine:
         finally:
             self.abort(number)
 
-    def warmup(self, decoder: Decoder | str | Mapping[str, Any] | None = None) -> None:
+    def warmup(self, decoder: DecoderLike = None) -> None:
         """Make one image and forget it, so that the first request meets warm caches, buffers and kernels."""
         condition = Condition(self.family.null_features(1))
         self.generate(self.family.conditioner.example, decoder=decoder, features=condition)

@@ -1,33 +1,44 @@
-"""A family: models of several scales that share one tokenizer, as a folder of safetensors and a family.json."""
+"""A family: models of several scales that share one tokenizer, loaded from a folder and saved to one.
+
+What family.json says is in `family_config`, how weights are stored in `weights`.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..kernels.upsample_pool import neighbours
 from .conditioning import CONDITIONERS, Condition, Conditioner, PhraseConditioner
+from .family_config import (
+    FILE,
+    PARTS,
+    Calibration,
+    FamilyConfig,
+    change,
+    check_keys,
+    check_numbers,
+    mapping,
+    read_json,
+    told,
+    write_json,
+)
 from .models.ar_model import ARModel
 from .models.eagle import EagleConfig, EagleDrafter
-from .models.kinds import AR_MODELS, TOKENIZERS, ImageTokenizer, build_ar, kind_of
+from .models.kinds import AR_MODELS, TOKENIZERS, ImageTokenizer, build, kind_of
 from .models.srgan import SuperResolver, SuperResolverConfig
 from .models.text import TextEncoder, Vocabulary
 from .models.upsampler import LatentResampler, ResamplerConfig
 from .sampling import SamplingParams
-
-# Format 1 had one AR model and a vocabulary of phrases; it is still read.
-FORMAT = 2
+from .weights import file_metadata, new_folder, read_part, save_part, tensor_count, weights_file, write_weights
 
 
 def bundled_folder() -> Path:
@@ -45,7 +56,7 @@ class Family:
     """Image tokenizer, AR models by grid, conditioner, latent resamplers and feature drafter of one family.
 
     Args:
-        metadata: the contents of family.json; `calibration` and `sampling` hold the family's defaults.
+        config: its name, settings and facts.
         tokenizer: image <-> tokens.
         conditioner: prompts to conditions.
         models: one AR model for several grids, or one for each; all of one vocabulary.
@@ -60,7 +71,7 @@ class Family:
 
     def __init__(
         self,
-        metadata: dict[str, Any],
+        config: FamilyConfig,
         tokenizer: nn.Module,
         conditioner: Conditioner,
         models: list[ARModel],
@@ -69,7 +80,7 @@ class Family:
         eagle: EagleDrafter | None = None,
         srgan: SuperResolver | None = None,
     ) -> None:
-        self.metadata, self.path = metadata, path
+        self.config, self.path = config, path
         self.tokenizer = cast("ImageTokenizer", tokenizer)
         self.conditioner, self.models, self.resamplers = conditioner, models, resamplers
         self.eagle, self.srgan = eagle, srgan
@@ -93,7 +104,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        return str(self.metadata["name"])
+        return self.config.name
 
     @property
     def grids(self) -> tuple[int, ...]:
@@ -142,22 +153,12 @@ class Family:
     def scale(self) -> int | None:
         """The ratio that is used where none is asked for: the family's own choice, or else its largest; None without
         any."""
-        chosen: int | None = self.metadata.get("default", {}).get("scale")
-        return chosen or (self.scales[-1] if self.scales else None)
-
-    @property
-    def objects(self) -> list[str]:
-        """Objects that the family was trained on, when it was trained on scenes."""
-        return list(self.metadata.get("scenes", {}).get("objects", {}))
-
-    @property
-    def backgrounds(self) -> list[str]:
-        return list(self.metadata.get("scenes", {}).get("backgrounds", {}))
+        return self.config.scale or (self.scales[-1] if self.scales else None)
 
     @property
     def sampling(self) -> SamplingParams:
         """The family's default sampling parameters."""
-        return SamplingParams(**self.metadata.get("sampling", {}))
+        return self.config.sampling
 
     @property
     def device(self) -> torch.device:
@@ -207,13 +208,11 @@ class Family:
     def upsampler(self) -> str:
         """The up-sampler that is used where none is asked for: the family's own choice, or else the learned one, if the
         family has it."""
-        chosen: str | None = self.metadata.get("default", {}).get("upsampler")
-        return chosen or ("latent" if self.resamplers else "pixel")
+        return self.config.upsampler or ("latent" if self.resamplers else "pixel")
 
-    def calibration(self, scale: int, upsampler: str) -> dict[str, Any]:
-        """Settings that `mulosd calibrate` stored for a ratio and an up-sampler; empty where there are none."""
-        stored: dict[str, Any] = self.metadata.get("calibration", {}).get(f"{scale}-{upsampler}", {})
-        return stored
+    def calibration(self, scale: int, upsampler: str) -> Calibration | None:
+        """What `mulosd calibrate` stored for a ratio and an up-sampler; None where there is nothing."""
+        return self.config.calibrations.get(f"{scale}-{upsampler}")
 
     def neighbours(self, k: int) -> Tensor:
         """Table int32 [V, k] of each code's nearest codes, kept: it takes seconds for a large codebook."""
@@ -263,11 +262,9 @@ class Family:
 
     def describe(self) -> dict[str, Any]:
         """What family.json holds."""
-        tokenizer = {"kind": kind_of(self.tokenizer, TOKENIZERS), **self.tokenizer.config.to_dict()}
         return {
-            **self.metadata,
-            "format": FORMAT,
-            "tokenizer": tokenizer,
+            **self.config.to_dict(),
+            "tokenizer": {"kind": kind_of(self.tokenizer, TOKENIZERS), **self.tokenizer.config.to_dict()},
             "conditioner": {"kind": self.conditioner.kind, **self.conditioner.to_dict()},
             "models": [
                 {"kind": kind_of(m, AR_MODELS), "file": name, **m.config.to_dict()}
@@ -282,8 +279,10 @@ class Family:
         """Write family.json and the weights into an existing folder, in float16 but for the tokenizer's codebook and,
         without `half_encoder`, its encoder."""
         for name, module in self._parts().items():
-            save_part(name, module, folder, half_encoder=half_encoder)
-        (folder / "family.json").write_text(json.dumps(self.describe(), indent=1) + "\n")
+            # The file of the up-samplers says itself what it holds: it can be replaced in one step.
+            own = resampler_facts(self.resamplers) if name == "resamplers" else None
+            save_part(name, module, folder, half_encoder=half_encoder, metadata=own)
+        write_json(folder, self.describe())
 
     def _models(self) -> dict[str, ARModel]:
         """AR models by the name of their file."""
@@ -316,130 +315,102 @@ class Family:
             ValueError: no such family, or the folder is not a family, or weights are missing or mis-shaped.
         """
         folder = Path(family)
-        if not (folder / "family.json").is_file():
+        if not (folder / FILE).is_file():
             named = bundled_folder() / str(family)
-            if not (named / "family.json").is_file():
+            if not (named / FILE).is_file():
                 raise ValueError(
                     f"there is no family {str(family)!r}: bundled families are "
-                    f"{', '.join(list_families()) or '(none)'}; otherwise give a folder that holds a family.json"
+                    f"{', '.join(list_families()) or '(none)'}; otherwise give a folder that holds a {FILE}"
                 )
             folder = named
-        metadata = upgraded(json.loads((folder / "family.json").read_text()), folder)
+        described = read_json(folder)
+        with told(folder / FILE):
+            check_size(described, folder)
+        stored = file_metadata(folder / "resamplers.safetensors").get("resamplers")
+        if stored is not None:
+            with told(folder / "resamplers.safetensors"):
+                described["resamplers"] = json.loads(stored)
         with torch.device("meta"):
-            loaded = cls.build(metadata, folder)
+            loaded = cls.build(described, folder)
         for name, module in loaded._parts().items():
-            file = folder / f"{name}.safetensors"
-            if not file.is_file():
-                raise ValueError(f"{folder} is not a whole family: {file.name} is missing")
-            if not weights:
-                continue
-            wanted = torch.float32 if name in ("tokenizer", "resamplers", "srgan") else dtype
-            try:
-                state = {k: v.to(wanted) if v.is_floating_point() else v for k, v in load_file(file).items()}
-                module.load_state_dict(state, assign=True)
-            except (RuntimeError, SafetensorError) as error:
-                raise ValueError(f"{file} does not fit family.json: {error}") from error
-            module.requires_grad_(False)
+            file = weights_file(folder, name)
+            if weights:
+                read_part(file, module, torch.float32 if name in ("tokenizer", "resamplers", "srgan") else dtype)
         return loaded
 
     @classmethod
-    def build(cls, metadata: dict[str, Any], path: Path | None = None) -> Family:
-        """The family that `describe` described, without its weights."""
-        described = dict(metadata)
-        tokenizer, conditioner = dict(described.pop("tokenizer")), dict(described.pop("conditioner"))
-        models = [{k: v for k, v in m.items() if k != "file"} for m in described.pop("models")]
-        resamplers = [LatentResampler(ResamplerConfig(**r)) for r in described.pop("resamplers")]
-        built = [build_ar(m.pop("kind"), m) for m in models]
-        drafter, enlarger = described.pop("eagle", None), described.pop("srgan", None)
-        target = max(built, key=lambda m: max(m.config.grids))
-        module, config = TOKENIZERS[tokenizer.pop("kind")]
-        return cls(
-            described,
-            module(config.from_dict(tokenizer)),
-            CONDITIONERS[conditioner.pop("kind")].from_dict(conditioner),
-            built,
-            {(m.config.source, m.config.target): m for m in resamplers},
-            path,
-            None if drafter is None else EagleDrafter(EagleConfig(**drafter), target),
-            None if enlarger is None else SuperResolver(SuperResolverConfig(**enlarger)),
-        )
+    def build(cls, described: Mapping[str, Any], path: Path | None = None) -> Family:
+        """The family that `describe` described, without its weights; ValueError names the part that is wrong."""
+        file = (path or Path()) / FILE
+        with told(file):
+            config = FamilyConfig.from_dict(described)
+            check_keys(described, described, ("tokenizer", "conditioner", "models", "resamplers"), "")
+        with told(file, "tokenizer"):
+            values = dict(mapping(described["tokenizer"], "it"))
+            tokenizer = build(TOKENIZERS, chosen(values, TOKENIZERS), values)
+        with told(file, "conditioner"):
+            values = dict(mapping(described["conditioner"], "it"))
+            conditioner = CONDITIONERS[chosen(values, CONDITIONERS)].from_dict(values)
+        with told(file, "models"):
+            models = []
+            for given in described["models"]:
+                values = {k: v for k, v in mapping(given, "each").items() if k != "file"}
+                models.append(build(AR_MODELS, chosen(values, AR_MODELS), values))
+            target = max(models, key=lambda m: max(m.config.grids))
+        with told(file, "resamplers"):
+            resamplers = [LatentResampler(ResamplerConfig(**mapping(r, "each"))) for r in described["resamplers"]]
+        with told(file, "eagle"):
+            drafter = described.get("eagle")
+            eagle = None if drafter is None else EagleDrafter(EagleConfig(**mapping(drafter, "it")), target)
+        with told(file, "srgan"):
+            enlarger = described.get("srgan")
+            srgan = None if enlarger is None else SuperResolver(SuperResolverConfig(**mapping(enlarger, "it")))
+        with told(file):
+            pairs = {(m.config.source, m.config.target): m for m in resamplers}
+            return cls(config, tokenizer, conditioner, models, pairs, path, eagle, srgan)
 
 
-def upgraded(metadata: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The contents of a family.json as this version writes it; ValueError for a format that it does not know."""
-    if metadata.get("format") == FORMAT:
-        return metadata
-    if metadata.get("format") != 1:
-        raise ValueError(f"{folder} has format {metadata.get('format')}; this version reads formats 1 and {FORMAT}")
-    rest = {k: v for k, v in metadata.items() if k not in ("tokenizer", "text", "vocabulary", "ar")}
-    return {
-        **rest,
-        "format": FORMAT,
-        "tokenizer": {"kind": "tokenizer", **metadata["tokenizer"]},
-        "conditioner": {"kind": "phrases", "text": metadata["text"], "vocabulary": metadata["vocabulary"]},
-        "models": [{"kind": "transformer", "file": "ar", **metadata["ar"]}],
-    }
+def chosen(values: dict[str, Any], kinds: Mapping[str, Any]) -> str:
+    """Take the kind of a part out of its values; ValueError lists the kinds."""
+    kind = values.pop("kind", None)
+    if kind not in kinds:
+        raise ValueError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
+    return str(kind)
 
 
-def write_weights(folder: Path, name: str, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write one part of a family."""
-    path = folder / f"{name}.safetensors"
-    tensors: dict[str, Tensor] = {}
-    stored: set[int] = set()
-    for key, value in state.items():
-        tensor = value.contiguous().cpu()
-        # The format holds no two tensors of one memory, as tied weights of a checkpoint may be.
-        tensors[key] = tensor.clone() if tensor.untyped_storage().data_ptr() in stored else tensor
-        stored.add(tensor.untyped_storage().data_ptr())
-    save_file(tensors, path, metadata)
-    path.chmod(0o644)  # safetensors writes for the owner alone
+def check_size(described: Mapping[str, Any], folder: Path) -> None:
+    """ValueError for numbers that the files beside cannot hold, before anything is built of them, and for files that
+    lie elsewhere."""
+    for model in described.get("models", []):
+        file = mapping(model, "models").get("file", "ar")
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+", file) or file.startswith("."):
+            raise ValueError(f"models.file must be the name of a file in the folder, got {file!r}")
+    depth = sum(tensor_count(file) for file in sorted(folder.glob("*.safetensors")))
+    check_numbers({key: described.get(key) for key in PARTS}, "its part", depth, 1 << 31)
 
 
-def save_part(name: str, module: nn.Module, folder: Path, *, half_encoder: bool = False) -> None:
-    """Write the weights of one part of a family, in float16 but for what may not be rounded."""
-    state = module.state_dict()
-    # What decides which token a picture gets is not rounded: near codes differ by less than float16 can tell,
-    # and an encoder that differs from the one the AR model was trained with speaks another language.
-    exact = ("codebook", "quant") if half_encoder else ("encoder.", "codebook", "quant")
-    kept = {k for k in state if name == "tokenizer" and k.startswith(exact)}
-    kept |= {k for k in state if k.endswith("counts")}
-    write_weights(
-        folder, name, {k: v if k in kept or not v.is_floating_point() else v.half() for k, v in state.items()}
-    )
+def resampler_facts(resamplers: Mapping[tuple[int, int], LatentResampler]) -> dict[str, str]:
+    """What the file of the latent resamplers says of itself."""
+    return {"resamplers": json.dumps([m.config.to_dict() for m in resamplers.values()])}
 
 
 def add_eagle(folder: Path, drafter: EagleDrafter) -> Path:
     """Give a family folder a feature drafter, in place of the one that it may have; returns the file written."""
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        save_part("eagle", drafter, Path(temporary))
-        path = (Path(temporary) / "eagle.safetensors").replace(folder / "eagle.safetensors")
-    update_metadata(folder, eagle=drafter.config.to_dict())
+    path = save_part("eagle", drafter, folder)
+    change(folder, lambda _: {"eagle": drafter.config.to_dict()})
     return path
 
 
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not."""
-    if folder.exists():
-        raise ValueError(f"{folder} exists already; choose a new folder or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+def store_calibration(folder: Path, found: Calibration, *, default: bool = False) -> None:
+    """Write a calibrated setting to a family's family.json, for its scale and up-sampler; with `default` these become
+    what `MuloSD` and `DraftOnly` take where none is asked for."""
 
+    def update(values: dict[str, Any]) -> dict[str, Any]:
+        config = FamilyConfig.from_dict(values)
+        config = replace(config, calibrations={**config.calibrations, found.key: found})
+        return (replace(config, scale=found.scale, upsampler=found.upsampler) if default else config).to_dict()
 
-def update_metadata(folder: Path, **changes: Any) -> None:
-    """Change keys of a family.json in place, atomically."""
-    path = folder / "family.json"
-    metadata = {**json.loads(path.read_text()), **changes}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(metadata, indent=1) + "\n")
-    temporary.replace(path)
+    change(folder, update)
 
 
 def store_resamplers(folder: Path, trained: list[LatentResampler]) -> None:
@@ -447,7 +418,5 @@ def store_resamplers(folder: Path, trained: list[LatentResampler]) -> None:
     family = Family.load(folder)
     kept = family.resamplers | {(m.config.source, m.config.target): m for m in trained}
     modules = nn.ModuleDict({m.config.name: m for m in kept.values()})
-    temporary = ".resamplers"
-    write_weights(folder, temporary, modules.state_dict())
-    (folder / f"{temporary}.safetensors").replace(folder / "resamplers.safetensors")
-    update_metadata(folder, resamplers=[m.config.to_dict() for m in kept.values()])
+    write_weights(folder, "resamplers", modules.state_dict(), resampler_facts(kept))
+    change(folder, lambda _: {"resamplers": [m.config.to_dict() for m in kept.values()]})

@@ -8,6 +8,7 @@ import torch
 
 from .conditioning import ClassConditioner, Conditioner, PhraseConditioner
 from .family import Family
+from .family_config import FamilyConfig
 from .models.eagle import EagleConfig, EagleDrafter
 from .models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from .models.tokenizer import Tokenizer, TokenizerConfig
@@ -67,4 +68,4 @@ def random_family(
         resamplers = {(a, b): LatentResampler(ResamplerConfig(a, b, 4, channels=8, blocks=2)) for a, b in pairs}
         tokenizer = Tokenizer(TokenizerConfig(vocab_size, 4, channels=(8,), decoder_blocks=1))
         eagle = EagleDrafter(EagleConfig(grids, 16, 2, 32), ar) if drafter else None
-        return Family({"name": "random"}, tokenizer, conditioner, [ar], resamplers, eagle=eagle)
+        return Family(FamilyConfig("random"), tokenizer, conditioner, [ar], resamplers, eagle=eagle)

@@ -59,7 +59,7 @@ class SamplingParams:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def changed(self, given: SamplingParams | str | Mapping[str, Any] | None) -> SamplingParams:
+    def changed(self, given: SamplingLike) -> SamplingParams:
         """What an argument means where these are the defaults.
 
         Args:
@@ -78,7 +78,7 @@ class SamplingParams:
                 f"sampling must be SamplingParams, a text such as 'cfg_scale=3:top_k=100', or a mapping, got {given!r}"
             )
         names = {f.name: type(f.default) for f in fields(self)}
-        values = {}
+        values: dict[str, Any] = {}
         for name, value in given.items():
             if name not in names:
                 raise ValueError(f"sampling has no parameter {name!r}; it has {', '.join(names)}")
@@ -104,6 +104,10 @@ class SamplingParams:
         return Logits(mixed.float(), None, logits.dtype), replace(
             self, temperature=1.0 if self.temperature > 0 else 0.0
         )
+
+
+# What an argument may be that asks for parameters, see `SamplingParams.changed`.
+SamplingLike = SamplingParams | str | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from .strategy import Strategy
 
 @dataclass(frozen=True)
 class EntropyRadius(Strategy):
-    """A radius for each rejected token.
+    """Grows the radius by so many cells for each nat of the target's entropy at the rejected token; may be negative.
 
     Args:
-        rate: cells that the radius grows by for each nat of entropy at the token; may be negative.
+        rate: cells a nat.
     """
 
     setting: ClassVar[str] = "entropy_radius"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..cache import KVCache
@@ -35,6 +35,13 @@ class Decoder:
     def from_settings(cls, values: Mapping[str, Any]) -> Self:
         """A decoder from values of `text_settings`."""
         return cls(**values)
+
+    def check_least(self, **least: int) -> None:
+        """ValueError for the first of these settings that is given and below its least value."""
+        for name, value in least.items():
+            given = getattr(self, name)
+            if given is not None and not given >= value:
+                raise ValueError(f"{name} must be at least {value}, got {given}")
 
     def resolve(self, family: Family) -> Decoder:
         """This decoder with every open setting taken from the family; ValueError when the family lacks it."""
@@ -73,7 +80,7 @@ class OneGrid(Decoder):
         return side
 
     def resolve(self, family: Family) -> Self:
-        return replace(self, grid=self.side(family))
+        return self.changed(grid=self.side(family))
 
     def grids(self, family: Family) -> tuple[int, ...]:
         return (self.side(family),)

@@ -18,7 +18,7 @@ from .strategy import Strategy
 
 @dataclass(frozen=True)
 class Cascade(Strategy):
-    """Goes through the grids between the drafter's and the target's."""
+    """Goes through the grids between the drafter's and the target's, each verified and repaired."""
 
     setting: ClassVar[str] = "cascade"
     value: ClassVar[bool] = True

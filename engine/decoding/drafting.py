@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from ..cache import Lane
+from ..family_config import Calibration
 from ..request import Request, Steps
 from ..sampling import Logits, Noise
 from .jacobi import Coupled
@@ -37,11 +37,11 @@ class Drafting:
         if self.window is not None and self.guesses:
             raise ValueError("draft_window and draft_guesses are two ways to draft: give one of them")
 
-    def settled(self, calibration: Mapping[str, Any]) -> Drafting:
+    def settled(self, calibration: Calibration | None) -> Drafting:
         """This way of drafting, or that of a family's calibration where none is given."""
-        if self.window is not None or self.guesses is not None:
+        if self.window is not None or self.guesses is not None or calibration is None:
             return self
-        return Drafting(calibration.get("draft_window"), calibration.get("draft_guesses"))
+        return Drafting(calibration.draft_window, calibration.draft_guesses)
 
 
 def draft_rows(

@@ -61,9 +61,7 @@ class Eagle(OneGrid):
     grid: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("depth", "top_k", "total"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.check_least(depth=1, top_k=1, total=1)
         if self.coupled and self.relaxed is not None:
             raise ValueError("coupled decoding is exact, LANTERN's acceptance is relaxed: leave one of them out")
 

@@ -46,8 +46,7 @@ class Jacobi(OneGrid):
     grid: int | None = None
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1 token, got {self.window}")
+        self.check_least(window=1)
 
     def plan(self, request: Request) -> Plan:
         grid = self.side(request.family)

@@ -74,14 +74,7 @@ class MuloSD(Decoder):
             raise ValueError(f"there is no rejection {self.rejection!r}; choose one of {', '.join(REJECTIONS)}")
         if self.tau is not None and not self.tau >= 0:
             raise ValueError(f"tau must be 0 (accept all) or more, got {self.tau}")
-        if self.radius is not None and self.radius < 0:
-            raise ValueError(f"radius must be 0 or more cells, got {self.radius}")
-        if self.pool is not None and self.pool < 1:
-            raise ValueError(f"pool must be at least 1 code (the token itself), got {self.pool}")
-        if self.rows_per_cycle is not None and self.rows_per_cycle < 1:
-            raise ValueError(f"rows_per_cycle must be at least 1, got {self.rows_per_cycle}")
-        if self.window is not None and self.window < 0:
-            raise ValueError(f"window must be at least 1 token, or 0 for serial, got {self.window}")
+        self.check_least(radius=0, pool=1, rows_per_cycle=1, window=0)
         Drafting(self.draft_window, self.draft_guesses)
         if self.verify_dtype is not None:
             checked_dtype(self.verify_dtype)
@@ -110,19 +103,19 @@ class MuloSD(Decoder):
         found = family.calibration(scale or 0, upsampler)
         values = {k: getattr(self, k) for k in ("tau", "radius", "pool")}
         for key, value in values.items():
-            if value is None and key not in found:
+            if value is None and found is None:
                 raise ValueError(
                     f"family {family.name!r} is not calibrated for scale {scale} with the {upsampler} "
                     f"up-sampler: give {key}, or run `mulosd calibrate`"
                 )
-            values[key] = found[key] if value is None else value
+            values[key] = getattr(found, key) if value is None else value
         vocab = family.ar.config.vocab_size
         if values["pool"] > vocab:
             raise ValueError(f"pool must be at most the codebook size {vocab}, got {values['pool']}")
         rows = self.rows_per_cycle
         if rows is not None and scale is not None and rows % scale:
             raise ValueError(f"rows_per_cycle must be a multiple of the scale {scale}, got {rows}")
-        values["window"] = found.get("window") if self.window is None else self.window
+        values["window"] = (found and found.window) if self.window is None else self.window
         how = Drafting(self.draft_window, self.draft_guesses).settled(found)
         return replace(
             self, scale=scale, upsampler=upsampler, draft_window=how.window, draft_guesses=how.guesses, **values

@@ -23,6 +23,10 @@ DECODERS = Registry(
 )
 
 
+# What an argument may be that asks for a decoder.
+DecoderLike = Decoder | str | Mapping[str, Any] | None
+
+
 def decoder_class(name: object) -> type[Decoder]:
     """The class of a decoder; ValueError lists the names."""
     if not isinstance(name, str) or name not in DECODERS:
@@ -31,7 +35,7 @@ def decoder_class(name: object) -> type[Decoder]:
     return kind
 
 
-def decoder_of(given: Decoder | str | Mapping[str, Any] | None) -> Decoder:
+def decoder_of(given: DecoderLike) -> Decoder:
     """The decoder that an argument means.
 
     Args:

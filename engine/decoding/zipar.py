@@ -40,8 +40,7 @@ class ZipAR(OneGrid):
     zero_kv: bool = False
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1 token, got {self.window}")
+        self.check_least(window=1)
 
     def plan(self, request: Request) -> Plan:
         grid = self.side(request.family)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from .ar_dtok import ARDTok, ARDTokConfig
-from .ar_model import ARModel
-from .llamagen import LlamaGen, LlamaGenConfig
-from .tokenizer import Tokenizer, TokenizerConfig
-from .transformer import Transformer, TransformerConfig
-from .vq import VQ, VQConfig
+from ..registry import Registry
 
 
 class TokenizerConfigLike(Protocol):
@@ -40,23 +34,26 @@ class ImageTokenizer(Protocol):
     def decode_latents(self, z: Tensor) -> Tensor: ...
 
 
-AR_MODELS: dict[str, tuple[type[ARModel], Any]] = {
-    "transformer": (Transformer, TransformerConfig),
-    "llamagen": (LlamaGen, LlamaGenConfig),
-    "ar-dtok": (ARDTok, ARDTokConfig),
-}
-TOKENIZERS: dict[str, tuple[type[torch.nn.Module], Any]] = {
-    "tokenizer": (Tokenizer, TokenizerConfig),
-    "vq": (VQ, VQConfig),
-}
+# One line a model: the class by the name that family.json gives its kind. Its `config_class` reads the rest.
+AR_MODELS = Registry(
+    "mulosd.engine.models",
+    {"transformer": ".transformer:Transformer", "llamagen": ".llamagen:LlamaGen", "ar-dtok": ".ar_dtok:ARDTok"},
+)
+TOKENIZERS = Registry("mulosd.engine.models", {"tokenizer": ".tokenizer:Tokenizer", "vq": ".vq:VQ"})
 
 
-def kind_of(module: object, kinds: dict[str, tuple[Any, Any]]) -> str:
+def kind_of(module: object, kinds: Registry) -> str:
     """The name of a module's kind."""
-    return next(name for name, (cls, _) in kinds.items() if type(module) is cls)
+    return next(name for name in kinds if type(module) is kinds[name])
 
 
-def build_ar(kind: str, values: dict[str, Any]) -> ARModel:
-    """An AR model without weights yet, of a kind and the configuration that family.json holds."""
-    cls, config = AR_MODELS[kind]
-    return cls(config.from_dict(values))
+def build(kinds: Registry, kind: str, values: dict[str, Any]) -> Any:
+    """A module without weights yet, of a kind and the configuration that family.json holds.
+
+    Args:
+        kinds: `AR_MODELS` or `TOKENIZERS`.
+        kind: one of its names.
+        values: what `config.to_dict()` gave.
+    """
+    cls = kinds[kind]
+    return cls(cls.config_class.from_dict(values))

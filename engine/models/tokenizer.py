@@ -66,6 +66,8 @@ class Residual(nn.Module):
 class Tokenizer(nn.Module):
     """Vector-quantised auto-encoder with an l2-normalised codebook (van den Oord et al. 2017; Yu et al. 2022)."""
 
+    config_class = TokenizerConfig
+
     codebook: Tensor
 
     def __init__(self, config: TokenizerConfig) -> None:

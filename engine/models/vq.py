@@ -200,6 +200,8 @@ class Codebook(nn.Module):
 class VQ(nn.Module):
     """VQ tokenizer with l2-normalised codes; the same interface as the bundled `Tokenizer`."""
 
+    config_class = VQConfig
+
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config

@@ -222,7 +222,7 @@ def test_calibration_is_used(folder: Path) -> None:
     given = conditions(engine.family)
     found = calibrate(engine, ["0", "1"], rejection=0.25, pool=3, seed=1, features=given)
     assert found.upsampler == "pixel" and abs(found.rejection - 0.25) < 0.02
-    engine.family.metadata["calibration"] = {"2-pixel": {"tau": found.tau, "radius": 1, "pool": 3}}
+    engine.family.config = replace(engine.family.config, calibrations={found.key: found})
     stats = engine.generate(["0", "1"], seed=1, features=given).stats
     assert abs(sum(s.rejection or 0 for s in stats) / 2 - found.rejection) < 1e-6
 

@@ -9,7 +9,7 @@ import torch
 from mulosd.engine.calibrate import calibrate
 from mulosd.engine.decoding import DraftOnly, MuloSD, Serial, ZipAR, parse
 from mulosd.engine.engine import Engine
-from mulosd.engine.family import Family
+from mulosd.engine.family import Family, store_calibration
 from mulosd.engine.random_family import random_family
 from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.stats import Progress
@@ -100,13 +100,13 @@ def test_calibration_meets_the_wanted_rejection_and_is_stored(tmp_path: Path) ->
     prompts = ["apple", "red pear", "blue", "pear"]
     found = calibrate(engine, prompts, rejection=0.25, scale=2, pool=2, radius=1, seed=4)
     assert abs(found.rejection - 0.25) < 0.02 and found.tau > 0
-    found.store(folder)
+    store_calibration(folder, found)
     fresh = Engine.from_pretrained(folder)
     stats = fresh.generate(prompts, decoder=MuloSD(scale=2), seed=4).stats
     assert stats[0].settings["tau"] == found.tau
     assert abs(sum(s.rejection or 0 for s in stats) / 4 - found.rejection) < 1e-6
     assert (fresh.family.scale, fresh.family.upsampler) == (4, "latent"), "storing chooses nothing"
-    calibrate(engine, prompts, scale=2, upsampler="pixel", seed=4).store(folder, default=True)
+    store_calibration(folder, calibrate(engine, prompts, scale=2, upsampler="pixel", seed=4), default=True)
     chosen = Engine.from_pretrained(folder)
     for decoder in (MuloSD(), DraftOnly()):
         settings = chosen.generate("apple", decoder=decoder).stats[0].settings

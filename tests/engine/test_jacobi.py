@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mulosd.engine.decoding import DraftOnly, Jacobi, MuloSD, Serial
 from mulosd.engine.engine import Engine
+from mulosd.engine.family_config import Calibration
 from mulosd.engine.random_family import random_family
 from mulosd.engine.sampling import SamplingParams
 
@@ -64,8 +67,9 @@ def test_guessed_drafts_are_the_serial_drafts(engine: Engine, rows: int | None, 
 
 def test_a_familys_settings_fill_what_is_left_open() -> None:
     family = random_family()
-    stored = {"tau": 0.1, "radius": 1, "pool": 2, "window": 2, "draft_guesses": 8}
-    family.metadata["calibration"] = {"2-latent": stored}
+    stored = Calibration(2, "latent", pool=2, radius=1, tau=0.1, window=2, draft_guesses=8)
+    other = replace(stored, upsampler="pixel", draft_guesses=None, draft_window=2)
+    family.config = replace(family.config, calibrations={stored.key: stored})
     found = MuloSD(scale=2, upsampler="latent").resolve(family)
     assert (found.window, found.draft_guesses, found.tau) == (2, 8, 0.1)
     assert MuloSD(scale=2, upsampler="latent", window=0, draft_guesses=0).resolve(family).window == 0
@@ -74,7 +78,7 @@ def test_a_familys_settings_fill_what_is_left_open() -> None:
     assert DraftOnly(2, "latent").resolve(family).draft_guesses == 8
     assert DraftOnly(2, "latent", draft_window=3).resolve(family).draft_guesses is None
     assert DraftOnly(2, "pixel").resolve(family).draft_guesses is None
-    family.metadata["calibration"]["2-pixel"] = {**stored, "draft_guesses": None, "draft_window": 2}
+    family.config = replace(family.config, calibrations={c.key: c for c in (stored, other)})
     for decoder in (DraftOnly(2, "pixel"), MuloSD(2, upsampler="pixel")):
         found = decoder.resolve(family)
         assert (found.draft_window, found.draft_guesses) == (2, None)

@@ -25,6 +25,7 @@ from mulosd.data.sprites import Sprites
 from mulosd.engine.decoding.mulo import MuloSD
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
+from mulosd.engine.family_config import Calibration, FamilyConfig
 from mulosd.engine.models.text import Vocabulary
 from mulosd.engine.random_family import random_family
 from mulosd.engine.sampling import SamplingParams
@@ -49,10 +50,9 @@ class FakeFamily:
 
     def __init__(self) -> None:
         names = Sprites.load(FOLDER / "sprites.png").names
-        self.metadata = {
-            "calibration": {"4-latent": {"tau": 0.08, "radius": 1, "pool": 10}},
-            "scenes": {"objects": {name: name + "s" for name in names}, "backgrounds": COLOURS},
-        }
+        found = Calibration(4, "latent", pool=10, radius=1, tau=0.08)
+        scenes = {"objects": {name: name + "s" for name in names}, "backgrounds": COLOURS}
+        self.config = FamilyConfig("fake", calibrations={found.key: found}, facts={"scenes": scenes})
         self.ar = SimpleNamespace(config=SimpleNamespace(vocab_size=512))
         words = [(n, n + "s") for n in names] + [(c,) for c in COLOURS]
         words += [(r.removesuffix(" of"),) for r in RELATIONS] + [(c,) for c in COUNTS.values()]
@@ -240,7 +240,7 @@ def test_what_is_missing_is_null_and_said(engine: FakeEngine, monkeypatch: pytes
     assert "there is no reader" in notes
     bench_table(report)
 
-    monkeypatch.delitem(engine.family.metadata, "scenes")
+    monkeypatch.delitem(engine.family.config.facts, "scenes")
     report = bench_decode(engine, prompts, ["serial"])
     assert "not trained on scenes" in report["notes"][0]
     assert report["kid_real"] is None

@@ -54,7 +54,8 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A random family of three classes, with its reader and with features of 20 + 20 photos that match no package's."""
     monkeypatch.setattr(judge_module, "Lite0Features", CheapFeatures)
     made = random_family(classes=NAMES)
-    made.metadata["photos"] = {"digest": "ab" * 32, "held_out": 0.1, "size": 16, "counts": list(COUNTS)}
+    split = {"digest": "ab" * 32, "held_out": 0.1, "size": 16, "counts": list(COUNTS)}
+    made.config = replace(made.config, facts={"photos": split})
     folder = made.save(tmp_path / "family")
     classes = np.arange(40) % 3
     ClassReader.fit(clouds(classes, 1), classes, NAMES).save(folder / "classifier.safetensors")
@@ -100,7 +101,7 @@ def test_features_of_something_else_are_not_compared_with(
     loaded = Family.load(family)
     original = KeptFeatures.find(loaded)
     if key in CHANGES:
-        loaded.metadata["photos"][key] = CHANGES[key]
+        loaded.config.facts["photos"][key] = CHANGES[key]
     elif key == "names":
         loaded.conditioner.names[1] = "cougar"  # type: ignore[attr-defined]
     elif key == "tokenizer":
@@ -189,13 +190,13 @@ def test_prompts_follow_the_frequencies_of_held_out_photos(family: Path) -> None
     assert sorted(shown_prompts(engine, 16)) == ["0", "1", "2"], "to look at: each class once"
     with pytest.raises(ValueError, match="at least 1"):
         held_out_classes(engine, 0)
-    engine.family.metadata["photos"]["counts"] = [0, 0, 0]
+    engine.family.config.facts["photos"]["counts"] = [0, 0, 0]
     with pytest.raises(ValueError, match="holds out no photos"):
         default_prompts(engine, 4)
-    engine.family.metadata["photos"]["counts"] = [1, 2]
+    engine.family.config.facts["photos"]["counts"] = [1, 2]
     with pytest.raises(ValueError, match="2 classes"):
         default_prompts(engine, 4)
-    del engine.family.metadata["photos"]
+    del engine.family.config.facts["photos"]
     assert default_prompts(engine, 2) == ["0", "1"] and sorted(default_prompts(engine, 7)) == list("0001122")
     with pytest.raises(ValueError, match="does not say which photos"):
         held_out_classes(engine, 4)

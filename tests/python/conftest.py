@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from mulosd.cli import app
+from mulosd.engine.family_config import Calibration
 from mulosd.engine.random_family import random_family
 
 Run = Callable[..., Result]
 
-CALIBRATION = {f"{scale}-latent": {"tau": 0.05, "radius": 1, "pool": 3} for scale in (2, 4)}
+CALIBRATIONS = [Calibration(scale, "latent", pool=3, radius=1, tau=0.05) for scale in (2, 4)]
 
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random family: 16-px pictures, scales 2 and 4, calibrated."""
     made = random_family(drafter=True)
-    made.metadata["calibration"] = CALIBRATION
+    made.config = replace(made.config, calibrations={c.key: c for c in CALIBRATIONS})
     return made.save(tmp_path_factory.mktemp("families") / "random")
 
 

@@ -29,7 +29,7 @@ def test_the_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     stored: list[Any] = []
     # The one thing that an example must not do here: change the bundled family.
-    monkeypatch.setattr("mulosd.engine.calibrate.Calibration.store", lambda *args: stored.append(args))
+    monkeypatch.setattr("mulosd.engine.family.store_calibration", lambda *args: stored.append(args))
     names: dict[str, Any] = {"mulosd": mulosd, "prompts": "a cat on a blue background"}
     found = blocks(page)
     assert found

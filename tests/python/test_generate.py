@@ -58,7 +58,7 @@ def test_metadata_is_what_the_command_takes(run: Run, family: Path, decoder: str
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
     assert Image.open("b.png").text == text  # type: ignore[attr-defined]
     [image] = json.loads(Path("b.json").read_text())["images"]
-    assert (image["spec"], image["sampling"]) == (text["decoder"], text["sampling"])
+    assert (image["spelling"], image["sampling"]) == (text["decoder"], text["sampling"])
     assert image["decoder"] == decoder.partition(":")[0]
 
 
@@ -158,7 +158,7 @@ def test_interrupted_write_leaves_nothing(run: Run, family: Path, monkeypatch: p
         ("draft-only:draft_window=1", mulosd.DraftOnly(draft_window=1)),
         (
             "mulo:window=2:draft_window=1:cascade=true:tau=0.1",
-            mulosd.MuloSD(tau=0.1, window=2, draft_window=1, cascade=True),
+            mulosd.MuloSD.from_settings({"tau": 0.1, "window": 2, "draft_window": 1, "cascade": True}),
         ),
     ],
     ids=str,

@@ -14,6 +14,7 @@ from mulosd.engine.decoding import Eagle, MuloSD, Serial
 from mulosd.engine.decoding.rejection import verify
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
+from mulosd.engine.family_config import Calibration, FamilyConfig
 from mulosd.engine.likelihood import log_probabilities, teacher_forced
 from mulosd.engine.models.upsampler import LatentResampler, ResamplerConfig
 from mulosd.engine.random_family import random_family
@@ -32,8 +33,8 @@ PROMPTS = ("red apple", "a pear on blue", "blue apple and pear")
 def toy(**sampling: float) -> Family:
     torch.set_num_threads(1)
     family = random_family(grids=(2, 4), sharpness=3.0)
-    family.metadata["sampling"] = sampling
-    family.metadata["calibration"] = {s: {"tau": 0.1, "radius": 1, "pool": 2} for s in ("2-latent", "2-pixel", "4-x")}
+    found = [Calibration(s, u, pool=2, radius=1, tau=0.1) for s, u in ((2, "latent"), (2, "pixel"), (4, "x"))]
+    family.config = FamilyConfig("random", SamplingParams(**sampling), calibrations={c.key: c for c in found})
     return family
 
 
@@ -202,7 +203,7 @@ def test_an_aligned_family_differs_in_its_up_sampler_alone(folder: Path, tmp_pat
     new = Family.load(written)
     for name, value in weights(new).items():
         assert torch.equal(value, weights(old)[name]) != name.startswith("resamplers.2-4"), name
-    assert set(new.metadata["calibration"]) == {"4-x"} and set(old.metadata["calibration"]) > {"2-latent"}
+    assert set(new.config.calibrations) == {"4-x"} and set(old.config.calibrations) > {"2-latent"}
     # The temperature of its training is that of its distribution, which drafts may be redrawn from.
     assert (new.resampler(2, 4).config.temperature, old.resampler(2, 4).config.temperature) == (5e-4, 0.05)
     assert new.sampling == old.sampling
@@ -334,7 +335,7 @@ def test_a_distilled_family_has_one_more_network(folder: Path, tmp_path: Path) -
     assert not torch.equal(old.model(2)(cond, tokens[:, :4], 2), new.model(2)(cond, tokens[:, :4], 2))
     serial = [Engine(f).generate("pear", decoder=Serial(), seed=5).tokens for f in (old, new)]
     assert torch.equal(*serial)
-    assert set(new.metadata["calibration"]) == {"4-x"}
+    assert set(new.config.calibrations) == {"4-x"}
     log = [json.loads(line) for line in (tmp_path / "run" / "distill.jsonl").read_text().splitlines()]
     assert {"own", "belief", "confident"} <= set(log[-1])
     # What was distilled can be distilled again, and keeps its files.

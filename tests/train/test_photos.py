@@ -23,7 +23,7 @@ from mulosd.measure.photos import PhotoJudge
 from mulosd.measure.readers.classes import ClassReader
 from mulosd.train import classifier
 from mulosd.train.ar import ARTask, dropped_condition
-from mulosd.train.config import FamilyConfig
+from mulosd.train.config import TrainingFile
 from mulosd.train.photos import Augmentation, PhotoSource
 from mulosd.train.preview import preview
 from mulosd.train.stages import build_task, export, run_stage
@@ -142,7 +142,7 @@ def test_a_family_of_classes_is_trained_exported_and_generates(
 
 def judged(engine: Engine, config: Path, features: Callable[..., Any]) -> None:
     """Training pictures given out for generated ones are found out, held-out ones are not."""
-    training = FamilyConfig.load(config)
+    training = TrainingFile.load(config)
     photos = training.photos()
     everything = features(np.stack([photos.picture(i, 32) for i in range(len(photos))]))
     share = training.held_out_share
@@ -161,10 +161,10 @@ def judged(engine: Engine, config: Path, features: Callable[..., Any]) -> None:
         judge.drawn(len(held) + 1)
 
 
-def config_of(path: Path, run: Path) -> FamilyConfig:
+def config_of(path: Path, run: Path) -> TrainingFile:
     """The file as `build_task` takes it."""
     assert run.is_dir() or not run.exists()
-    return FamilyConfig.load(path)
+    return TrainingFile.load(path)
 
 
 def test_stages_without_text_are_refused(config: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_folder_may_be_conditioned_on_its_captions_as_classes(config: Path, tm
         name = f"{'cat' if i % 2 else 'red car'}-{i}.png"
         Image.new("RGB", (16, 16), (200, i, 0)).save(tmp_path / "pictures" / name)
     data = {"kind": "folder", "path": str(tmp_path / "pictures"), "names": {}}
-    conditioner = FamilyConfig.load(changed(config, data=data)).conditioner()
+    conditioner = TrainingFile.load(changed(config, data=data)).conditioner()
     assert isinstance(conditioner, ClassConditioner) and conditioner.names == ["cat", "red car"]
 
 
@@ -270,11 +270,11 @@ def test_the_classifier_is_measured_on_what_it_never_saw(
     run_stage("classifier", config, tmp_path)
     reader = ClassReader.load(tmp_path / "classifier.safetensors")
     found = reader.figures["held_out"]
-    assert found["value"] == 1 and found["pictures"] == len(FamilyConfig.load(config).photos().split(True, 0.25))
+    assert found["value"] == 1 and found["pictures"] == len(TrainingFile.load(config).photos().split(True, 0.25))
     before = len(calls)
     run_stage("classifier", config, tmp_path)  # the features were kept
     assert calls[before:] == ["cpu"]
-    photos = FamilyConfig.load(config).photos()
+    photos = TrainingFile.load(config).photos()
     other = Photos(photos.data[::-1], photos.offsets, photos.classes, photos.names)
     with pytest.raises(ValueError, match="another archive"):
         classifier.photo_features(other, tmp_path / classifier.FEATURES, MeanColour())

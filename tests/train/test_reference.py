@@ -20,7 +20,7 @@ from mulosd.measure import kept_features
 from mulosd.measure.images import reconstruct
 from mulosd.measure.kept_features import KeptFeatures
 from mulosd.train import reference
-from mulosd.train.config import FamilyConfig
+from mulosd.train.config import TrainingFile
 from mulosd.train.reference import add_features, keep_features
 from mulosd.train.stages import export, run_stage
 
@@ -34,7 +34,7 @@ def test_export_keeps_features_of_held_out_photos(
     for stage in STAGES:
         run_stage(stage, config, run, steps=1)
     folder = export(config, run, tmp_path / "family")
-    photos = FamilyConfig.load(config).photos()
+    photos = TrainingFile.load(config).photos()
     held = photos.split(True, 0.25)
     described = json.loads((folder / "family.json").read_text())["photos"]
     assert described["digest"] == photos.digest().hex() and described["size"] == 32 and described["held_out"] == 0.25
@@ -83,11 +83,11 @@ def test_export_keeps_features_of_held_out_photos(
     renamed["data"]["names"]["blue"] = "navy"
     config.write_text(yaml.safe_dump(renamed))
     with pytest.raises(ValueError, match="not trained on this archive"):
-        keep_features(FamilyConfig.load(config).photos(), family)
-    family.metadata["photos"]["held_out"] = 0.01
+        keep_features(TrainingFile.load(config).photos(), family)
+    family.config.facts["photos"]["held_out"] = 0.01
     with pytest.raises(ValueError, match="not trained on this archive"):
         keep_features(photos, family)
-    family.metadata["photos"]["counts"] = np.bincount(
+    family.config.facts["photos"]["counts"] = np.bincount(
         photos.classes[few := photos.split(True, 0.01)], minlength=3
     ).tolist()
     with pytest.raises(ValueError, match=f"{len(few)} are held out"):

@@ -17,7 +17,7 @@ from mulosd.cli import app
 from mulosd.engine.family import Family
 from mulosd.engine.models.upsampler import ResamplerConfig
 from mulosd.train.checkpoint import averaged, checkpoint
-from mulosd.train.config import FamilyConfig
+from mulosd.train.config import TrainingFile
 from mulosd.train.stages import export, run_stage
 from mulosd.train.upsampler import ResamplerTask
 from mulosd.train.variants import trained_variants, variant_names, varied
@@ -64,14 +64,14 @@ def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_variant(config: Path, **stated: Any) -> FamilyConfig:
+def with_variant(config: Path, **stated: Any) -> TrainingFile:
     values = yaml.safe_load(config.read_text())
     values["upsampler"]["variants"]["new"] = stated
-    return FamilyConfig(values, config)
+    return TrainingFile(values, config)
 
 
 def test_a_variant_is_the_section_with_what_it_states(config: Path) -> None:
-    training = FamilyConfig.load(config)
+    training = TrainingFile.load(config)
     assert variant_names(training) == ["still", "gan"]
     section = varied(training, "gan").section("upsampler")
     assert section["pixel"] == 2.0 and section["pairs"] == [[4, 8]] and section["pool"] == 6
@@ -95,7 +95,7 @@ def test_a_variant_is_the_section_with_what_it_states(config: Path) -> None:
 
 @pytest.mark.parametrize("name", ["photo", "photo_gpu"])
 def test_the_recipes_vary_the_losses_alone(name: str) -> None:
-    training = FamilyConfig.load(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    training = TrainingFile.load(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
     names = variant_names(training)
     assert names[:4] == ["token", "pixel", "perceptual", "patchgan"]
     sections = [varied(training, v).section("upsampler") for v in names[:4]]
@@ -120,13 +120,13 @@ def test_variants_start_from_the_averaged_weights_and_are_exported(config: Path,
     )  # or the average would not be told from the last step
 
     with pytest.raises(ValueError, match="mulosd train upsampler --variant gan"):
-        trained_variants(FamilyConfig.load(config), run, ["gan"])
+        trained_variants(TrainingFile.load(config), run, ["gan"])
     gan = run_stage("upsampler", config, run, variant="gan", steps=2)
     assert any(not torch.equal(gan[k], start[k]) for k in weights)
     assert checkpoint(run, "upsampler-gan")["step"] == 2 and checkpoint(run, "upsampler-gan")["task"]
     assert all(torch.equal(v, start[k]) for k, v in averaged(run, "upsampler").items())
 
-    found, notes = trained_variants(FamilyConfig.load(config), run)
+    found, notes = trained_variants(TrainingFile.load(config), run)
     assert list(found) == ["still", "gan"] and notes == []
     assert found["gan"][1]["steps"] == 2 and found["gan"][1]["adversarial"] == 0.1
     plain, chosen = (Family.load(export(config, run, tmp_path / str(len(v)), v)) for v in ([], ["still", "gan"]))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..engine.models.ar_dtok import PREFIXES, ARDTokConfig
 from ..engine.models.ar_model import ARModel
-from ..engine.models.kinds import AR_MODELS, build_ar, kind_of
+from ..engine.models.kinds import AR_MODELS, build, kind_of
 from ..engine.models.llamagen import LlamaGenConfig
 from .container import Checkpoint, fit, read_checkpoint
 
@@ -100,7 +100,7 @@ def assemble(
 ) -> ARModel:
     """A model of a configuration with these tensors."""
     with torch.device("meta"):
-        model = build_ar(kind, values)
+        model = build(AR_MODELS, kind, values)
     fit(file, tensors, model.state_dict(), describe(model))
     state = {k: v.to(dtype, copy=True) if v.is_floating_point() else v for k, v in tensors.items()}
     model.load_state_dict(state, assign=True)
@@ -153,7 +153,7 @@ def translate(
             f"cls_embedding.uncond_embedding (captions) or abs_pe (Tar)"
         )
     with torch.device("meta"):
-        model = build_ar(kind, values)
+        model = build(AR_MODELS, kind, values)
     known = {k: v for k, v in t.items() if k not in IGNORED}
     fit(path, known, released(model.state_dict()), describe(model))
     return kind, values, renamed(known)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ..engine.conditioning.captions import ENCODER
-from ..engine.family import Family, new_folder, write_weights
+from ..engine.family import Family
+from ..engine.family_config import FORMAT, write_json
 from ..engine.models.ar_dtok import PREFIXES
+from ..engine.weights import new_folder, write_weights
 from .ar import HEADS, METADATA, check_is_ar, translate
 from .container import Checkpoint, read_checkpoint
 from .source import locate
@@ -222,6 +224,7 @@ def assemble(
 ) -> Path:
     """Write the folder, which appears whole or not at all."""
     metadata = {
+        "format": FORMAT,
         "name": output.name,
         "sampling": sampling,
         "calibration": {},
@@ -239,6 +242,6 @@ def assemble(
         for i, part in enumerate(parts):
             report("writing", i, len(parts))
             write_weights(folder, part.name, part.tensors, part.metadata)
-        (folder / "family.json").write_text(json.dumps(family.describe(), indent=1) + "\n")
+        write_json(folder, family.describe())
         report("writing", len(parts), len(parts))
     return output

@@ -48,10 +48,10 @@ def photos(
     from ..measure.readers.lite0 import Lite0Features
     from ..measure.sheets import drawn
     from ..train.classifier import FEATURES, photo_features
-    from ..train.config import FamilyConfig
+    from ..train.config import TrainingFile
 
     how = read_decoder(decoder)
-    training = FamilyConfig.load(config)
+    training = TrainingFile.load(config)
     archive = training.photos()
     engine = Engine.from_pretrained(family, device=device)
     network = Lite0Features(device)

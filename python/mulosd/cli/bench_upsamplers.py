@@ -81,12 +81,12 @@ def upsamplers(
     from ..measure.decode import bench_table
     from ..measure.references import REAL_SEED
     from ..measure.upsamplers import Candidate, bench_upsamplers, untrained, upsampler_rows, upsampler_table
-    from ..train.config import FamilyConfig
+    from ..train.config import TrainingFile
     from ..train.stages import trained_tokenizer
     from ..train.variants import trained_variants
 
     start = read_mulo(decoder)
-    training = FamilyConfig.load(config)
+    training = TrainingFile.load(config)
     engine = Engine.from_pretrained(family, device=device)
     scale = start.scale or max(engine.family.scales, default=0)
     found, notes = trained_variants(training, run, variant or ())

@@ -54,6 +54,7 @@ def calibrate(
 
     from .. import Engine, MuloSD
     from ..engine.calibrate import calibrate as run
+    from ..engine.family import store_calibration
     from ..measure.prompts import default_prompts, read_prompts
     from .features import read_features
 
@@ -84,7 +85,7 @@ def calibrate(
     folder = engine.family.path
     if folder is None:
         raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")
-    found.store(folder, default=default)
+    store_calibration(folder, found, default=default)
     stdout.print(
         f"scale {found.scale}, {found.upsampler} up-sampler: tau {found.tau:.3g} rejects {found.rejection:.2%} of "
         f"draft tokens; stored in {folder / 'family.json'}",

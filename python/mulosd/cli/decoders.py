@@ -53,9 +53,12 @@ def summary(kind: type[Any]) -> str:
 def described(kind: type[Any]) -> list[tuple[str, str, str, str]]:
     """Setting, type, default and meaning, from the class of a decoder and its docstring."""
     from ..engine.decoding import Lantern
+    from ..engine.decoding.strategy import STRATEGIES
 
-    lantern = meanings(Lantern)  # eagle's `relaxed`, which a text states as two settings
-    known = {"lantern_k": f"accept as LANTERN does, lossy: {lantern['k']}", "delta": lantern["delta"], **meanings(kind)}
+    # What a class holds as objects, a text states as settings: eagle's `relaxed`, and the `strategies` of mulo.
+    lantern = meanings(Lantern)
+    known = {"lantern_k": f"accept as LANTERN does, lossy: {lantern['k']}", "delta": lantern["delta"]}
+    known |= {name: " ".join(meanings(s).values()) or summary(s) for name, s in STRATEGIES.items()} | meanings(kind)
     usual = {"delta": Lantern.delta, **kind().settings()}
     return [
         (name, of.replace(" | None", ""), str(usual.get(name)).lower(), known.get(name, ""))

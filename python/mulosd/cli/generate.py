@@ -67,7 +67,6 @@ def generate(
     chosen = read_decoder(decoder)
 
     from .. import Engine, SchedulerConfig
-    from ..engine.decoding.spec import spell
     from .features import read_features
 
     config = SchedulerConfig(collapse_prefix=collapse_prefix)
@@ -90,12 +89,7 @@ def generate(
     paths = where.paths(result.prompts, result.seeds, numbers)
     if where.directory:
         where.path.mkdir(exist_ok=True)
-    settings = {
-        "family": engine.family.name,
-        "decoder": spell(chosen.resolve(engine.family)),
-        "sampling": spell_sampling(params),
-        "dtype": dtype.value,
-    }
+    settings = {"family": engine.family.name, "sampling": spell_sampling(params), "dtype": dtype.value}
     entries = save(result, paths, settings)
     if stats is not None:
         write_json(stats, {"version": __version__, "images": entries, "warnings": result.warnings})
@@ -118,7 +112,7 @@ def save(result: GenerationResult, paths: list[Path], settings: dict[str, str]) 
         paths, result.images, result.prompts, result.seeds, result.stats, strict=True
     ):
         info = PngInfo()
-        written = {"prompt": prompt, "seed": str(seed), **settings, "version": __version__}
+        written = {"prompt": prompt, "seed": str(seed), "decoder": figures.spelling, **settings, "version": __version__}
         for key, value in {**written, "Software": f"mulosd {__version__}"}.items():
             info.add_text(key, value)
         with atomic(path) as file:
@@ -126,6 +120,5 @@ def save(result: GenerationResult, paths: list[Path], settings: dict[str, str]) 
         stdout.print(
             f"[bold]{escape(str(path))}[/]  seed {seed}\n  {escape(str(figures))}", soft_wrap=True, highlight=False
         )
-        spec = settings["decoder"]
-        entries.append({"file": str(path), "prompt": prompt, **settings, **figures.to_dict(), "spec": spec})
+        entries.append({"file": str(path), "prompt": prompt, **settings, **figures.to_dict()})
     return entries

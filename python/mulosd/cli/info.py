@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,10 +55,12 @@ def info(
 
 def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
     """What `--json` prints of one family."""
+    from ..data.family import scene_words
     from ..engine.conditioning import ClassConditioner
     from ..engine.dtypes import DTYPES
     from ..engine.memory import plan_memory
 
+    objects, backgrounds = scene_words(f)
     plan = plan_memory(f, DTYPES[dtype])
     return {
         "name": f.name,
@@ -66,12 +69,12 @@ def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
         "grids": list(f.grids),
         "patch": f.patch,
         "scales": list(f.scales),
-        "objects": list(f.objects),
-        "backgrounds": list(f.backgrounds),
+        "objects": objects,
+        "backgrounds": backgrounds,
         "words": sorted(f.vocabulary.phrases),
         "classes": f.conditioner.names if isinstance(f.conditioner, ClassConditioner) else [],
         "default": {"scale": f.scale, "upsampler": f.upsampler},
-        "calibration": f.metadata.get("calibration", {}),
+        "calibration": {key: asdict(c) for key, c in f.config.calibrations.items()},
         "conditions": f.conditioner.kind,
         "parameters": f.parameters(),
         "memory": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -71,22 +71,11 @@ def read_decoder(text: str) -> Decoder:
 
 def read_sampling(engine: Engine, text: str) -> SamplingParams:
     """The family's own sampling parameters with those of a text such as `cfg_scale=3:top_k=100` on top."""
-    from dataclasses import replace
-
-    usual = engine.family.sampling.to_dict()
-    given: dict[str, Any] = {}
-    for setting in filter(None, text.strip().split(":")):
-        key, equals, value = setting.partition("=")
-        if key not in usual or not equals:
-            raise ValueError(f"--sampling has no {setting!r}: write key=value with one of {', '.join(usual)}")
-        kind = type(usual[key])
-        try:
-            given[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-        except (ValueError, KeyError):
-            raise ValueError(f"--sampling {key} must be {kind.__name__}, got {value!r}") from None
-    return replace(engine.family.sampling, **given)
+    return engine.family.sampling.changed(text or None)
 
 
 def spell_sampling(sampling: SamplingParams) -> str:
     """The text that `read_sampling` reads as these parameters."""
-    return ":".join(f"{key}={str(value).lower()}" for key, value in sampling.to_dict().items())
+    from ..engine.settings import spelled
+
+    return ":".join(f"{key}={spelled(value)}" for key, value in sampling.to_dict().items())

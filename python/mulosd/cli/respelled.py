@@ -57,9 +57,9 @@ def respell(args: list[str], own: set[str]) -> str | None:
     settings = {DECODER[option]: value for option, value in found if option in DECODER}
     sampling = {SAMPLING[option]: value for option, value in found if option in SAMPLING}
     if settings:
-        told.append(moved(found, DECODER, "decoder", spelled(settings, decoder_with(settings, base))))
+        told.append(moved(found, DECODER, "decoder", text_of(settings, decoder_with(settings, base))))
     if sampling:
-        told.append(moved(found, SAMPLING, "sampling", spelled(sampling)))
+        told.append(moved(found, SAMPLING, "sampling", text_of(sampling)))
     return "; ".join(told) or None
 
 
@@ -68,8 +68,10 @@ def moved(found: list[tuple[str, str]], where: dict[str, str], option: str, text
     return f"{' '.join(given)} {'is' if len(given) == 1 else 'are'} now part of the {option}: --{option} {text}"
 
 
-def spelled(settings: dict[str, str], *first: str) -> str:
-    return ":".join([*first, *(f"{key}={value}" for key, value in settings.items())])
+def text_of(settings: dict[str, str], *first: str) -> str:
+    from ..engine.settings import spelled
+
+    return ":".join([*first, *(f"{key}={spelled(value)}" for key, value in settings.items())])
 
 
 def decoder_with(settings: dict[str, str], base: str) -> str:

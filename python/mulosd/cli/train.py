@@ -94,14 +94,14 @@ def run_stages(
         raise ValueError(f"--run {run} is a file; name a folder")
     at_least(1, steps=steps)
 
-    from ..train.config import FamilyConfig
+    from ..train.config import TrainingFile
     from ..train.stages import run_stage
     from ..train.variants import varied
 
     for variant in variants:
-        varied(FamilyConfig.load(config), variant)  # a mistake in the last one shows before the first is trained
+        varied(TrainingFile.load(config), variant)  # a mistake in the last one shows before the first is trained
     if len(stages) > 1:
-        written = FamilyConfig.load(config).values
+        written = TrainingFile.load(config).values
         stages = tuple(s for s in stages if s in written or s not in OPTIONAL)
     for variant in variants:
         run_stage(stages[0], config, run, device=device, steps=steps, variant=variant)
@@ -320,10 +320,10 @@ def reference(
 
     from ..engine.family import Family
     from ..measure.kept_features import FILE
-    from ..train.config import FamilyConfig
+    from ..train.config import TrainingFile
     from ..train.reference import keep_features
 
-    kept = keep_features(FamilyConfig.load(config).photos(), Family.load(family), count=count, device=device)
+    kept = keep_features(TrainingFile.load(config).photos(), Family.load(family), count=count, device=device)
     path = family / FILE if output is None else output
     kept.save(path)
     tell(f"{path}: twice {len(kept.real)} held-out photos")
@@ -398,9 +398,9 @@ def sprites(
     check_file("--output", output)
 
     from ..data.sprites import render_icons
-    from ..train.config import FamilyConfig
+    from ..train.config import TrainingFile
 
-    objects = FamilyConfig.load(config).data.get("objects")
+    objects = TrainingFile.load(config).data.get("objects")
     if not objects:
         raise ValueError(f"{config} lists no objects; sprites are for data.kind 'scenes'")
     icons = {name: spec[0] for name, spec in objects.items()}

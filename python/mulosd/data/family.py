@@ -14,9 +14,15 @@ from .sprites import Sprites
 
 def scene_config(family: Family) -> SceneConfig:
     """The scenes that a family was trained on; ValueError when it was trained on something else."""
-    if "scenes" not in family.metadata:
+    if "scenes" not in family.config.facts:
         raise ValueError(f"family {family.name!r} was not trained on scenes, so there are no scenes to compare with")
-    return SceneConfig.from_dict(family.metadata["scenes"])
+    return SceneConfig.from_dict(family.config.facts["scenes"])
+
+
+def scene_words(family: Family) -> tuple[list[str], list[str]]:
+    """Objects and backgrounds of a family of scenes; nothing for others."""
+    scenes = family.config.facts.get("scenes", {})
+    return list(scenes.get("objects", {})), list(scenes.get("backgrounds", {}))
 
 
 def sprites(family: Family) -> Sprites:
@@ -60,7 +66,7 @@ class PhotoSplit:
     @classmethod
     def load(cls, family: Family) -> PhotoSplit:
         """That of a family; ValueError when it was not trained on photos, or has other classes."""
-        found = family.metadata.get("photos")
+        found = family.config.facts.get("photos")
         if found is None:
             raise ValueError(
                 f"family {family.name!r} does not say which photos it was trained on: its family.json has no key "

@@ -21,7 +21,7 @@ PATIENCE = 10_000
 
 def made_of(family: Family) -> str | None:
     """What a family was trained on, "photos" or "scenes" of its own data; None for other images."""
-    return next((kind for kind in ("photos", "scenes") if kind in family.metadata), None)
+    return next((kind for kind in ("photos", "scenes") if kind in family.config.facts), None)
 
 
 def held_out_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:

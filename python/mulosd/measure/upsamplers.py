@@ -73,7 +73,7 @@ def fitted(engine: Engine, resamplers: Mapping[tuple[int, int], LatentResampler]
         return engine
     old = engine.family
     family = Family(
-        old.metadata,
+        old.config,
         cast("nn.Module", old.tokenizer),
         old.conditioner,
         old.models,

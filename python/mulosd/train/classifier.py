@@ -16,7 +16,7 @@ from ..measure.readers.classes import FILE, ClassReader
 from ..measure.readers.lite0 import Lite0Features
 
 if TYPE_CHECKING:
-    from .config import FamilyConfig
+    from .config import TrainingFile
 
 CHUNK = 256
 # Named by what they depend on, so that another archive or network does not find them.
@@ -48,7 +48,7 @@ def photo_features(
     return features.astype(np.float16).astype(np.float32)
 
 
-def train_classifier(config: FamilyConfig, run: Path, *, device: str = "cpu") -> ClassReader:
+def train_classifier(config: TrainingFile, run: Path, *, device: str = "cpu") -> ClassReader:
     """Fit the reader of classes to the training split, measure it on the held-out split and write it to the run.
 
     The section `classifier` of the training file may set `penalty` and `steps` (`ClassReader.fit`).

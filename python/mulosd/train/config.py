@@ -20,7 +20,7 @@ IGNORED = ("a", "an", "the", "and", "on", "of", "to", "with", "background", "is"
 RELATION_SYNONYMS = {"left of": ("left",), "right of": ("right",), "above": ("over",), "below": ("under", "beneath")}
 
 
-class FamilyConfig:
+class TrainingFile:
     """A training file: `family`, `seed`, `data`, and a section for each command."""
 
     def __init__(self, values: dict[str, Any], path: Path) -> None:
@@ -36,7 +36,7 @@ class FamilyConfig:
         self._photos: Photos | None = None
 
     @classmethod
-    def load(cls, path: Path) -> FamilyConfig:
+    def load(cls, path: Path) -> TrainingFile:
         try:
             import yaml
         except ImportError as error:

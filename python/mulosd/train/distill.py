@@ -45,7 +45,7 @@ def with_own_drafter(family: Family, grid: int) -> Family:
     target = max(models, key=lambda m: max(m.config.grids))
     eagle = None if family.eagle is None else retargeted(family.eagle, target)
     tokenizer = cast("Any", family.tokenizer)
-    return Family(family.metadata, tokenizer, family.conditioner, models, family.resamplers, None, eagle, family.srgan)
+    return Family(family.config, tokenizer, family.conditioner, models, family.resamplers, None, eagle, family.srgan)
 
 
 def retargeted(drafter: EagleDrafter, target: ARModel) -> EagleDrafter:

@@ -12,10 +12,12 @@ import torch
 
 from ..data.family import scene_config, sprites
 from ..data.scenes import Renderer
-from ..engine.family import Family, new_folder, save_part, store_resamplers, update_metadata
+from ..engine.family import Family, store_resamplers
+from ..engine.family_config import change, write_json
 from ..engine.models.upsampler import LatentResampler
+from ..engine.weights import new_folder, save_part
 from .align import AlignTask
-from .config import FamilyConfig
+from .config import TrainingFile
 from .distill import DistillTask, with_own_drafter
 from .loop import LoopConfig, train
 from .own_samples import training_prompts
@@ -42,10 +44,10 @@ def pictures_of(
     if images is not None and config is not None:
         raise ValueError("--images and --config both name pictures: give one of them")
     if config is not None:
-        return FamilyConfig.load(config).source(held_out)
+        return TrainingFile.load(config).source(held_out)
     if images is not None:
         return FolderSource(images, held_out)
-    if "scenes" not in family.metadata:
+    if "scenes" not in family.config.facts:
         return None
     return SceneSource(Renderer(scene_config(family), sprites(family)), held_out)
 
@@ -140,7 +142,7 @@ def distill_drafter(
         for name, model in parts.items():
             if id(model) not in kept:
                 save_part(name, model, new)
-        update_metadata(new, **family.describe())
+        write_json(new, family.describe())
         forget(family, new, ratio)
     return output
 
@@ -186,5 +188,5 @@ def copied(family: Family, folder: Path) -> None:
 
 def forget(family: Family, folder: Path, scale: int) -> None:
     """Drop the calibration of a scale, which was measured on other drafts."""
-    known = family.metadata.get("calibration", {})
-    update_metadata(folder, calibration={k: v for k, v in known.items() if not k.startswith(f"{scale}-")})
+    kept = {key: c.to_dict() for key, c in family.config.calibrations.items() if c.scale != scale}
+    change(folder, lambda _: {"calibration": kept})

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ..measure.sheets import contact_sheet
-from .config import FamilyConfig
+from .config import TrainingFile
 from .stages import trained_tokenizer
 from .token_pool import as_input
 from .tokenizer import psnr
@@ -30,7 +30,7 @@ def preview(config_path: Path, run: Path, path: Path, *, count: int = 8, size: i
     Raises:
         ValueError: the run has no tokenizer.
     """
-    config = FamilyConfig.load(config_path)
+    config = TrainingFile.load(config_path)
     tokenizer = trained_tokenizer(config, run)
     side = size or max(config.section("tokenizer")["batch"])
     source = config.source(held_out=True)

@@ -17,7 +17,7 @@ from ..measure.readers.objects import CELL_PX, ReaderConfig, ReaderNet
 from .loop import Task
 
 if TYPE_CHECKING:
-    from .config import FamilyConfig
+    from .config import TrainingFile
 
 SPOILERS = ("shuffle", "chimera", "half")
 
@@ -108,7 +108,7 @@ class ReaderTask(Task):
         self._class = {name: i + 1 for i, name in enumerate(self.config.names)}
 
     @classmethod
-    def from_config(cls, config: FamilyConfig) -> ReaderTask:
+    def from_config(cls, config: TrainingFile) -> ReaderTask:
         """The task of a training file's section `reader`: batch, spoiled and channels, all optional.
 
         Raises:

@@ -14,18 +14,21 @@ from torch import Tensor, nn
 
 from ..data.family import PhotoSplit
 from ..engine.conditioning import ClassConditioner, Conditioner, PhraseConditioner
-from ..engine.family import Family, add_eagle, new_folder
+from ..engine.family import Family, add_eagle
+from ..engine.family_config import FamilyConfig
 from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.srgan import SuperResolver, SuperResolverConfig
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
 from ..engine.models.transformer import Transformer, TransformerConfig
+from ..engine.sampling import SamplingParams
+from ..engine.weights import new_folder
 from ..measure.readers.classes import FILE as CLASSIFIER
 from ..measure.readers.objects import FILE as READER
 from .ar import ARTask, Phase
 from .captions import CaptionsTask
 from .checkpoint import averaged, load_averaged
 from .classifier import train_classifier
-from .config import FamilyConfig
+from .config import TrainingFile
 from .eagle import EagleTask
 from .loop import Task, train
 from .reference import add_features
@@ -38,7 +41,7 @@ from .variants import checkpoint_name, resampler_configs, trained_resamplers, va
 STAGES = ("tokenizer", "captions", "ar", "text", "upsampler", "srgan", "reader", "classifier", "eagle")
 
 
-def trained_tokenizer(config: FamilyConfig, run: Path) -> Tokenizer:
+def trained_tokenizer(config: TrainingFile, run: Path) -> Tokenizer:
     """The tokenizer of a run, with its averaged weights, or that of the family to start from when the run has none."""
     start = initial_family(config)
     if start is not None and not (run / "tokenizer.pt").exists():
@@ -48,12 +51,12 @@ def trained_tokenizer(config: FamilyConfig, run: Path) -> Tokenizer:
     return tokenizer.eval()
 
 
-def initial_family(config: FamilyConfig) -> Family | None:
+def initial_family(config: TrainingFile) -> Family | None:
     """The family named by `init`, whose models training starts from."""
     return Family.load(config.resolve(config.values["init"])) if "init" in config.values else None
 
 
-def ar_config(config: FamilyConfig, conditioner: ClassConditioner | PhraseConditioner) -> TransformerConfig:
+def ar_config(config: TrainingFile, conditioner: ClassConditioner | PhraseConditioner) -> TransformerConfig:
     """Sizes of the AR model, with what follows from the other sections filled in."""
     section = config.section("ar")
     if isinstance(conditioner, ClassConditioner):
@@ -72,7 +75,7 @@ def ar_config(config: FamilyConfig, conditioner: ClassConditioner | PhraseCondit
     )
 
 
-def trained_ar(config: FamilyConfig, run: Path) -> tuple[Conditioner, Transformer]:
+def trained_ar(config: TrainingFile, run: Path) -> tuple[Conditioner, Transformer]:
     """The conditioner and the AR model of a run, with their averaged weights."""
     conditioner = config.conditioner()
     transformer = Transformer(ar_config(config, conditioner))
@@ -82,19 +85,19 @@ def trained_ar(config: FamilyConfig, run: Path) -> tuple[Conditioner, Transforme
     return conditioner, transformer
 
 
-def srgan_config(config: FamilyConfig) -> SuperResolverConfig:
+def srgan_config(config: TrainingFile) -> SuperResolverConfig:
     """Sizes of the super-resolution network."""
     return SuperResolverConfig(**config.section("srgan").get("model", {}))
 
 
-def trained_srgan(config: FamilyConfig, run: Path) -> SuperResolver:
+def trained_srgan(config: TrainingFile, run: Path) -> SuperResolver:
     """The super-resolution network of a run, with its averaged weights."""
     network = SuperResolver(srgan_config(config))
     load_averaged(network, run, "srgan")
     return network
 
 
-def drafter_of(config: FamilyConfig, target: Transformer) -> EagleDrafter:
+def drafter_of(config: TrainingFile, target: Transformer) -> EagleDrafter:
     """The feature drafter that the section `eagle` describes, untrained."""
     section = config.section("eagle")
     return EagleDrafter(EagleConfig(tuple(section["batch"]), target.config.head_dim, **section["model"]), target)
@@ -114,7 +117,7 @@ def same_conditions(a: Conditioner, b: Conditioner) -> bool:
     return a.kind == b.kind and a.to_dict() == b.to_dict()
 
 
-def eagle_task(config: FamilyConfig, run: Path) -> EagleTask:
+def eagle_task(config: TrainingFile, run: Path) -> EagleTask:
     """The task of the feature drafter: its target is the run's AR model, or else that of the family in `eagle.family`.
 
     Raises:
@@ -134,12 +137,12 @@ def eagle_task(config: FamilyConfig, run: Path) -> EagleTask:
     return EagleTask(drafter_of(config, target), conditioner, tokenizer, config.source(), **options)
 
 
-def held_out_source(config: FamilyConfig, stage: str) -> ImageSource | None:
+def held_out_source(config: TrainingFile, stage: str) -> ImageSource | None:
     """The held-out pictures of a stage whose loop validates."""
     return config.source(held_out=True) if config.loop(stage).validate_every else None
 
 
-def build_task(stage: str, config: FamilyConfig, run: Path) -> Task:
+def build_task(stage: str, config: TrainingFile, run: Path) -> Task:
     """The task of a stage, its inputs taken from the run."""
     if stage == "text":
         config.phrases(stage)
@@ -270,7 +273,7 @@ def run_stage(
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(STAGES)}")
     if variant is not None and stage != "upsampler":
         raise ValueError(f"the stage {stage} has no variants, only upsampler has; got {variant!r}")
-    config = FamilyConfig.load(config_path)
+    config = TrainingFile.load(config_path)
     if variant is not None:
         config = varied(config, variant)
     if stage == "classifier":
@@ -307,26 +310,22 @@ def export(
     Raises:
         ValueError: a stage or a variant is missing from the run, or `output` exists already.
     """
-    config = FamilyConfig.load(config_path)
+    config = TrainingFile.load(config_path)
     conditioner, transformer = trained_ar(config, run)
     resamplers = trained_resamplers(config, run)
     for variant in variants:
         resamplers |= trained_resamplers(config, run, variant)
-    metadata: dict[str, Any] = {
-        "name": config.name,
-        "sampling": config.values.get("sampling", {}),
-        "calibration": {},
-    }
+    facts: dict[str, Any] = {}
     tokenizer = trained_tokenizer(config, run)
     scenes, photos = (config.data["kind"] == kind for kind in ("scenes", "photos"))
     if scenes:
         d = config.scenes()
-        metadata["scenes"] = {**d.__dict__, "mix": list(d.mix)}
+        facts["scenes"] = {**d.__dict__, "mix": list(d.mix)}
     if photos:
         size = tokenizer.config.patch * max(transformer.config.grids)
-        metadata["photos"] = PhotoSplit.of(config.photos(), config.held_out_share, size).to_dict()
+        facts["photos"] = PhotoSplit.of(config.photos(), config.held_out_share, size).to_dict()
     family = Family(
-        metadata,
+        FamilyConfig(config.name, SamplingParams(**config.values.get("sampling", {})), facts=facts),
         tokenizer,
         conditioner,
         [transformer],
@@ -351,7 +350,7 @@ def export(
     return output
 
 
-def trained_drafter(config: FamilyConfig, run: Path, target: Transformer) -> EagleDrafter:
+def trained_drafter(config: TrainingFile, run: Path, target: Transformer) -> EagleDrafter:
     """The feature drafter of a run, with its averaged weights."""
     drafter = drafter_of(config, target)
     load_averaged(drafter, run, "eagle")
@@ -364,7 +363,7 @@ def attach(config_path: Path, run: Path, folder: Path) -> Path:
     Raises:
         ValueError: the folder is no family, the run has no drafter, or its sizes do not fit the family.
     """
-    config = FamilyConfig.load(config_path)
+    config = TrainingFile.load(config_path)
     family = Family.load(folder)
     try:
         drafter = trained_drafter(config, run, trained_here(family)[0])
@@ -373,7 +372,7 @@ def attach(config_path: Path, run: Path, folder: Path) -> Path:
     return add_eagle(family.path or folder, drafter)
 
 
-def export_reader(config: FamilyConfig, run: Path, path: Path) -> None:
+def export_reader(config: TrainingFile, run: Path, path: Path) -> None:
     """Write the trained reader of a run to a safetensors file."""
     from ..measure.readers.objects import Reader
     from .reader import ReaderTask

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
 from .checkpoint import checkpoint, load_averaged
-from .config import FamilyConfig
+from .config import TrainingFile
 from .loop import LoopConfig
 from .upsampler import ResamplerTask
 
@@ -30,12 +30,12 @@ def checkpoint_name(variant: str | None) -> str:
     return "upsampler" if variant is None else f"upsampler-{variant}"
 
 
-def variant_names(config: FamilyConfig) -> list[str]:
+def variant_names(config: TrainingFile) -> list[str]:
     """Variants of a training file, in its order."""
     return list(config.section("upsampler").get("variants") or {})
 
 
-def varied(config: FamilyConfig, name: str) -> FamilyConfig:
+def varied(config: TrainingFile, name: str) -> TrainingFile:
     """The training file whose section `upsampler` is that of a variant.
 
     A variant states what differs from the section: `pairs` (some of them), options of `ResamplerTask`, and parts of
@@ -61,7 +61,7 @@ def varied(config: FamilyConfig, name: str) -> FamilyConfig:
     if missing:
         raise ValueError(f"{where}: pairs {missing} are none of the section's, which are {section['pairs']}")
     loop = {**section.get("loop", {}), **stated.get("loop", {})}
-    return FamilyConfig({**config.values, "upsampler": {**section, **stated, "loop": loop}}, config.path)
+    return TrainingFile({**config.values, "upsampler": {**section, **stated, "loop": loop}}, config.path)
 
 
 def check_keys(where: str, stated: Any, known: tuple[str, ...]) -> None:
@@ -72,7 +72,7 @@ def check_keys(where: str, stated: Any, known: tuple[str, ...]) -> None:
         raise ValueError(f"{where} cannot state {', '.join(unknown)}; it may state {', '.join(known)}")
 
 
-def resampler_configs(config: FamilyConfig) -> list[ResamplerConfig]:
+def resampler_configs(config: TrainingFile) -> list[ResamplerConfig]:
     """Every latent resampler of the family."""
     section = config.section("upsampler")
     tokens = config.section("tokenizer")["model"]
@@ -82,7 +82,7 @@ def resampler_configs(config: FamilyConfig) -> list[ResamplerConfig]:
     return [ResamplerConfig(a, b, **sizes, **section["model"]) for a, b in section["pairs"]]
 
 
-def trained_resamplers(config: FamilyConfig, run: Path, variant: str | None = None) -> Resamplers:
+def trained_resamplers(config: TrainingFile, run: Path, variant: str | None = None) -> Resamplers:
     """Latent resamplers of a run by (source, target) grid, those of a variant if one is named."""
     sizes = resampler_configs(config if variant is None else varied(config, variant))
     resamplers = {(p.source, p.target): LatentResampler(p) for p in sizes}
@@ -91,7 +91,7 @@ def trained_resamplers(config: FamilyConfig, run: Path, variant: str | None = No
 
 
 def trained_variants(
-    config: FamilyConfig, run: Path, names: Sequence[str] = ()
+    config: TrainingFile, run: Path, names: Sequence[str] = ()
 ) -> tuple[dict[str, tuple[Resamplers, dict[str, Any]]], list[str]]:
     """Variants that a run has trained.
 
