@@ -44,7 +44,11 @@ TOKENIZERS = Registry("mulosd.engine.models", {"tokenizer": ".tokenizer:Tokenize
 
 def kind_of(module: object, kinds: Registry) -> str:
     """The name of a module's kind."""
-    return next(name for name in kinds if type(module) is kinds[name])
+    for name in kinds:
+        if type(module) is kinds[name]:
+            return name
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    raise ValueError(f"{kind} is no registered kind; there are {', '.join(kinds)}, and a line makes one more")
 
 
 def build(kinds: Registry, kind: str, values: dict[str, Any]) -> Any:

@@ -70,11 +70,10 @@ class Block(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads or n_heads, head_dim
         if n_heads % self.n_kv_heads:
-            raise ValueError(f"n_kv_heads must divide the {n_heads} heads of the queries, got {n_kv_heads}")
+            raise ValueError(f"n_kv_heads must divide the {n_heads} heads, got {n_kv_heads}")
         self.attention_norm = RMSNorm(dim, eps)
         width = (n_heads + 2 * self.n_kv_heads) * head_dim
-        self.wqkv = Linear(dim, width)
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.wqkv = Linear(dim, width, bias=bias)
         self.q_norm = RMSNorm(head_dim, eps) if qk_norm else None
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else None
         self.wo = Linear(n_heads * head_dim, dim)
@@ -85,8 +84,6 @@ class Block(nn.Module):
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project the normalised input [B, Q, dim] to q [B, Q, H, D] and k, v [B, Q, Hkv, D], before rotation."""
         fused = self.wqkv.forward(self.attention_norm.forward(x))
-        if self.bias is not None:
-            fused = fused + self.bias.to(fused.dtype)
         if self.n_kv_heads == self.n_heads:
             q, k, v = fused.view(*x.shape[:2], 3, self.n_heads, self.head_dim).unbind(2)
         else:
@@ -160,7 +157,7 @@ def rotary_table(grid: int, cond_len: int, head_dim: int, base: float, *, zero_p
     return table
 
 
-def rotary_line(slots: int, head_dim: int, base: float) -> Tensor:
+def rotary_table_1d(slots: int, head_dim: int, base: float) -> Tensor:
     """Cosines and sines by slot of a 1-D rotary embedding: pair j of slot s turns by `s * base**(-2j / head_dim)`.
 
     Source: Su et al., RoFormer, arXiv 2104.09864; interleaved pairs, as Llama's own code has them.

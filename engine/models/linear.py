@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` without bias.
+    """`nn.Linear`, without bias unless asked for.
 
     Without gradients an input of another type than the weight's is multiplied in the input's.
 
@@ -17,8 +17,8 @@ class Linear(nn.Linear):
     does not (benchmarks/few_rows.py); one row alone is better off so where several threads share it.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
         # A wide input is better served the usual way from three rows on.
         self._few = 4 if out_features >= in_features else 2
         self._narrowed: Tensor | None = None
@@ -34,9 +34,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        weight = self.weight
+        weight, bias = self.weight, self.bias
         if x.dtype != weight.dtype and not torch.is_grad_enabled():
-            return F.linear(x, self.narrowed(x.dtype))
+            return F.linear(x, self.narrowed(x.dtype), None if bias is None else bias.to(x.dtype))
         if (
             rows > self._few
             or (rows == 1 and torch.get_num_threads() == 1)
@@ -44,7 +44,8 @@ class Linear(nn.Linear):
             or x.dtype != torch.float32
             or torch.is_grad_enabled()
         ):
-            return F.linear(x, weight)
+            return F.linear(x, weight, bias)
         flat = x.reshape(rows, -1)
         product = torch.mm(weight, (flat if rows > 1 else flat.repeat(2, 1)).t())
-        return product[:, :rows].t().contiguous().view(*x.shape[:-1], self.out_features)
+        out = product[:, :rows].t().contiguous().view(*x.shape[:-1], self.out_features)
+        return out if bias is None else out + bias

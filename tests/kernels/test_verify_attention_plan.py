@@ -184,12 +184,12 @@ def test_the_cuda_backend_prefers_flash_attn_where_it_can_serve(
     monkeypatch.setattr(
         cuda.native, "module", lambda: SimpleNamespace(verify_attention=lambda *_: launched.append(True))
     )
-    cuda.run(*plain.values())
+    cuda.run(Call(**plain))
     assert (len(fake_flash), len(launched)) == (1, 0)
-    cuda.run(*(plain | {"splits": 1}).values())
+    cuda.run(Call(**(plain | {"splits": 1})))
     assert (len(fake_flash), len(launched)) == (1, 1)
 
 
 def test_without_flash_attn_the_reasons_of_both_are_given(plain: Arguments) -> None:
-    text = cuda.decline(*plain.values())
+    text = cuda.decline(Call(**plain))
     assert text is not None and "CUDA device" in text

@@ -60,6 +60,9 @@ class FakeFamily:
         self.vocabulary = Vocabulary(phrases, frozenset({"a", "an", "and", "on", "of", "background"}))
         self.tokenizer = SimpleNamespace(encode=self._remember)
 
+    def model(self, grid: int) -> SimpleNamespace:
+        return self.ar
+
     def drafter_grid(self, scale: int) -> int:
         if scale not in self.scales:
             raise ValueError(f"no scale {scale}")

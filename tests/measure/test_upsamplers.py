@@ -105,7 +105,7 @@ def test_a_stated_tau_is_kept_and_mistakes_are_told(engine: Engine) -> None:
         ([], BASE, "at least one"),
         ([latent, latent], BASE, "different names"),
         ([latent], replace(BASE, upsampler="pixel"), "leave upsampler"),
-        ([latent], replace(BASE, cascade=True), "cascade"),
+        ([latent], BASE.changed(cascade=True), "cascade"),
         ([latent], MuloSD(scale=4), "not calibrated"),
         ([Candidate("x", resamplers={(2, 4): resampler(engine, 1, 4)})], BASE, "no resampler 2->8"),
         ([Candidate("x", resamplers={(2, 8): misfit})], BASE, "4 dimensions"),
@@ -131,7 +131,8 @@ def test_fidelity_is_that_of_the_pictures(engine: Engine, pictures: Images) -> N
     told = fidelity(fitted(engine, {(2, 8): Told(family.resamplers[2, 8].config)}), pictures, "latent")
     with torch.no_grad():
         error = ((family.tokenizer.decode(tokens) - image) ** 2).mean(dim=(1, 2, 3)).double().numpy()
-    assert told["match"] == 1 and told["psnr"] == pytest.approx(float((10 * np.log10(4 / error)).mean()), abs=1e-4)
+    # Images of eight bits are compared, so the last digits differ.
+    assert told["match"] == 1 and told["psnr"] == pytest.approx(float((10 * np.log10(4 / error)).mean()), abs=2e-3)
     assert fidelity(engine, pictures, "latent")["match"] < 0.5
 
 

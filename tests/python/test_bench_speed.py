@@ -83,7 +83,7 @@ def test_planted_rejections_have_the_wanted_share_and_the_same_places_whatever_t
     for seed in range(3):
         for decoder, found in zip(decoders, shares, strict=True):
             request = Request(family, features(engine, SamplingParams()), seed, SamplingParams())
-            found.append(run_alone(engine, request, decoder.resolve(family)).rejection)
+            found.append(run_alone(engine, request, decoder.resolve(family)).stats.rejection)
     assert shares[0] == shares[1]
     assert len(set(shares[0])) > 1, "other seeds, other places"
     n, request = 2560, Request(family, features(engine, SamplingParams()), 9, SamplingParams())
@@ -118,7 +118,7 @@ def test_work_of_a_forward_by_counting(engine: Engine) -> None:
     params = SamplingParams()
     request = Request(engine.family, features(engine, params), 0, params)
     run_alone(engine, request, metered)
-    assert len(metered.works) == sum(request.recorder.forwards.values())
+    assert len(metered.works) == sum(request.recorder.stats.forwards.values())
     c = engine.family.ar.config
     last = floors.forward(
         c.n_layers, c.dim, c.n_heads, c.head_dim, c.ffn_dim, c.vocab_size, B=1, Q=1, L=c.cond_len + 63, logits=1, e=4

@@ -18,7 +18,7 @@ from ...engine.decoding.base import Decoder
 from ...engine.decoding.mulo import MuloSD
 from ...engine.decoding.spec import parse, spell
 from ...engine.engine import Engine
-from ...engine.request import Request
+from ...engine.request import Request, Update
 from ...engine.sampling import SamplingParams
 from ...engine.scheduler import SchedulerConfig
 from ...engine.stats import Recorder
@@ -200,23 +200,25 @@ def decoder_contestant(engine: Engine, decoder: Decoder, sampling: SamplingParam
         metered = Metered(decoder, one.works) if not one.works else decoder
         recorder = Recorder()
         request = Request(engine.family, conditions(engine, sampling.guided), seed, sampling, recorder)
-        outcome = run_alone(engine, request, metered)
+        tokens = run_alone(engine, request, metered).tokens
         stats = recorder.stats
         one.forwards, one.rejection, one.coverage = stats.forwards, stats.rejection, stats.coverage
-        return outcome.tokens
+        if tokens is None:
+            raise RuntimeError("a final update has the tokens of its image")
+        return tokens
 
     return one
 
 
-def run_alone(engine: Engine, request: Any, decoder: Decoder) -> Any:
+def run_alone(engine: Engine, request: Request, decoder: Decoder) -> Update:
     """The last update of one request."""
     engine.scheduler.add(request, decoder)
     while True:
-        for event in engine.scheduler.step():
-            if event.error is not None:
-                raise event.error
-            if event.kind == "final":
-                return event
+        for update in engine.scheduler.step():
+            if update.error is not None:
+                raise update.error
+            if update.kind == "final":
+                return update
 
 
 def conditions(engine: Engine, guided: bool) -> Tensor:
