@@ -11,17 +11,23 @@ the object that covers it, or the background. Where objects may stand in several
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.scenes import KINDS, RELATIONS, Scene, SceneConfig, sample_scene
+from ..data.scenes import KINDS, RELATIONS, Scene, SceneConfig, article, sample_scene
+from ..engine.conditioning import PhraseConditioner
 from ..engine.models.position_condition import PositionCondition
 from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from .loop import Task
 
 MAX_OBJECTS = 3
+# Least change of both object slots, relative to their size, when a caption's objects are swapped. An encoder that knows
+# the order is at 1.2 to 1.3, one that has lost it at 0.03, one that was never trained at 0.00.
+LEAST_CHANGE = 0.5
 
 
 def raster_order(scene: Scene) -> list[str]:
@@ -118,3 +124,37 @@ class CaptionsTask(Task):
             loss = loss + self.scenes.cells * where
             figures["cell"] = float(where.detach())
         return loss, figures
+
+
+@torch.no_grad()
+def change_of_order(conditioner: PhraseConditioner, scenes: SceneConfig) -> float:
+    """How far the slots of two objects move when the caption swaps them, relative to their size.
+
+    Of both slots the one that moves less counts: what is written first changes in any case, which object the raster
+    meets first and which second has to be understood. The mean over neighbours in the list of objects and relations.
+
+    Raises:
+        ValueError: fewer than two objects, which have no order.
+    """
+    names = list(scenes.objects)
+    if len(names) < 2:
+        raise ValueError(f"order is of two objects, the scenes have {len(names)}")
+    pairs = [(a, b, relation) for a, b in pairwise(names) for relation in RELATIONS]
+    colour = article(next(iter(scenes.backgrounds)))
+    told, swapped = (
+        conditioner.condition([f"{article(a)} {r} {article(b)} on {colour} background" for a, b, r in some]).features
+        for some in (pairs, [(b, a, r) for a, b, r in pairs])
+    )
+    change = (told - swapped)[:, :2].float().norm(dim=-1) / told[:, :2].float().norm(dim=-1)
+    return float(change.min(dim=1).values.mean())
+
+
+def check_order(conditioner: PhraseConditioner, scenes: SceneConfig) -> None:
+    """ValueError if the text encoder does not tell which of two objects comes first."""
+    change = change_of_order(conditioner, scenes) if len(scenes.objects) > 1 else LEAST_CHANGE
+    if change < LEAST_CHANGE:
+        raise ValueError(
+            f"the text encoder does not tell 'a left of b' from 'b left of a': its slots of the objects move by "
+            f"{change:.2f} of their size when a caption swaps them, at least {LEAST_CHANGE} is needed. Train the stage "
+            f"captions longer, and keep what it teaches with ar.freeze_text: true"
+        )

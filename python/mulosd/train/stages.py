@@ -25,7 +25,7 @@ from ..engine.weights import new_folder
 from ..measure.readers.classes import FILE as CLASSIFIER
 from ..measure.readers.objects import FILE as READER
 from .ar import ARTask, Phase
-from .captions import CaptionsTask
+from .captions import CaptionsTask, check_order
 from .checkpoint import averaged, load_averaged
 from .classifier import train_classifier
 from .config import TrainingFile
@@ -178,7 +178,7 @@ def build_task(stage: str, config: TrainingFile, run: Path) -> Task:
         token_noise=options.get("token_noise", 0.0),
         entropy_weight=options.get("entropy_weight", 0.0),
         cond_only=stage == "text",
-        freeze_text=options.get("freeze_text", False),
+        freeze_text=stage == "ar" and options.get("freeze_text", False),
         pool=options.get("pool", 0),
         held_out=held_out_source(config, stage),
         validation=options.get("validation", 64),
@@ -294,6 +294,8 @@ def export(
 ) -> Path:
     """Assemble the trained stages of a run into a family folder, which appears whole or not at all.
 
+    A run that trained neither tokenizer nor up-samplers takes those of the family it started from.
+
     A family of scenes also gets its sprite sheet and its reader, that of the family it started from if the run trained
     none; one of photos, once its reader of classes is trained, that reader and the features of held-out photos that
     evaluations compare with; any family its feature drafter and its super-resolution network, once trained. The family
@@ -308,11 +310,18 @@ def export(
         half_encoder: round the tokenizer's encoder to float16 too.
 
     Raises:
-        ValueError: a stage or a variant is missing from the run, or `output` exists already.
+        ValueError: a stage or a variant is missing from the run, the text encoder has lost the order of objects that
+            the stage captions taught it, or `output` exists already.
     """
     config = TrainingFile.load(config_path)
     conditioner, transformer = trained_ar(config, run)
-    resamplers = trained_resamplers(config, run)
+    if isinstance(conditioner, PhraseConditioner) and "captions" in config.values:
+        check_order(conditioner, config.scenes())
+    start = initial_family(config)
+    if start is None or any((run / f"{stage}.pt").exists() for stage in ("tokenizer", "upsampler")):
+        resamplers = trained_resamplers(config, run)
+    else:
+        resamplers = dict(start.resamplers)  # they know nothing but codes and grids
     for variant in variants:
         resamplers |= trained_resamplers(config, run, variant)
     facts: dict[str, Any] = {}
@@ -341,7 +350,6 @@ def export(
                 add_features(config.photos(), folder)
         if scenes:
             shutil.copyfile(config.resolve(config.data["sprites"]), folder / "sprites.png")
-            start = initial_family(config)
             known = None if start is None or start.path is None else start.path / READER
             if (run / "reader.pt").exists():
                 export_reader(config, run, folder / READER)
