@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from mulosd.train.ar import ARTask
 from mulosd.train.captions import LEAST_CHANGE, CaptionsTask, change_of_order, check_order
 from mulosd.train.checkpoint import averaged
 from mulosd.train.config import TrainingFile
+from mulosd.train.probe import Probe, held_out, probe, swapped
 from mulosd.train.stages import build_task, export, run_stage, trained_ar
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
@@ -198,3 +200,40 @@ def test_pairs_stay_near_their_places_where_a_single_object_is_free() -> None:
     config = replace(TrainingFile.load(SMOKE).scenes(), mix=(0, 1.0, 0, 0, 0, 0), jitter=1)
     drawn = (sample_scene(replace(config, free_single=True), np.random.default_rng(i)) for i in range(200))
     assert len({scene.cells for scene in drawn if scene.relation == "left of"}) <= 8
+
+
+def test_a_run_is_probed(recipe: Path, taught: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(taught, tmp_path / "run")
+    for stage in ("ar", "reader"):
+        run_stage(stage, recipe, run, steps=1)
+    first, *grids = probe(recipe, run, [8], prompts=3, pairs=5, seed=1)
+    assert float(first.split()[4]) > LEAST_CHANGE
+    assert re.fullmatch(
+        r"8x8: swapped captions [+-][\d.]+ nats an image, right in \d of 5; scenes right [\d.]+%, "
+        r"objects [\d.]+% of 3 prompts",
+        *grids,
+    )
+    with pytest.raises(ValueError, match=r"no grid 12 .* \[8, 16\]"):
+        next(probe(recipe, run, [12], prompts=0, pairs=5, seed=1))
+
+
+def test_the_gap_is_the_likelihood_of_the_other_caption_less_that_of_the_own(
+    recipe: Path, taught: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(taught, tmp_path / "run")
+    run_stage("ar", recipe, run, steps=1)
+    asked = Probe(TrainingFile.load(recipe), run)
+    told = held_out(asked.scenes, 3, 2, "pair")
+    assert [scene.kind for scene in told] == ["pair"] * 3
+    assert swapped(Scene(("cat", "apple"), ((0, 0), (0, 4)), "blue", "pair", "left of", "")) == (
+        "an apple left of a cat on a blue background"
+    )
+
+    def nll(captions: list[str], tokens: torch.Tensor, grid: int) -> torch.Tensor:
+        own = [scene.caption for scene in told]
+        assert tokens.shape == (3, 64) and grid == 8
+        return torch.tensor([1.0, 2.0, 3.0]) if captions == own else torch.tensor([2.0, 1.5, 7.0])
+
+    asked.nll = nll  # type: ignore[method-assign]
+    gap = asked.gap(8, 3, 2)
+    assert (gap.nats, gap.right, gap.images) == (1.5, 2, 3)

@@ -294,6 +294,36 @@ def preview(
 
 
 @app.command(
+    "probe",
+    epilog=examples(
+        "mulosd train probe --config configs/emoji.yaml --run runs/emoji --grid 8 --prompts 48",
+        "mulosd train probe --config configs/emoji.yaml --run runs/emoji --prompts 0",
+    ),
+)
+def probe(
+    config: ConfigOption,
+    run: RunOption,
+    grid: Annotated[
+        list[int] | None, typer.Option(help="Grid to look at; may be repeated.", show_default="all")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts to draw with serial; 0: none.")] = 48,
+    pairs: Annotated[int, typer.Option(help="Held-out pairs whose captions are swapped.")] = 48,
+    seed: Annotated[int, typer.Option(help="Of scenes and images.")] = 0,
+) -> None:
+    """Look at a run of scenes in training: does it tell swapped captions apart, how many scenes are right?"""
+    if not config.is_file():
+        raise ValueError(f"--config {config}: there is no such file; configs/emoji.yaml is an example")
+    need_run(run, "ar")
+    at_least(0, prompts=prompts, seed=seed)
+    at_least(1, pairs=pairs)
+
+    from ..train.probe import probe as look
+
+    for line in look(config, run, grid or [], prompts, pairs, seed):
+        tell(line)
+
+
+@app.command(
     "reference",
     epilog=examples("mulosd train reference --config configs/photo.yaml --family families/photo --count 500"),
 )
@@ -362,7 +392,7 @@ def export(
 
 @app.command(
     "attach",
-    epilog=examples("mulosd train attach --config configs/emoji_32.yaml --run runs/emoji --family families/mine"),
+    epilog=examples("mulosd train attach --config configs/emoji.yaml --run runs/emoji --family families/mine"),
 )
 def attach(config: ConfigOption, run: RunOption, family: FolderOption) -> None:
     """Give an existing family folder the feature drafter of a run (mulosd train eagle), for `--decoder eagle`."""
