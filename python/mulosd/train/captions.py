@@ -11,6 +11,8 @@ the object that covers it, or the background. Where objects may stand in several
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from ..data.scenes import KINDS, RELATIONS, Scene, SceneConfig, sample_scene
 from ..engine.models.position_condition import PositionCondition
 from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
+from .config import TrainingFile
 from .loop import Task
 
 MAX_OBJECTS = 3
@@ -37,9 +40,9 @@ class CaptionsTask(Task):
         text: TextEncoderConfig,
         vocabulary: Vocabulary,
         scenes: SceneConfig,
+        position_cond: int = 0,
         *,
         batch: int = 256,
-        position_cond: int = 0,
         dropout: float = 0.1,
     ) -> None:
         if text.length < MAX_OBJECTS + 2:
@@ -118,3 +121,11 @@ class CaptionsTask(Task):
             loss = loss + self.scenes.cells * where
             figures["cell"] = float(where.detach())
         return loss, figures
+
+
+def captions_task(config: TrainingFile, run: Path) -> CaptionsTask:
+    """The task of the stage `captions`."""
+    phrases = config.phrases("captions")
+    width = config.section("ar").get("model", {}).get("position_cond", 0)
+    options = config.options("captions", CaptionsTask)
+    return CaptionsTask(phrases.text.config, phrases.vocabulary, config.scenes(), width, **options)
