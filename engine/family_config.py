@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .registry import read, spelled
 from .sampling import SamplingParams
-from .settings import read, spelled
 
 # Format 1 had one AR model and a vocabulary of phrases; it is still read.
 FORMAT = 2
@@ -68,7 +68,8 @@ class Calibration:
         types = {f.name: str(f.type) for f in fields(cls)}
         needed = ("scale", "upsampler", "pool", "radius", "tau")
         check_keys(given, types, needed, where)
-        return cls(**{k: read(f"{where}.{k}", v, types[k]) for k, v in given.items()})
+        checked: dict[str, Any] = {k: read(f"{where}.{k}", v, types[k]) for k, v in given.items()}
+        return cls(**checked)
 
     def to_dict(self) -> dict[str, Any]:
         """As family.json holds it."""
@@ -118,10 +119,11 @@ class FamilyConfig:
         ]
         for key in FACTS:
             mapping(values.get(key, {}), key)
+        drawn: dict[str, Any] = {k: read(f"sampling.{k}", v, types[k]) for k, v in sampling.items()}
         scale, upsampler = default.get("scale"), default.get("upsampler")
         return cls(
             values["name"],
-            SamplingParams(**{k: read(f"sampling.{k}", v, types[k]) for k, v in sampling.items()}),
+            SamplingParams(**drawn),
             None if scale is None else int(str(read("default.scale", scale, "int"))),
             None if upsampler is None else str(read("default.upsampler", upsampler, "str")),
             {c.key: c for c in found},

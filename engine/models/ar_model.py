@@ -8,7 +8,7 @@ condition and in how a token knows its place: a rotation, an added embedding, or
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class ARModel(nn.Module, ABC):
     @property
     def n_kv_heads(self) -> int:
         """Heads of keys and values."""
-        return int(self.blocks[0].n_kv_heads)
+        return cast("Block", self.blocks[0]).n_kv_heads
 
     def run(self, x: Tensor, attend: Attend) -> Tensor:
         """Embedded tokens [B, Q, dim] through every layer -> features [B, Q, dim], before the final norm.

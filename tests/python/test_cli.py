@@ -12,7 +12,7 @@ import pytest
 from typer.testing import Result
 
 import mulosd
-from mulosd.engine.decoding.spec import DECODERS
+from mulosd.engine.decoding.spec import DECODERS, parse
 
 Run = Callable[..., Result]
 
@@ -130,7 +130,8 @@ def test_calibrate_stores_what_generate_uses(run: Run, family: Path, tmp_path: P
     options = ("--decoder", "mulo:scale=2:pool=4:radius=0", "--rejection", 0.25, "--prompts-file", prompts)
     result = run("calibrate", "--family", own, *options)
     assert result.exit_code == 0, result.output
-    found = json.loads((own / "family.json").read_text())["calibration"]
+    stored = json.loads((own / "family.json").read_text())["calibration"]
+    found = {key: parse(of["decoder"]).settings() for key, of in stored.items()}
     assert found["2-latent"]["pool"] == 4
     assert found["2-latent"]["radius"] == 0
     assert found["4-latent"]["pool"] == 3

@@ -83,6 +83,7 @@ def random_weights(name: str, grid: int | None = None, device: str = "cpu", seed
 
     from ...engine.conditioning import PhraseConditioner
     from ...engine.family import Family
+    from ...engine.family_config import FamilyConfig
     from ...engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
     from ...engine.models.tokenizer import Tokenizer, TokenizerConfig
     from ...engine.models.upsampler import LatentResampler, ResamplerConfig
@@ -98,4 +99,4 @@ def random_weights(name: str, grid: int | None = None, device: str = "cpu", seed
         tokenizer = Tokenizer(TokenizerConfig(a.vocab, channels=(32, 64, 128, 128)))
         pairs = [(small, large) for small in grids for large in grids if small < large]
         resamplers = {pair: LatentResampler(ResamplerConfig(*pair, 8, channels=256)) for pair in pairs}
-        return Family({"name": f"random {name}"}, tokenizer, PhraseConditioner(vocabulary, text), [ar], resamplers)
+        return Family(FamilyConfig(f"random {name}"), tokenizer, PhraseConditioner(vocabulary, text), [ar], resamplers)
