@@ -11,8 +11,8 @@ from mulosd.engine.decoding import MuloSD
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family, store_resamplers
 from mulosd.engine.models.upsampler import LatentResampler, ResamplerConfig
-from mulosd.train.distill import with_own_drafter
-from mulosd.train.family_alignment import align_upsampler, distill_drafter
+from mulosd.train.align import align_upsampler
+from mulosd.train.distill import distill_drafter, with_own_drafter
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ from mulosd.cli import app
 from mulosd.engine.decoding import DraftOnly, MuloSD
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
-from mulosd.train.critic import Critic
-from mulosd.train.family_upsampler import train_upsampler
-from mulosd.train.perceptual import EncoderMaps, perceptual_distance
+from mulosd.train.losses import Critic, EncoderMaps, perceptual_distance
+from mulosd.train.upsampler import train_upsampler
 
 
 @pytest.fixture

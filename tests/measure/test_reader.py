@@ -16,7 +16,7 @@ from mulosd.measure.images import as_array
 from mulosd.measure.readers.objects import Reader, ReaderConfig, ReaderNet, find_objects, read_background
 from mulosd.train.config import TrainingFile
 from mulosd.train.loop import LoopConfig, train
-from mulosd.train.reader import ReaderTask, disturb, spoil
+from mulosd.train.reader import ReaderTask, disturb, reader_task, spoil
 
 BUNDLED = Path(mulosd.__file__).parent / "families" / "emoji" / "reader.safetensors"
 CONFIG = ReaderConfig(("ball", "box"), cells=8, sprite_cells=3)
@@ -152,12 +152,12 @@ def test_spoiled_objects_change_and_are_not_labelled(renderer: Renderer, scene_c
 def test_a_training_file_makes_the_task(tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "configs"
     pytest.importorskip("yaml")
-    task = ReaderTask.from_config(TrainingFile.load(folder / "emoji.yaml"))
+    task = reader_task(TrainingFile.load(folder / "emoji.yaml"), folder)
     assert set(task.config.names) <= set(Reader.load(BUNDLED).config.names), "the bundled reader lacks objects"
     file = tmp_path / "photos.yaml"
     file.write_text("family: photos\ndata: {kind: folder, path: .}\nreader: {}\n")
     with pytest.raises(ValueError, match=r"needs data\.kind 'scenes'"):
-        ReaderTask.from_config(TrainingFile.load(file))
+        reader_task(TrainingFile.load(file), folder)
 
 
 def test_disturbance_depends_on_the_generator_alone() -> None:

@@ -20,7 +20,8 @@ from mulosd.engine.models.upsampler import LatentResampler, ResamplerConfig
 from mulosd.engine.random_family import random_family
 from mulosd.measure.acceptance import Images
 from mulosd.measure.upsamplers import Candidate, bench_upsamplers, fidelity, fitted, untrained, upsampler_rows
-from mulosd.train.stages import export, run_stage
+from mulosd.train.export import export
+from mulosd.train.stages import run_stage
 
 from ..tiny_training import noise_pictures, tiny_training
 

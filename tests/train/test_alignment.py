@@ -20,9 +20,9 @@ from mulosd.engine.models.upsampler import LatentResampler, ResamplerConfig
 from mulosd.engine.random_family import random_family
 from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.upsampling import upsample
-from mulosd.train.align import AlignTask, entropy
-from mulosd.train.distill import DistillTask, with_own_drafter
-from mulosd.train.family_alignment import align_upsampler, distill_drafter, pictures_of
+from mulosd.train.align import AlignTask, align_upsampler, entropy
+from mulosd.train.config import images_of
+from mulosd.train.distill import DistillTask, distill_drafter, with_own_drafter
 from mulosd.train.loop import Task
 from mulosd.train.own_samples import SamplePool, training_prompts
 
@@ -218,13 +218,13 @@ def test_an_aligned_family_differs_in_its_up_sampler_alone(folder: Path, tmp_pat
 def test_pictures_may_be_those_of_a_training_file(folder: Path, tmp_path: Path, config: Path, archive: Path) -> None:
     family = Family.load(folder)
     held_out = {Photos.load(archive).picture(i, 32).tobytes() for i in Photos.load(archive).split(True, 0.25)}
-    source = pictures_of(family, held_out=True, config=config)
+    source = images_of(family, held_out=True, config=config)
     assert source is not None
     for i in range(20):
         caption, (picture,) = source.captioned(np.random.default_rng(i), (32,))
         assert picture.tobytes() in held_out and caption in ("big red", "green", "blue")
     with pytest.raises(ValueError, match="one of them"):
-        pictures_of(family, tmp_path, config=config)
+        images_of(family, tmp_path, config=config)
     # Every 0 asks for real pictures.
     options = {"prompts": PROMPTS, "batch": 2, "pool": 4, "steps": 2, "every": 0}
     written = align_upsampler(folder, tmp_path / "new", tmp_path / "run", config=config, **options)

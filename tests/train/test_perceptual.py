@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mulosd.engine.random_family import random_family
-from mulosd.train.perceptual import EncoderMaps, Lite0Maps, feature_maps, perceptual_distance
+from mulosd.train.losses import EncoderMaps, Lite0Maps, feature_maps, perceptual_distance
 
 
 def test_the_maps_are_those_of_the_network() -> None:

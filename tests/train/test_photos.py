@@ -24,9 +24,10 @@ from mulosd.measure.readers.classes import ClassReader
 from mulosd.train import classifier
 from mulosd.train.ar import ARTask, dropped_condition
 from mulosd.train.config import TrainingFile
-from mulosd.train.photos import Augmentation, PhotoSource
+from mulosd.train.export import export
 from mulosd.train.preview import preview
-from mulosd.train.stages import build_task, export, run_stage
+from mulosd.train.sources import Augmentation, PhotoSource
+from mulosd.train.stages import TASKS, run_stage
 from mulosd.train.tokenizer import TokenizerTask
 
 
@@ -101,7 +102,7 @@ def test_a_family_of_classes_is_trained_exported_and_generates(
     family = Family.load(folder)
     assert isinstance(family.conditioner, ClassConditioner) and family.conditioner.names == ["big red", "blue", "green"]
     # The exported weights draw what the trained ones do: ids of each class and of none give their own logits.
-    task = build_task("ar", config_of(config, run), run)
+    task = TASKS["ar"](config_of(config, run), run)
     assert isinstance(task, ARTask)
     task.module.load_state_dict(torch.load(run / "ar.pt", weights_only=True)["best"]["ema"])
     tokens = torch.randint(16, (4, 16), generator=torch.Generator().manual_seed(0))[:1].expand(4, -1)
@@ -134,10 +135,10 @@ def test_a_family_of_classes_is_trained_exported_and_generates(
     assert refused.exit_code == 2 and "as many as are held out" in refused.stderr
 
     further = changed(config, init=str(folder))
-    task = build_task("ar", config_of(further, run), tmp_path / "further")
+    task = TASKS["ar"](config_of(further, run), tmp_path / "further")
     torch.testing.assert_close(task.module["ar"].output.weight, family.ar.output.weight)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="other words or classes"):
-        build_task("ar", config_of(changed(further, data__names={"blue": "navy"}), run), tmp_path / "further")
+        TASKS["ar"](config_of(changed(further, data__names={"blue": "navy"}), run), tmp_path / "further")
 
 
 def judged(engine: Engine, config: Path, features: Callable[..., Any]) -> None:
@@ -162,7 +163,7 @@ def judged(engine: Engine, config: Path, features: Callable[..., Any]) -> None:
 
 
 def config_of(path: Path, run: Path) -> TrainingFile:
-    """The file as `build_task` takes it."""
+    """The file as a task takes it."""
     assert run.is_dir() or not run.exists()
     return TrainingFile.load(path)
 

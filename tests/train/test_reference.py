@@ -21,8 +21,9 @@ from mulosd.measure.images import reconstruct
 from mulosd.measure.kept_features import KeptFeatures
 from mulosd.train import reference
 from mulosd.train.config import TrainingFile
+from mulosd.train.export import export
 from mulosd.train.reference import add_features, keep_features
-from mulosd.train.stages import export, run_stage
+from mulosd.train.stages import run_stage
 
 STAGES = ("tokenizer", "ar", "upsampler", "classifier")
 

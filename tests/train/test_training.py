@@ -17,11 +17,13 @@ from mulosd.engine.family import Family
 from mulosd.engine.random_family import random_family
 from mulosd.train.ar import ARTask
 from mulosd.train.captions import CaptionsTask, raster_order
+from mulosd.train.checkpoint import averaged
 from mulosd.train.config import TrainingFile
-from mulosd.train.eagle import EagleTask
+from mulosd.train.eagle import EagleTask, attach
+from mulosd.train.export import export
 from mulosd.train.loop import LoopConfig
 from mulosd.train.sources import FolderSource
-from mulosd.train.stages import attach, averaged, build_task, export, run_stage
+from mulosd.train.stages import TASKS, run_stage
 from mulosd.train.token_pool import TokenPool
 from mulosd.train.upsampler import ResamplerTask
 
@@ -66,7 +68,7 @@ def test_a_family_is_trained_exported_and_generates(tmp_path: Path) -> None:
     values["ar"]["grids"] = [*values["ar"]["grids"], 24]
     values["ar"]["phases"] = [{"until": 100, "shares": {24: 1.0}, "batch": {24: 2}}]
     further.write_text(yaml.safe_dump(values, sort_keys=False))
-    task = build_task("ar", further_config := TrainingFile.load(further), tmp_path / "grown")
+    task = TASKS["ar"](further_config := TrainingFile.load(further), tmp_path / "grown")
     old, new = Family.load(folder).ar, task.ar
     assert further_config.values["init"] == str(folder)
     tokens = torch.randint(old.config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
@@ -196,7 +198,7 @@ def test_the_caption_stage_asks_for_raster_order() -> None:
     scene = Scene(("cat", "car"), ((0, 4), (0, 1)), "white", "pair", "right of", "a cat right of a car on a white ...")
     assert raster_order(scene) == ["car", "cat"]
     config = TrainingFile.load(SMOKE)
-    task = build_task("captions", config, Path("unused"))
+    task = TASKS["captions"](config, Path("unused"))
     assert isinstance(task, CaptionsTask)
     objects = list(config.scenes().objects)
     truth = task.truth(scene)
@@ -209,7 +211,7 @@ def test_the_caption_stage_asks_for_raster_order() -> None:
 def test_the_ar_stage_goes_on_from_the_caption_stage(tmp_path: Path) -> None:
     run_stage("tokenizer", SMOKE, tmp_path, steps=1)
     learnt = run_stage("captions", SMOKE, tmp_path, steps=2)
-    task = build_task("ar", TrainingFile.load(SMOKE), tmp_path)
+    task = TASKS["ar"](TrainingFile.load(SMOKE), tmp_path)
     assert isinstance(task, ARTask)
     for name, value in task.conditioner.weights["text"].state_dict().items():
         assert torch.equal(value, learnt[f"text.{name}"])

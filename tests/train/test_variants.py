@@ -18,9 +18,9 @@ from mulosd.engine.family import Family
 from mulosd.engine.models.upsampler import ResamplerConfig
 from mulosd.train.checkpoint import averaged, checkpoint
 from mulosd.train.config import TrainingFile
-from mulosd.train.stages import export, run_stage
-from mulosd.train.upsampler import ResamplerTask
-from mulosd.train.variants import trained_variants, variant_names, varied
+from mulosd.train.export import export
+from mulosd.train.stages import run_stage
+from mulosd.train.upsampler import ResamplerTask, trained_variants, variant_names, varied
 
 from ..tiny_training import noise_pictures, tiny_training
 
@@ -81,8 +81,8 @@ def test_a_variant_is_the_section_with_what_it_states(config: Path) -> None:
     )
     assert training.section("upsampler")["pairs"] == [[4, 8], [8, 4]]
     for stated, message in {
-        "model": ({"model": {"channels": 4}}, "cannot state model"),
-        "loop": ({"loop": {"rate": 1.0}}, "cannot state rate"),
+        "model": ({"model": {"channels": 4}}, "unknown key 'model'"),
+        "loop": ({"loop": {"rate": 1.0}}, "unknown key 'rate'"),
         "pairs": ({"pairs": [[2, 8]]}, r"pairs \[\[2, 8\]\] are none"),
     }.values():
         with pytest.raises(ValueError, match=message):

@@ -54,13 +54,13 @@ def acceptance(
     from ..engine.engine import Engine
     from ..measure.acceptance import acceptance_table, measure_acceptance
     from ..measure.references import REAL_SEED
-    from ..train.family_alignment import pictures_of
+    from ..train.config import images_of
 
     engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
     # The radius decides nothing here, but a decoder without one asks for a calibration.
     judge = replace(asked, radius=0).resolve(engine.family)
     own = choose_prompts(engine, prompts, prompts_file, seed)
-    source = pictures_of(engine.family, images, held_out=True, config=config)
+    source = images_of(engine.family, images, held_out=True, config=config)
     target = engine.family.image_sizes[-1]
     sizes = (target // (judge.scale or 1), target)
     rngs = [np.random.default_rng([REAL_SEED, seed, i]) for i in range(len(own))]

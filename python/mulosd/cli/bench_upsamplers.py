@@ -82,8 +82,8 @@ def upsamplers(
     from ..measure.references import REAL_SEED
     from ..measure.upsamplers import Candidate, bench_upsamplers, untrained, upsampler_rows, upsampler_table
     from ..train.config import TrainingFile
-    from ..train.stages import trained_tokenizer
-    from ..train.variants import trained_variants
+    from ..train.tokenizer import trained_tokenizer
+    from ..train.upsampler import trained_variants
 
     start = read_mulo(decoder)
     training = TrainingFile.load(config)

@@ -96,7 +96,7 @@ def run_stages(
 
     from ..train.config import TrainingFile
     from ..train.stages import run_stage
-    from ..train.variants import varied
+    from ..train.upsampler import varied
 
     for variant in variants:
         varied(TrainingFile.load(config), variant)  # a mistake in the last one shows before the first is trained
@@ -168,7 +168,7 @@ def upsampler(
         raise ValueError(f"--images {images}: name a folder of images to learn from")
     at_least(1, steps=steps, batch=batch)
 
-    from ..train.family_upsampler import train_upsampler
+    from ..train.upsampler import train_upsampler
 
     ratios = tuple(scale) if scale else None
     options: dict[str, Any] = {"steps": steps, "batch": batch, "adversarial": adversarial, "device": device}
@@ -217,7 +217,11 @@ def align_upsampler(
     if not 0 < temperature < math.inf:
         raise ValueError(f"--temperature must be above 0, got {temperature}")
     at_least(0, every=every)
-    align("align_upsampler", options, agreement=agreement, real=real, confidence=confidence)
+    places, settings = alignment(options, agreement=agreement, real=real, confidence=confidence)
+
+    from ..train.align import align_upsampler as write
+
+    tell(f"{write(*places, **settings)}: next, mulosd calibrate --family {output}")
 
 
 @app.command(
@@ -251,11 +255,15 @@ def distill(
     options = locals()
     if own == drafted == 0:
         raise ValueError("--own and --drafted are both 0: there is nothing to learn from")
-    align("distill_drafter", options, own=own, drafted=drafted, confidence=confidence)
+    places, settings = alignment(options, own=own, drafted=drafted, confidence=confidence)
+
+    from ..train.distill import distill_drafter as write
+
+    tell(f"{write(*places, **settings)}: next, mulosd calibrate --family {output}")
 
 
-def align(function: str, options: dict[str, Any], **weights: float) -> None:
-    """Check what both alignments ask of their options, and call the one of `train.family_alignment`."""
+def alignment(options: dict[str, Any], **weights: float) -> tuple[list[Any], dict[str, Any]]:
+    """Family, output and run of an alignment, and its settings: its options, checked."""
     at_least(1, steps=options["steps"], batch=options["batch"], pool=options["pool"])
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
@@ -264,13 +272,10 @@ def align(function: str, options: dict[str, Any], **weights: float) -> None:
     check_parent("--output", options["output"])
 
     from ..measure.prompts import read_prompts
-    from ..train import family_alignment
 
     file = options.pop("prompts_file")
     places = [options.pop(name) for name in ("family", "output", "run")]
-    prompts = () if file is None else read_prompts(file)
-    written = getattr(family_alignment, function)(*places, prompts=prompts, **options)
-    tell(f"{written}: next, mulosd calibrate --family {written}")
+    return places, {"prompts": () if file is None else read_prompts(file), **options}
 
 
 @app.command(
@@ -384,7 +389,7 @@ def export(
         raise ValueError(f"--output {output} is a file; name a folder")
     check_parent("--output", output)
 
-    from ..train.stages import export as write
+    from ..train.export import export as write
 
     written = write(config, run, output, variant or (), half_encoder=half_encoder)
     tell(f"{written}: next, mulosd calibrate --family {written}")
@@ -399,7 +404,7 @@ def attach(config: ConfigOption, run: RunOption, family: FolderOption) -> None:
     need_run(run, "eagle")
     need_family(family)
 
-    from ..train.stages import attach as write
+    from ..train.eagle import attach as write
 
     tell(f"{write(config, run, family)}: written")
 

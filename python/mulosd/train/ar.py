@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.conditioning import Conditioner
+from ..engine.conditioning import ClassConditioner, Conditioner, PhraseConditioner
+from ..engine.family import Family
 from ..engine.models.tokenizer import Tokenizer
 from ..engine.models.transformer import Transformer, TransformerConfig
+from .checkpoint import averaged, load_averaged, part
+from .config import TrainingFile
 from .loop import Task
 from .sources import ImageSource
 from .token_pool import TokenPool
+from .tokenizer import tokenizer_config, trained_here, trained_tokenizer
 
 VALIDATION_BATCH = 8
 
@@ -28,10 +32,6 @@ class Phase:
     shares: dict[int, float]
     batch: dict[int, int]
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Phase:
-        return cls(**values)
-
 
 class ARTask(Task):
     """Next-token cross-entropy with condition dropout (for CFG) and a little token noise (against exposure bias).
@@ -42,15 +42,15 @@ class ARTask(Task):
         tokenizer: frozen.
         source: of captioned pictures.
         phases: grids and batches by step.
+        held_out: of the images whose cross-entropy validates.
+        cond_only: train the conditioner's weights alone.
         cond_dropout: share of pictures whose condition is taken away.
         token_noise: share of tokens that the transformer reads wrong.
         entropy_weight: see `weights`.
-        cond_only: train the conditioner's weights alone.
         freeze_text: leave the conditioner, and the lookup by position, as the captions stage taught them. Trained
             along with the images at large steps they forget the order of the objects.
         pool: see `TokenPool`.
-        held_out: of the pictures whose cross-entropy validates.
-        validation: how many, on every grid.
+        validation: how many images validate, on every grid.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class ARTask(Task):
         tokenizer: Tokenizer,
         source: ImageSource,
         phases: list[Phase],
+        held_out: ImageSource | None = None,
+        cond_only: bool = False,
         *,
         cond_dropout: float = 0.1,
-        token_noise: float = 0.02,
+        token_noise: float = 0.0,
         entropy_weight: float = 0.0,
-        cond_only: bool = False,
         freeze_text: bool = False,
         pool: int = 0,
-        held_out: ImageSource | None = None,
         validation: int = 64,
     ) -> None:
         self.conditioner, self.ar = conditioner, Transformer(model)
@@ -142,3 +142,113 @@ def dropped_condition(conditioner: Conditioner, captions: list[str], dropped: Te
     given = conditioner.condition(captions).features
     shape = (-1, *[1] * (given.dim() - 1))
     return torch.where(dropped.view(shape), conditioner.null(len(captions)), given)
+
+
+def ar_config(config: TrainingFile, conditioner: ClassConditioner | PhraseConditioner) -> TransformerConfig:
+    """Sizes of the AR model, with what follows from the other sections filled in."""
+    section = config.section("ar")
+    vocab_size = tokenizer_config(config).codebook_size
+    if isinstance(conditioner, ClassConditioner):
+        dim = (section["classes"] or {}).get("dim") or section.get("model", {}).get("dim")
+        condition = {"cond_len": 1, "cond_dim": dim, "n_classes": conditioner.n_classes}
+    else:
+        text = conditioner.text.config
+        condition = {"cond_len": text.length, "cond_dim": text.dim}
+    sizes = {"vocab_size": vocab_size, "grids": section.get("grids", ()), **condition}
+    return config.build("ar.model", lambda given: TransformerConfig.from_dict(given | sizes), section.get("model"))
+
+
+def ar_task(config: TrainingFile, run: Path) -> ARTask:
+    """The task of the stage `ar`, which goes on from a family (`init`) and from the text encoder of `captions`."""
+    task = untrained(config, run, "ar")
+    start, told = config.initial_family(), (run / "captions.pt").exists()
+    if start is not None:
+        start_from(start, task, text=not told)
+    if told:
+        learnt = averaged(run, "captions")
+        task.conditioner.weights["text"].load_state_dict(part(learnt, "text."))
+        if task.ar.position_cond is not None:
+            task.ar.position_cond.load_state_dict(part(learnt, "position."))
+    return task
+
+
+def text_task(config: TrainingFile, run: Path) -> ARTask:
+    """The task of the stage `text`: the conditioner is trained further, the transformer frozen."""
+    config.phrases("text")
+    task = untrained(config, run, "text")
+    task.module.load_state_dict(averaged(run, "ar"))
+    return task
+
+
+def untrained(config: TrainingFile, run: Path, stage: str) -> ARTask:
+    """The task of a stage that trains by images, its networks as they begin."""
+    section = config.section("ar")
+    options = config.options("ar", ARTask, "model", "grids", "text", "classes", "phases")
+    tokenizer, conditioner = trained_tokenizer(config, run), config.conditioner()
+    phases = [config.build("ar.phases", lambda given: Phase(**given), phase) for phase in section.get("phases", ())]
+    if not phases:
+        raise ValueError(f"{config.path}: ar.phases must list at least one {{until, shares, batch}}")
+    held_out = config.validation_source(stage)
+    sizes = ar_config(config, conditioner)
+    return ARTask(sizes, conditioner, tokenizer, config.source(), phases, held_out, stage == "text", **options)
+
+
+def trained_ar(config: TrainingFile, run: Path) -> tuple[Conditioner, Transformer]:
+    """The conditioner and the AR model of a run, with their averaged weights."""
+    conditioner = config.conditioner()
+    transformer = Transformer(ar_config(config, conditioner))
+    for stage in ("ar", "text"):
+        if stage == "ar" or (run / f"{stage}.pt").exists():
+            load_averaged(nn.ModuleDict({**conditioner.weights, "ar": transformer}), run, stage)
+    return conditioner, transformer
+
+
+def same_conditions(a: Conditioner, b: Conditioner) -> bool:
+    """Whether two conditioners know the same words, or the same classes."""
+    if isinstance(a, PhraseConditioner) and isinstance(b, PhraseConditioner):
+        return a.vocabulary.to_dict() == b.vocabulary.to_dict()
+    return a.kind == b.kind and a.to_dict() == b.to_dict()
+
+
+def start_from(family: Family, task: ARTask, *, text: bool = True) -> None:
+    """Start the AR model, and with `text` the text encoder, from those of a family of the same sizes and words.
+
+    A family of classes must have the same ones. The family may lack grids of the training file: their positions start
+    from those of its largest grid.
+
+    Raises:
+        ValueError: the family's sizes, words or classes differ from the training file's.
+    """
+    given = task.conditioner
+    if not same_conditions(family.conditioner, given):
+        raise ValueError(f"init: family {family.name!r} has other words or classes than this training file")
+    ar, _ = trained_here(family)
+    old, new = ar.config, task.ar.config
+    missing = set(old.grids) - set(new.grids)
+    # What positions are told of the condition may be new: a family without it is a start as well.
+    told = old.position_cond or new.position_cond
+    sizes = replace(old, grids=new.grids, position_cond=told)
+    if sizes != new or missing or (text and family.conditioner.to_dict() != given.to_dict()):
+        raise ValueError(f"init: family {family.name!r} has other sizes than this training file: {old}")
+    state = with_grids(ar.state_dict(), old.grids, new.grids)
+    task.ar.load_state_dict({**task.ar.state_dict(), **state})
+    if text:
+        for name, module in given.weights.items():
+            module.load_state_dict(family.conditioner.weights[name].state_dict())
+
+
+def with_grids(state: dict[str, Tensor], old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Tensor]:
+    """Weights of a transformer on the grids `old` as weights on the grids `new`, a superset.
+
+    The embeddings of a grid that is new are those of the largest old one, its rows and columns stretched linearly.
+    """
+    largest = old.index(max(old))
+    grown = {k: v for k, v in state.items() if not k.startswith(("grid_embedding.", "row_embed", "col_embed"))}
+    source = [old.index(g) if g in old else largest for g in new]
+    grown["grid_embedding.weight"] = state["grid_embedding.weight"][source]
+    for i, (grid, j) in enumerate(zip(new, source, strict=True)):
+        for axis in ("row", "col"):
+            weight = state[f"{axis}_embeddings.{j}.weight"]
+            stretched = F.interpolate(weight.T[None], size=grid, mode="linear", align_corners=False)[0].T
+            grown[f"{axis}_embeddings.{i}.weight"] = weight if grid == old[j] else stretched.contiguous()
+    return grown

@@ -12,6 +12,7 @@ the object that covers it, or the background. Where objects may stand in several
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..data.scenes import KINDS, RELATIONS, Scene, SceneConfig, article, sample_
 from ..engine.conditioning import PhraseConditioner
 from ..engine.models.position_condition import PositionCondition
 from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
+from .config import TrainingFile
 from .loop import Task
 
 MAX_OBJECTS = 3
@@ -43,9 +45,9 @@ class CaptionsTask(Task):
         text: TextEncoderConfig,
         vocabulary: Vocabulary,
         scenes: SceneConfig,
+        position_cond: int = 0,
         *,
         batch: int = 256,
-        position_cond: int = 0,
         dropout: float = 0.1,
     ) -> None:
         if text.length < MAX_OBJECTS + 2:
@@ -158,3 +160,11 @@ def check_order(conditioner: PhraseConditioner, scenes: SceneConfig) -> None:
             f"{change:.2f} of their size when a caption swaps them, at least {LEAST_CHANGE} is needed. Train the stage "
             f"captions longer, and keep what it teaches with ar.freeze_text: true"
         )
+
+
+def captions_task(config: TrainingFile, run: Path) -> CaptionsTask:
+    """The task of the stage `captions`."""
+    phrases = config.phrases("captions")
+    width = config.section("ar").get("model", {}).get("position_cond", 0)
+    options = config.options("captions", CaptionsTask)
+    return CaptionsTask(phrases.text.config, phrases.vocabulary, config.scenes(), width, **options)

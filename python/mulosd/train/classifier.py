@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,7 @@ from ..atomic import atomic
 from ..data.photos import Photos
 from ..measure.readers.classes import FILE, ClassReader
 from ..measure.readers.lite0 import Lite0Features
-
-if TYPE_CHECKING:
-    from .config import TrainingFile
+from .config import TrainingFile
 
 CHUNK = 256
 # Named by what they depend on, so that another archive or network does not find them.
@@ -61,7 +58,7 @@ def train_classifier(config: TrainingFile, run: Path, *, device: str = "cpu") ->
     run.mkdir(parents=True, exist_ok=True)
     features = photo_features(photos, run / FEATURES, Lite0Features(device))
     train, held_out = (photos.split(held, config.held_out_share) for held in (False, True))
-    options: dict[str, Any] = dict(config.values.get("classifier") or {})
+    options = config.options("classifier", ClassReader.fit) if "classifier" in config.values else {}
     reader = ClassReader.fit(features[train], photos.classes[train], photos.names, **options)
     found = reader.accuracy_of(photos.classes[held_out].tolist(), features[held_out])
     mean = float(np.mean(list(found["by_class"].values())))

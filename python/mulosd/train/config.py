@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ..data.family import scene_config, sprites
 from ..data.photos import Photos
 from ..data.scenes import COUNTS, RELATIONS, Renderer, SceneConfig
 from ..data.sprites import Sprites
 from ..engine.conditioning import ClassConditioner, PhraseConditioner
+from ..engine.family import Family
+from ..engine.family_config import check_keys, mapping, told
 from ..engine.models.text import SPECIALS, TextEncoder, TextEncoderConfig, Vocabulary
+from ..engine.sampling import SamplingParams
+from ..engine.settings import read
 from .loop import LoopConfig
-from .photos import Augmentation, PhotoSource
-from .sources import FolderSource, ImageSource, SceneSource
+from .sources import Augmentation, FolderSource, ImageSource, PhotoSource, SceneSource
 
 KINDS = ("scenes", "folder", "photos")
 IGNORED = ("a", "an", "the", "and", "on", "of", "to", "with", "background", "is")
+T = TypeVar("T")
+SCALARS = ("bool", "float", "int", "str")
 RELATION_SYNONYMS = {"left of": ("left",), "right of": ("right",), "above": ("over",), "below": ("under", "beneath")}
 
 
@@ -30,7 +38,8 @@ class TrainingFile:
                 raise ValueError(f"{path} lacks the section {key!r}; it has {list(values)}")
         self.name: str = values["family"]
         self.seed: int = int(values.get("seed", 0))
-        self.data: dict[str, Any] = values["data"]
+        self.data: dict[str, Any] = dict(mapping(values["data"], f"{path}: data"))
+        self.sampling = self.build("sampling", lambda given: SamplingParams(**given), self.values.get("sampling"))
         if self.data.get("kind") not in KINDS:
             raise ValueError(f"{path}: data.kind must be one of {', '.join(KINDS)}, got {self.data.get('kind')!r}")
         self._photos: Photos | None = None
@@ -43,7 +52,10 @@ class TrainingFile:
             raise ImportError("training files are YAML: pip install 'mulosd[train]'") from error
         if not path.is_file():
             raise ValueError(f"there is no training file {path}; configs/emoji.yaml is an example")
-        values = yaml.safe_load(path.read_text())
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold a mapping at its top level")
         return cls(values, path)
@@ -52,7 +64,29 @@ class TrainingFile:
         """A section as a dictionary; ValueError when the file lacks it."""
         if name not in self.values:
             raise ValueError(f"{self.path} has no section {name!r}; it has {list(self.values)}")
-        return dict(self.values[name])
+        return dict(mapping(self.values[name] or {}, f"{self.path}: {name}"))
+
+    def options(self, name: str, task: Callable[..., Any], *apart: str) -> dict[str, Any]:
+        """What a section states of the arguments of its task.
+
+        Args:
+            name: of the section.
+            task: whose arguments that have names alone may be stated.
+            apart: what the section may state besides, next to its loop.
+
+        Raises:
+            ValueError: the section states something else, or a value of another type.
+        """
+        known = keywords(task)
+        section = self.section(name)
+        check_keys(section, ("loop", *apart, *known), (), f"{self.path}: {name}")
+        return typed({k: v for k, v in section.items() if k in known}, known, f"{self.path}: {name}")
+
+    def build(self, where: str, make: Callable[[dict[str, Any]], T], values: Any) -> T:
+        """Something made of a mapping of the file, such as sizes of a network; ValueError names what is wrong."""
+        given = dict(mapping(values or {}, f"{self.path}: {where}"))
+        with told(self.path, where):
+            return make(given)
 
     def resolve(self, path: str) -> Path:
         """A path of the file, relative to the file's own folder."""
@@ -60,7 +94,10 @@ class TrainingFile:
 
     def loop(self, section: str, steps: int | None = None) -> LoopConfig:
         """The loop of a section; `steps` overrides its number of steps, and shortens the decay to fit."""
-        loop = LoopConfig(**self.section(section).get("loop", {}))
+        kinds = {f.name: str(f.type) for f in fields(LoopConfig)}
+        where = f"{self.path}: {section}.loop"
+        stated = typed(mapping(self.section(section).get("loop") or {}, where), kinds, where)
+        loop = self.build(f"{section}.loop", lambda given: LoopConfig(**given), stated)
         return loop if steps is None else replace(loop, steps=steps, decay=min(loop.decay, steps))
 
     def scenes(self) -> SceneConfig:
@@ -106,7 +143,9 @@ class TrainingFile:
         if self.data["kind"] == "photos":
             raise ValueError(f"{self.path}: photos have classes and no captions; give ar.classes instead of ar.text")
         vocabulary = self.vocabulary()
-        sizes = TextEncoderConfig.from_dict({**section["text"], "vocab_size": vocabulary.size})
+        sizes = self.build(
+            "ar.text", lambda given: TextEncoderConfig(**given, vocab_size=vocabulary.size), section["text"]
+        )
         return PhraseConditioner(vocabulary, TextEncoder(sizes))
 
     def phrases(self, stage: str) -> PhraseConditioner:
@@ -146,6 +185,10 @@ class TrainingFile:
             add(word)
         return Vocabulary(phrases, frozenset(IGNORED))
 
+    def initial_family(self) -> Family | None:
+        """The family named by `init`, whose models training starts from."""
+        return Family.load(self.resolve(self.values["init"])) if "init" in self.values else None
+
     @property
     def held_out_share(self) -> float:
         """Share of the photos that no stage trains on."""
@@ -164,6 +207,49 @@ class TrainingFile:
         if self.data["kind"] == "folder":
             return FolderSource(self.resolve(self.data["path"]), held_out)
         if self.data["kind"] == "photos":
-            augmentation = Augmentation.from_dict(self.data.get("augment", {}))
+            augmentation = self.build("data.augment", lambda given: Augmentation(**given), self.data.get("augment"))
             return PhotoSource(self.photos(), held_out, self.held_out_share, augmentation)
         return SceneSource(Renderer(self.scenes(), Sprites.load(self.resolve(self.data["sprites"]))), held_out)
+
+    def validation_source(self, stage: str) -> ImageSource | None:
+        """Held-out images for a stage whose loop validates."""
+        return self.source(held_out=True) if self.loop(stage).validate_every else None
+
+
+def keywords(task: Callable[..., Any]) -> dict[str, str]:
+    """Types, as they are written, of the arguments of a function or class that have names alone."""
+    return {p.name: str(p.annotation) for p in inspect.signature(task).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def typed(values: Mapping[str, Any], kinds: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Values by name, numbers and truth values as what they should be; ValueError names the one that is not."""
+    check_keys(values, kinds, (), where)
+    return {k: read(f"{where}.{k}", v, kinds[k]) if kinds[k] in SCALARS else v for k, v in values.items()}
+
+
+def images_of(
+    family: Family, images: Path | None = None, held_out: bool = False, config: Path | None = None
+) -> ImageSource | None:
+    """Real captioned images for a family.
+
+    Args:
+        family: whose scenes are taken where neither of the following is given.
+        images: a folder of captioned images.
+        held_out: the split that training never saw, instead of the one that it did.
+        config: the training file (YAML) whose data they are.
+
+    Returns:
+        None where there are none.
+
+    Raises:
+        ValueError: both a folder and a training file, or no such images.
+    """
+    if images is not None and config is not None:
+        raise ValueError("--images and --config both name images: give one of them")
+    if config is not None:
+        return TrainingFile.load(config).source(held_out)
+    if images is not None:
+        return FolderSource(images, held_out)
+    if "scenes" not in family.config.facts:
+        return None
+    return SceneSource(Renderer(scene_config(family), sprites(family)), held_out)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,15 +15,18 @@ from torch import Tensor
 
 from ..engine.decoding import Serial
 from ..engine.family import Family
+from ..engine.family_config import write_json
 from ..engine.likelihood import log_probabilities, teacher_forced
 from ..engine.models.ar_model import ARModel
 from ..engine.models.eagle import EagleDrafter
 from ..engine.models.transformer import Transformer
 from ..engine.upsampling import downsample, upsample
-from .align import entropy
-from .loop import Task
-from .own_samples import Prompts, SamplePool, draw
-from .stages import with_grids
+from ..engine.weights import new_folder, save_part
+from .align import copied, entropy, forget, loop, openable, own_scale
+from .ar import with_grids
+from .config import images_of
+from .loop import Task, train
+from .own_samples import Prompts, SamplePool, draw, training_prompts
 
 
 def with_own_drafter(family: Family, grid: int) -> Family:
@@ -168,3 +173,51 @@ class DistillTask(Task):
             )
             figures |= {"belief": mean, "confident": confident.float().mean()}
         return loss, {k: float(v.detach()) for k, v in figures.items()}
+
+
+def distill_drafter(
+    folder: str | Path,
+    output: Path,
+    run: Path,
+    *,
+    scale: int | None = None,
+    images: Path | None = None,
+    prompts: Sequence[str] = (),
+    steps: int = 400,
+    lr: float = 3e-5,
+    device: str = "cpu",
+    save_every: int = 50,
+    seed: int = 0,
+    **options: Any,
+) -> Path:
+    """Train a family's drafter towards its target; see `DistillTask`. The drafter becomes a network of its own.
+
+    Arguments, but for `config`, and errors are those of `align_upsampler`; `options` are those of `DistillTask`.
+    """
+    before = openable(folder, output)
+    ratio = own_scale(before) if scale is None else scale
+    family = with_own_drafter(before, before.drafter_grid(ratio))
+    grid, target = before.drafter_grid(ratio), before.grids[-1]
+    latent = {(grid, target), (target, grid)} <= set(before.resamplers)
+    task = DistillTask(
+        family,
+        ratio,
+        training_prompts(before, images_of(before, images), prompts),
+        method="latent" if latent else "pixel",
+        seed=seed,
+        **options,
+    )
+    averaged = train(task, loop(steps, lr, device, save_every), run, seed=seed, name="distill", device=device)
+    task.module.load_state_dict(averaged)
+    with new_folder(output) as new:
+        copied(before, new)
+        kept = {id(model): name for name, model in before._models().items()}
+        parts = family._models()
+        for name in set(kept.values()) - set(parts):
+            (new / f"{name}.safetensors").unlink()
+        for name, model in parts.items():
+            if id(model) not in kept:
+                save_part(name, model, new)
+        write_json(new, family.describe())
+        forget(family, new, ratio)
+    return output

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.conditioning import Conditioner
-from ..engine.models.eagle import EagleDrafter
+from ..engine.family import Family, add_eagle
+from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.tokenizer import Tokenizer
-from .ar import dropped_condition
+from ..engine.models.transformer import Transformer
+from .ar import dropped_condition, same_conditions, trained_ar
+from .checkpoint import load_averaged
+from .config import TrainingFile
 from .loop import Task
 from .sources import ImageSource
 from .token_pool import TokenPool
+from .tokenizer import trained_here, trained_tokenizer
 
 
 class EagleTask(Task):
@@ -97,3 +104,53 @@ class EagleTask(Task):
         loss = self.regression * regression + self.classification * classification
         figures = {"feature": regression, "kl": classification - entropy, "overlap": overlap}
         return loss, {k: float(v.detach()) for k, v in figures.items()}
+
+
+def drafter_of(config: TrainingFile, target: Transformer) -> EagleDrafter:
+    """The feature drafter that the section `eagle` describes, untrained."""
+    section = config.section("eagle")
+    grids, width = tuple(section.get("batch", ())), target.config.head_dim
+    sizes = config.build("eagle.model", lambda given: EagleConfig(grids, width, **given), section.get("model"))
+    return EagleDrafter(sizes, target)
+
+
+def eagle_task(config: TrainingFile, run: Path) -> EagleTask:
+    """The task of the feature drafter: its target is the run's AR model, or else that of the family in `eagle.family`.
+
+    Raises:
+        ValueError: neither is there, or the family has other words or classes than the training file.
+    """
+    section = config.section("eagle")
+    options = config.options("eagle", EagleTask, "model", "family")
+    if (run / "ar.pt").exists() or "family" not in section:
+        conditioner, target = trained_ar(config, run)
+        tokenizer = trained_tokenizer(config, run)
+    else:
+        family = Family.load(config.resolve(section["family"]))
+        if not same_conditions(family.conditioner, config.conditioner()):
+            raise ValueError(f"eagle.family: {family.name!r} has other words or classes than this training file")
+        target, tokenizer = trained_here(family)
+        conditioner = family.conditioner
+    return EagleTask(drafter_of(config, target), conditioner, tokenizer, config.source(), **options)
+
+
+def trained_drafter(config: TrainingFile, run: Path, target: Transformer) -> EagleDrafter:
+    """The feature drafter of a run, with its averaged weights."""
+    drafter = drafter_of(config, target)
+    load_averaged(drafter, run, "eagle")
+    return drafter
+
+
+def attach(config_path: Path, run: Path, folder: Path) -> Path:
+    """Give an existing family folder the feature drafter of a run; returns the file written.
+
+    Raises:
+        ValueError: the folder is no family, the run has no drafter, or its sizes do not fit the family.
+    """
+    config = TrainingFile.load(config_path)
+    family = Family.load(folder)
+    try:
+        drafter = trained_drafter(config, run, trained_here(family)[0])
+    except RuntimeError as error:
+        raise ValueError(f"the drafter of {run} does not fit family {family.name!r}: {error}") from error
+    return add_eagle(family.path or folder, drafter)

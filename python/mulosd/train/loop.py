@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+
+from .checkpoint import read, write
 
 
 def processors() -> int:
@@ -143,13 +144,6 @@ class Best:
     loss: float
 
 
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a crash leaves either the old file or the new one."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
-
-
 def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, device: str = "cpu") -> dict[str, Tensor]:
     """Train `task.module` and return its averaged weights; resumes from `run`/NAME.pt when that exists.
 
@@ -170,7 +164,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
     best: Best | None = None
     console = Console()
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=where, weights_only=True)
+        state = read(checkpoint, where)
         module.load_state_dict(state["module"])
         ema = state["ema"]
         for (stepper, _), values in zip(steppers, state["optimizers"], strict=True):
@@ -184,7 +178,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
     begun, seen = time.perf_counter(), start
 
     def save(step: int) -> None:
-        save_atomically(
+        write(
             {
                 "module": module.state_dict(),
                 "ema": ema,

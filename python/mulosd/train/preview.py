@@ -10,9 +10,9 @@ from PIL import Image
 
 from ..measure.sheets import contact_sheet
 from .config import TrainingFile
-from .stages import trained_tokenizer
+from .losses import psnr
 from .token_pool import as_input
-from .tokenizer import psnr
+from .tokenizer import trained_tokenizer
 
 CPU = torch.device("cpu")
 

@@ -22,11 +22,13 @@ from ..measure.images import as_array
 from ..measure.metrics.accuracy import PromptParser, score, summarise
 from ..measure.readers.objects import FILE as READER
 from ..measure.readers.objects import Reader, read_background
+from .ar import trained_ar
 from .captions import change_of_order
 from .config import TrainingFile
+from .reader import trained_reader
 from .sources import SceneSource
-from .stages import export_reader, initial_family, trained_ar, trained_tokenizer
 from .token_pool import tokens_of
+from .tokenizer import trained_tokenizer
 
 BATCH = 16
 
@@ -111,13 +113,11 @@ class Probe:
 
     def reader(self) -> Reader:
         """The run's reader, or that of the family it started from."""
-        start = initial_family(self.config)
-        path = self.run / READER
         if (self.run / "reader.pt").exists():
-            export_reader(self.config, self.run, path)
-        elif start is not None and start.path is not None:
-            path = start.path / READER
-        return Reader.load(path, tuple(self.scenes.objects))
+            return trained_reader(self.config, self.run)
+        start = self.config.initial_family()
+        path = self.run if start is None or start.path is None else start.path
+        return Reader.load(path / READER, tuple(self.scenes.objects))
 
     def right(self, grid: int, n: int, seed: int) -> dict[str, Any]:
         """`summarise` of what `Serial` draws on a grid for `n` held-out prompts."""

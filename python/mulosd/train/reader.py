@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from ..data.scenes import Renderer, Scene, sample_scene
 from ..data.sprites import Sprites
-from ..measure.readers.objects import CELL_PX, ReaderConfig, ReaderNet
+from ..measure.readers.objects import CELL_PX, Reader, ReaderConfig, ReaderNet
+from .checkpoint import load_averaged
+from .config import TrainingFile
 from .loop import Task
-
-if TYPE_CHECKING:
-    from .config import TrainingFile
 
 SPOILERS = ("shuffle", "chimera", "half")
 
@@ -107,19 +106,6 @@ class ReaderTask(Task):
         self.module = self.net
         self._class = {name: i + 1 for i, name in enumerate(self.config.names)}
 
-    @classmethod
-    def from_config(cls, config: TrainingFile) -> ReaderTask:
-        """The task of a training file's section `reader`: batch, spoiled and channels, all optional.
-
-        Raises:
-            ValueError: the family is not made of scenes, so that there is no truth to read.
-        """
-        if config.data["kind"] != "scenes":
-            raise ValueError(f"{config.path}: a reader needs data.kind 'scenes', got {config.data['kind']!r}")
-        renderer = Renderer(config.scenes(), Sprites.load(config.resolve(config.data["sprites"])))
-        options = {k: v for k, v in config.section("reader").items() if k != "loop"}
-        return cls(renderer, **options)
-
     def example(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """One render, shifted by up to half a cell, uint8 [S, S, 3], and its classes, int64 [cells, cells]."""
         scenes = self.renderer.config
@@ -156,3 +142,18 @@ class ReaderTask(Task):
             objects = classes > 0
             right = (logits.argmax(dim=1) == classes)[objects].float().mean()
         return loss, {"objects": float(right)}
+
+
+def reader_task(config: TrainingFile, run: Path) -> ReaderTask:
+    """The task of the stage `reader`; ValueError for a family not of scenes, which has no truth to read."""
+    if config.data["kind"] != "scenes":
+        raise ValueError(f"{config.path}: a reader needs data.kind 'scenes', got {config.data['kind']!r}")
+    renderer = Renderer(config.scenes(), Sprites.load(config.resolve(config.data["sprites"])))
+    return ReaderTask(renderer, **config.options("reader", ReaderTask))
+
+
+def trained_reader(config: TrainingFile, run: Path) -> Reader:
+    """The reader of a run, with its averaged weights."""
+    net = reader_task(config, run).net
+    load_averaged(net, run, "reader")
+    return Reader(net)

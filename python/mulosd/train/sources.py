@@ -1,14 +1,16 @@
-"""Where training images and captions come from: composed scenes, or a folder of one's own images."""
+"""Where training images and captions come from: composed scenes, photographs, or a folder of images."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance
 
+from ..data.photos import Photos, resized
 from ..data.scenes import Renderer, is_held_out, sample_scene
 
 
@@ -54,6 +56,84 @@ class SceneSource:
         return best
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """How a training picture differs each time it is drawn; the default is not at all.
+
+    Args:
+        flip: probability of the mirror image.
+        area: least share of the picture that a random crop keeps, in (0, 1].
+        aspect: a crop's sides differ by up to this factor, at least 1.
+        colour: brightness, contrast and saturation change by up to this share, in 0..1.
+    """
+
+    flip: float = 0.0
+    area: float = 1.0
+    aspect: float = 1.0
+    colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.flip <= 1 and 0 < self.area <= 1 and self.aspect >= 1 and 0 <= self.colour <= 1):
+            raise ValueError(f"data.augment: flip and colour are in 0..1, area in (0, 1], aspect from 1 on, got {self}")
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """A picture of the same size as a square `image`."""
+        side = image.width
+        draw = rng.random(5)
+        if draw[0] < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.area < 1 or self.aspect > 1:
+            length = side * np.sqrt(self.area + (1 - self.area) * draw[1])
+            shape = self.aspect ** (draw[2] - 0.5)
+            width, height = min(side, length * shape), min(side, length / shape)
+            left, top = draw[3] * (side - width), draw[4] * (side - height)
+            box = (left, top, left + width, top + height)
+            image = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+        if self.colour > 0:
+            by = 1 + self.colour * (2 * rng.random(3) - 1)
+            for enhance, factor in zip(
+                (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), by, strict=True
+            ):
+                image = enhance(image).enhance(float(factor))
+        return image
+
+
+class PhotoSource:
+    """Photographs of one split; the caption is the name of the class.
+
+    Args:
+        photos: the archive.
+        held_out: the held-out split, which is never augmented, instead of the training split.
+        share: of pictures that are held out.
+        augmentation: of the training split.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+
+    def __init__(
+        self,
+        photos: Photos,
+        held_out: bool = False,
+        share: float = 0.1,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.photos, self.numbers = photos, photos.split(held_out, share)
+        self.augmentation = Augmentation() if held_out or augmentation is None else augmentation
+        if not len(self.numbers):
+            raise ValueError(f"of {len(photos)} photos none {'is held out' if held_out else 'is left to train on'}")
+
+    def captioned(self, rng: np.random.Generator, sizes: tuple[int, ...]) -> tuple[str, list[NDArray[np.uint8]]]:
+        number = int(rng.choice(self.numbers))
+        image = self.augmentation(self.photos.image(number), rng)
+        # The first name alone: others are for prompts.
+        caption = self.photos.names[self.photos.classes[number]].split(",")[0]
+        return caption, [resized(image, size) for size in sizes]
+
+    def image(self, rng: np.random.Generator, size: int, crop: int) -> NDArray[np.uint8]:
+        return random_crop(self.captioned(rng, (size,))[1][0], crop, rng)
+
+
 class FolderSource:
     """Images of a folder with captions from `NAME.txt` beside each, or from the file name ("a_red_car-3.png")."""
 
@@ -81,8 +161,7 @@ class FolderSource:
         side = min(image.size)
         left, top = ((n - side) // 2 for n in image.size)
         square = image.crop((left, top, left + side, top + side))
-        resized = [np.asarray(square.resize((s, s), Image.Resampling.BOX)) for s in sizes]
-        return self.caption(path), resized
+        return self.caption(path), [np.asarray(square.resize((s, s), Image.Resampling.BOX)) for s in sizes]
 
     def image(self, rng: np.random.Generator, size: int, crop: int) -> NDArray[np.uint8]:
         return random_crop(self.captioned(rng, (size,))[1][0], crop, rng)

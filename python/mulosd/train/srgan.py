@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -12,17 +13,17 @@ from torch import Tensor, nn
 
 from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.srgan import SuperResolver, SuperResolverConfig
-from .critic import Critic
-from .loop import Task
-from .perceptual import feature_maps, perceptual_distance
+from .checkpoint import load_averaged
+from .config import TrainingFile
+from .losses import ImageTask, feature_maps, psnr
 from .sources import ImageSource
 from .token_pool import as_input, tokens_of
-from .tokenizer import psnr
+from .tokenizer import trained_tokenizer
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
-class SuperResolverTask(Task):
+class SuperResolverTask(ImageTask):
     """Enlarges what the tokenizer makes of small pictures, as drafts are, to what the large ones look like.
 
     The absolute error leads to the right picture; a patch discriminator asks for texture where that alone would blur
@@ -73,10 +74,8 @@ class SuperResolverTask(Task):
         self.module = self.net
         self.tokenizer, self.source = tokenizer, source
         self._frozen = cast("nn.Module", tokenizer).eval().requires_grad_(False)
-        self.batch, self.pool, self.crop, self.start = batch, pool, crop, start
-        self.pixel, self.perceptual, self.adversarial = pixel, perceptual, adversarial
-        self._maps = feature_maps(features, tokenizer) if perceptual > 0 else None
-        self.critic = Critic() if adversarial > 0 else None
+        self.batch, self.pool, self.crop, self.pixel = batch, pool, crop, pixel
+        super().__init__(perceptual, lambda: feature_maps(features, tokenizer), adversarial, start)
         self._kept: dict[tuple[int, int], Pair] = {}
 
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
@@ -94,14 +93,8 @@ class SuperResolverTask(Task):
         out = self.net(small).float()
         error = (out - real).abs().mean()
         figures = {f"psnr{size}": psnr(float(((out.detach() - real) ** 2).mean()) / 4)}
-        loss = self.pixel * error
-        if self._maps is not None:
-            loss = loss + self.perceptual * perceptual_distance(self._maps, out, real)
-        if self.critic is not None and step >= self.start:
-            judged = self.critic.judge(out, real)
-            loss = loss + self.adversarial * judged
-            figures["judged"] = float(judged.detach())
-        return loss, figures
+        loss = self.perceived(self.pixel * error, out, real)
+        return self.judged(loss, out, real, step, figures), figures
 
     def pairs(self, numbers: list[int], size: int, device: torch.device) -> list[Pair]:
         """Pictures of half the size as the tokenizer shows them, and of `size`: uint8, by number."""
@@ -117,15 +110,26 @@ class SuperResolverTask(Task):
             kept.update({(n, size): (d, large) for n, d, (_, large) in zip(new, decoded, drawn, strict=True)})
         return [kept[n, size] for n in numbers]
 
-    def state(self) -> dict[str, Tensor]:
-        return {} if self.critic is None else self.critic.saved()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        if self.critic is not None:
-            self.critic.restore(state)
-
 
 def window(picture: NDArray[np.uint8], row: int, column: int, side: int, mirrored: bool) -> NDArray[np.uint8]:
     """A window of a picture [H, W, 3], mirrored or not."""
     cut = picture[row : row + side, column : column + side]
     return np.ascontiguousarray(cut[:, ::-1]) if mirrored else cut
+
+
+def srgan_config(config: TrainingFile) -> SuperResolverConfig:
+    """Sizes of the super-resolution network."""
+    return config.build("srgan.model", lambda given: SuperResolverConfig(**given), config.section("srgan").get("model"))
+
+
+def srgan_task(config: TrainingFile, run: Path) -> SuperResolverTask:
+    """The task of the stage `srgan`."""
+    options = config.options("srgan", SuperResolverTask, "model")
+    return SuperResolverTask(srgan_config(config), trained_tokenizer(config, run), config.source(), **options)
+
+
+def trained_srgan(config: TrainingFile, run: Path) -> SuperResolver:
+    """The super-resolution network of a run, with its averaged weights."""
+    network = SuperResolver(srgan_config(config))
+    load_averaged(network, run, "srgan")
+    return network

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.family import Family
 from ..engine.models.tokenizer import Tokenizer, TokenizerConfig
-from .critic import Critic
-from .loop import Task
-from .perceptual import Lite0Maps, perceptual_distance
+from ..engine.models.transformer import Transformer
+from .checkpoint import load_averaged, part
+from .config import TrainingFile
+from .losses import ImageTask, Lite0Maps, gradient_loss, psnr
 from .sources import ImageSource
 from .token_pool import as_input
 
 
-def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of horizontal and vertical finite differences of images [B, 3, H, W]."""
-    d = a - b
-    return d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
-
-
-def psnr(error: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error of values in 0..1."""
-    return -10 * float(np.log10(max(error, 1e-10)))
-
-
-class TokenizerTask(Task):
+class TokenizerTask(ImageTask):
     """The loss of a tokenizer on random images of a source.
 
     Reconstruction is L1, L2 and the difference of gradients, with `perceptual` above 0 also the distance of
@@ -35,14 +28,14 @@ class TokenizerTask(Task):
 
     Args:
         config: sizes.
-        source: of pictures.
+        source: of images.
+        held_out: of the images that are reconstructed whole, at the largest size, to validate.
         batch: image size -> images a step.
         crop: larger images are cropped to this side in px.
         commitment, perceptual, adversarial: weights of losses.
         adversarial_from: first step of the discriminator.
         codebook_decay: of the running means that codes are.
         restart_every: steps between replacements of dead codes.
-        held_out: of the pictures that are reconstructed whole, at the largest size, to validate.
         validation: how many.
     """
 
@@ -50,6 +43,7 @@ class TokenizerTask(Task):
         self,
         config: TokenizerConfig,
         source: ImageSource,
+        held_out: ImageSource | None = None,
         *,
         batch: dict[int, int],
         crop: int = 128,
@@ -59,7 +53,6 @@ class TokenizerTask(Task):
         adversarial_from: int = 0,
         codebook_decay: float = 0.99,
         restart_every: int = 100,
-        held_out: ImageSource | None = None,
         validation: int = 64,
     ) -> None:
         self.tokenizer = Tokenizer(config)
@@ -70,27 +63,20 @@ class TokenizerTask(Task):
         self.counts = torch.ones(config.codebook_size)
         self.sums = self.tokenizer.codebook.clone()
         self._last = torch.empty(0)
-        self.perceptual, self.adversarial, self.adversarial_from = perceptual, adversarial, adversarial_from
-        self._maps = Lite0Maps() if perceptual > 0 else None
-        self.critic = Critic() if adversarial > 0 else None
+        super().__init__(perceptual, Lite0Maps, adversarial, adversarial_from)
         self.held_out, self.validation = held_out, validation
 
     def state(self) -> dict[str, Tensor]:
-        critic = {} if self.critic is None else {f"critic.{k}": v for k, v in self.critic.saved().items()}
-        return {"counts": self.counts, "sums": self.sums} | critic
+        return {"counts": self.counts, "sums": self.sums, **{f"critic.{k}": v for k, v in super().state().items()}}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.counts, self.sums = state["counts"], state["sums"]
-        critic = {k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")}
-        if self.critic is not None and critic:
-            self.critic.restore(critic)
+        super().load_state(part(state, "critic."))
 
     def difference(self, out: Tensor, image: Tensor) -> Tensor:
         """The reconstruction loss of pictures [B, 3, H, W], without the discriminator."""
         pixel = (out - image).abs().mean() + ((out - image) ** 2).mean() + gradient_loss(out, image)
-        if self._maps is None:
-            return pixel
-        return pixel + self.perceptual * perceptual_distance(self._maps, out, image)
+        return self.perceived(pixel, out, image)
 
     def validate(self, device: torch.device) -> dict[str, float]:
         if self.held_out is None:
@@ -108,8 +94,7 @@ class TokenizerTask(Task):
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         latents, images = [], []
         for size, count in self.batch.items():
-            batch = np.stack([self.source.image(rng, size, self.crop) for _ in range(count)])
-            image = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            image = as_input([self.source.image(rng, size, self.crop) for _ in range(count)], device)
             images.append(image)
             latents.append(self.tokenizer.latents(image.contiguous(memory_format=torch.channels_last)))
         total = torch.zeros((), device=device)
@@ -121,9 +106,7 @@ class TokenizerTask(Task):
             out = self.tokenizer.decode_latents(z + (q - z).detach())
             weight = image.shape[0] / sum(self.batch.values())
             loss = self.difference(out, image) + self.commitment * ((z - q) ** 2).sum(-1).mean()
-            if self.critic is not None and step >= self.adversarial_from:
-                loss = loss + self.adversarial * self.critic.judge(out, image)
-            total = total + weight * loss
+            total = total + weight * self.judged(loss, out, image, step)
             error += weight * float(((out.detach().clamp(-1, 1) - image) ** 2).mean()) / 4
         with torch.no_grad():
             flat = torch.cat([z.reshape(-1, z.shape[-1]) for z in latents])
@@ -154,3 +137,32 @@ class TokenizerTask(Task):
         self.tokenizer.codebook[dead] = fresh
         self.sums[dead] = fresh
         self.counts[dead] = 1.0
+
+
+def tokenizer_config(config: TrainingFile) -> TokenizerConfig:
+    """Sizes of the tokenizer."""
+    return config.build("tokenizer.model", TokenizerConfig.from_dict, config.section("tokenizer").get("model"))
+
+
+def tokenizer_task(config: TrainingFile, run: Path) -> TokenizerTask:
+    """The task of the stage `tokenizer`."""
+    options = config.options("tokenizer", TokenizerTask, "model")
+    held_out = config.validation_source("tokenizer")
+    return TokenizerTask(tokenizer_config(config), config.source(), held_out, **options)
+
+
+def trained_tokenizer(config: TrainingFile, run: Path) -> Tokenizer:
+    """The tokenizer of a run, with its averaged weights, or that of the family to start from when the run has none."""
+    start = config.initial_family()
+    if start is not None and not (run / "tokenizer.pt").exists():
+        return trained_here(start)[1]
+    tokenizer = Tokenizer(tokenizer_config(config))
+    load_averaged(tokenizer, run, "tokenizer")
+    return tokenizer
+
+
+def trained_here(family: Family) -> tuple[Transformer, Tokenizer]:
+    """The AR model and the tokenizer of a family that `mulosd train` made; ValueError for one that was converted."""
+    if not isinstance(family.ar, Transformer) or not isinstance(family.tokenizer, Tokenizer):
+        raise ValueError(f"family {family.name!r} was not trained by mulosd: its models cannot be trained further here")
+    return family.ar, family.tokenizer

@@ -1,25 +1,35 @@
-"""Training of latent resamplers: token cross-entropy, commitment, and reconstruction through the frozen decoder."""
+"""Training of latent resamplers, of variants of them with other losses, and of those of a finished family."""
 
 from __future__ import annotations
 
-from typing import cast
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engine.family import Family, store_resamplers
+from ..engine.family_config import check_keys, mapping
 from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
-from .critic import Critic
-from .loop import Task
-from .perceptual import feature_maps, perceptual_distance
-from .sources import ImageSource
+from .checkpoint import checkpoint, load_averaged
+from .config import TrainingFile, keywords
+from .loop import LoopConfig, train
+from .losses import ImageTask, feature_maps, psnr
+from .sources import FolderSource, ImageSource
 from .token_pool import TokenPool
-from .tokenizer import psnr
+from .tokenizer import tokenizer_config, trained_tokenizer
+
+Resamplers = dict[tuple[int, int], LatentResampler]
+VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-class ResamplerTask(Task):
+class ResamplerTask(ImageTask):
     """All resamplers of a family at once; each step trains every pair on one batch of aligned pictures.
 
     Losses (MuLo-SD, arXiv 2601.05149, section on up-sampling), each with its weight: cross-entropy over cosine
@@ -59,9 +69,7 @@ class ResamplerTask(Task):
         self.pool = TokenPool(source, tokenizer, pool)
         self.pairs, self.size = pairs, batch
         self.cross_entropy, self.commitment, self.pixel = cross_entropy, commitment, pixel
-        self.perceptual, self.adversarial = perceptual, adversarial
-        self._maps = feature_maps(features, tokenizer) if perceptual > 0 else None
-        self.critic = Critic() if adversarial > 0 else None
+        super().__init__(perceptual, lambda: feature_maps(features, tokenizer), adversarial)
         self.temperature, self.token_noise, self.crop = temperature, token_noise, crop
 
     def loss(self, rng: np.random.Generator, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
@@ -98,21 +106,11 @@ class ResamplerTask(Task):
                 error = ((out - real) ** 2).mean()
                 figures[f"psnr{pair.name}"] = psnr(float(error.detach()) / 4)
                 loss = loss + self.pixel * error
-                if self._maps is not None:
-                    loss = loss + self.perceptual * perceptual_distance(self._maps, out, real)
-                if self.critic is not None:
-                    loss = loss + self.adversarial * self.critic.judge(out, real)
+                loss = self.judged(self.perceived(loss, out, real), out, real, step)
             total = total + loss
             changed = wanted != wanted.flatten(1).mode(dim=1).values[:, None, None]
             figures[f"hit{pair.name}"] = float((predicted == wanted)[changed].float().mean())
         return total, figures
-
-    def state(self) -> dict[str, Tensor]:
-        return {} if self.critic is None else self.critic.saved()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        if self.critic is not None:
-            self.critic.restore(state)
 
 
 def windows(x: Tensor, at: list[list[int]], side: int, patch: int = 1) -> Tensor:
@@ -120,3 +118,172 @@ def windows(x: Tensor, at: list[list[int]], side: int, patch: int = 1) -> Tensor
     corners = [(row * patch, column * patch) for row, column in at]
     size = side * patch
     return torch.stack([one[r : r + size, c : c + size] for one, (r, c) in zip(x, corners, strict=True)])
+
+
+def checkpoint_name(variant: str | None) -> str:
+    """What the checkpoint and the log of a variant are called in the run; None is the up-samplers themselves."""
+    return "upsampler" if variant is None else f"upsampler-{variant}"
+
+
+def variant_names(config: TrainingFile) -> list[str]:
+    """Variants of a training file, in its order."""
+    return list(mapping(config.section("upsampler").get("variants") or {}, f"{config.path}: upsampler.variants"))
+
+
+def varied(config: TrainingFile, name: str) -> TrainingFile:
+    """The training file whose section `upsampler` is that of a variant.
+
+    A variant states what differs from the section: `pairs` (some of them), options of `ResamplerTask`, and parts of
+    `loop`. Sizes cannot differ, for it starts from weights of the section's own.
+
+    Raises:
+        ValueError: no such variant, or it states something else.
+    """
+    section = config.section("upsampler")
+    known = variant_names(config)
+    if name not in known:
+        raise ValueError(
+            f"{config.path}: there is no variant {name!r} of the up-samplers; upsampler.variants has "
+            f"{', '.join(known) or 'none'}"
+        )
+    if not VARIANT.fullmatch(name):
+        raise ValueError(f"{config.path}: the variant {name!r} names a file: use letters, digits, '.', '_' and '-'")
+    where = f"{config.path}: upsampler.variants.{name}"
+    stated = mapping(section.pop("variants")[name] or {}, where)
+    stated_loop = mapping(stated.get("loop", {}), f"{where}.loop")
+    check_keys(stated, ("pairs", *keywords(ResamplerTask), "loop"), (), where)
+    check_keys(stated_loop, [f.name for f in fields(LoopConfig)], (), f"{where}.loop")
+    missing = [pair for pair in stated.get("pairs", []) if pair not in section["pairs"]]
+    if missing:
+        raise ValueError(f"{where}: pairs {missing} are none of the section's, which are {section['pairs']}")
+    loop = {**section.get("loop", {}), **stated_loop}
+    return TrainingFile({**config.values, "upsampler": {**section, **stated, "loop": loop}}, config.path)
+
+
+def resampler_configs(config: TrainingFile) -> list[ResamplerConfig]:
+    """Every latent resampler of the family."""
+    section, tokens = config.section("upsampler"), tokenizer_config(config)
+    sizes = {"code_dim": tokens.code_dim, "vocab_size": tokens.codebook_size}
+    if "temperature" in section:
+        sizes["temperature"] = float(section["temperature"])
+
+    def resampler(given: dict[str, Any]) -> list[ResamplerConfig]:
+        return [ResamplerConfig(a, b, **sizes, **given) for a, b in section["pairs"]]
+
+    return config.build("upsampler.model", resampler, section.get("model"))
+
+
+def resampler_task(config: TrainingFile, run: Path) -> ResamplerTask:
+    """The task of the stage `upsampler`."""
+    options = config.options("upsampler", ResamplerTask, "model", "pairs", "variants")
+    return ResamplerTask(resampler_configs(config), trained_tokenizer(config, run), config.source(), **options)
+
+
+def trained_resamplers(config: TrainingFile, run: Path, variant: str | None = None) -> Resamplers:
+    """Latent resamplers of a run by (source, target) grid, those of a variant if one is named."""
+    sizes = resampler_configs(config if variant is None else varied(config, variant))
+    resamplers = {(p.source, p.target): LatentResampler(p) for p in sizes}
+    load_averaged(nn.ModuleDict({m.config.name: m for m in resamplers.values()}), run, checkpoint_name(variant))
+    return resamplers
+
+
+def trained_variants(
+    config: TrainingFile, run: Path, names: Sequence[str] = ()
+) -> tuple[dict[str, tuple[Resamplers, dict[str, Any]]], list[str]]:
+    """Variants that a run has trained.
+
+    Args:
+        config: the training file.
+        run: folder of checkpoints.
+        names: those that are wanted; empty takes every one that is there.
+
+    Returns:
+        By name, the resamplers and how they were trained: the options of the task, `pairs`, and the `steps` so far. And
+        notes on variants of the file that the run lacks.
+
+    Raises:
+        ValueError: a variant that is asked for is unknown or not trained.
+    """
+    known = variant_names(config)
+    there = [name for name in known if (run / f"{checkpoint_name(name)}.pt").exists()]
+    found = {}
+    for name in names or there:
+        resamplers = trained_resamplers(config, run, name)
+        section = varied(config, name).section("upsampler")
+        stated = {key: value for key, value in section.items() if key in ("pairs", *keywords(ResamplerTask))}
+        found[name] = (resamplers, {**stated, "steps": checkpoint(run, checkpoint_name(name))["step"]})
+    missing = [] if names else [name for name in known if name not in there]
+    return found, [f"variant {name} is left out: it is not trained" for name in missing]
+
+
+def train_upsampler(
+    folder: Path,
+    images: Path,
+    run: Path,
+    *,
+    scales: tuple[int, ...] | None = None,
+    down: bool = False,
+    steps: int | None = None,
+    batch: int = 4,
+    lr: float = 3e-4,
+    channels: int = 256,
+    blocks: int = 6,
+    pixel: float = 1.0,
+    perceptual: float = 0.1,
+    commitment: float = 0.25,
+    adversarial: float = 0.0,
+    precision: str = "bf16",
+    device: str = "cpu",
+    save_every: int = 500,
+) -> list[str]:
+    """Train latent up-samplers and put them into the family's folder.
+
+    Args:
+        folder: the family's folder.
+        images: cropped to squares and reduced to each grid's size.
+        run: folder of the checkpoint and the log; a run that it holds is resumed.
+        scales: ratios to train for; None is all of the family.
+        down: train the down-samplers of multi-cycle decoding too.
+        steps, batch, lr, precision, save_every: of training; 10,000 steps where none are given.
+        channels, blocks: sizes of each network.
+        pixel, perceptual, commitment, adversarial: weights of the losses, see `ResamplerTask`.
+        device: a torch device.
+
+    Returns:
+        Names of what was trained, such as "16-32".
+
+    Raises:
+        ValueError: there is no such family or folder, or the family has no such scale.
+    """
+    family = Family.load(folder)
+    if family.path is None or not folder.is_dir():
+        raise ValueError(f"--family {folder}: name a folder; a family that came with the package is not rewritten")
+    target = family.grids[-1]
+    drafters = [family.drafter_grid(s) for s in (scales or family.scales)]
+    if not drafters:
+        raise ValueError(f"family {family.name!r} has no grid that divides its largest: there is nothing to up-sample")
+    sizes = family.tokenizer.config
+    pairs = [
+        ResamplerConfig(a, b, sizes.code_dim, channels, blocks, sizes.codebook_size)
+        for g in drafters
+        for a, b in ([(g, target), (target, g)] if down else [(g, target)])
+    ]
+    torch.manual_seed(0)
+    task = ResamplerTask(
+        pairs,
+        family.tokenizer,
+        FolderSource(images),
+        batch=batch,
+        cross_entropy=0.0,
+        commitment=commitment,
+        pixel=pixel,
+        perceptual=perceptual,
+        adversarial=adversarial,
+    )
+    length = 10_000 if steps is None else steps
+    loop = LoopConfig(length, lr, decay=max(1, length // 5), precision=precision, save_every=save_every)
+    averaged = train(task, loop, run, seed=0, name="upsampler", device=device)
+    trained = {p.name: LatentResampler(p) for p in pairs}
+    nn.ModuleDict(trained).load_state_dict(averaged)
+    store_resamplers(folder, list(trained.values()))
+    return list(trained)
