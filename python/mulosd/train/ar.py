@@ -190,6 +190,8 @@ def untrained(config: TrainingFile, run: Path, stage: str) -> ARTask:
         raise ValueError(f"{config.path}: ar.phases must list at least one {{until, shares, batch}}")
     held_out = config.validation_source(stage)
     sizes = ar_config(config, conditioner)
+    if stage == "text":
+        options["freeze_text"] = False  # it is what this stage trains
     return ARTask(sizes, conditioner, tokenizer, config.source(), phases, held_out, stage == "text", **options)
 
 
