@@ -226,7 +226,7 @@ def test_validation_keeps_the_best_and_stops(
     assert not torch.equal(run_stage("ar", plain, tmp_path)["ar.output.weight"], seen[1])
     with pytest.raises(ValueError, match="set validate_every"):
         run_stage("ar", changed(plain, ar__loop={"patience": 1}), tmp_path)
-    with pytest.raises(ValueError, match="no held-out pictures"):
+    with pytest.raises(ValueError, match="no held-out images"):
         run_stage("upsampler", changed(config, upsampler__loop={"validate_every": 2}), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""An archive of labelled photographs: one .npz file of compressed pictures, read as they are asked for."""
+"""An archive of labelled photographs: one .npz file of compressed images, read as they are asked for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Photos:
     """Photographs with their classes.
 
     Args:
-        data: uint8, the picture files one after the other (WebP, PNG, JPEG).
+        data: uint8, the image files one after the other (WebP, PNG, JPEG).
         offsets: int64 [n + 1], where each begins and the last one ends.
         classes: int64 [n].
         names: of the classes, synonyms separated by ", ".
@@ -77,23 +77,23 @@ class Photos:
         return len(self.classes)
 
     def encoded(self, i: int) -> bytes:
-        """The file of a picture."""
+        """The file of an image."""
         return self.data[self.offsets[i] : self.offsets[i + 1]].tobytes()
 
     def digest(self) -> bytes:
-        """A hash of all pictures, 32 bytes."""
+        """A hash of all images, 32 bytes."""
         return hashlib.sha256(self.data.tobytes()).digest()
 
     def image(self, i: int) -> Image.Image:
-        """A picture as RGB."""
+        """An image as RGB."""
         return Image.open(io.BytesIO(self.encoded(i))).convert("RGB")
 
     def picture(self, i: int, size: int) -> NDArray[np.uint8]:
-        """A picture as it is, at `size` px a side: uint8 [S, S, 3]."""
+        """An image as it is, at `size` px a side: uint8 [S, S, 3]."""
         return resized(self.image(i), size)
 
     def split(self, held_out: bool, share: float) -> NDArray[np.int64]:
-        """Numbers of the pictures of a split, by a hash of their files: copies of a picture fall into the same one."""
+        """Numbers of the images of a split, by a hash of their files: copies of an image fall into the same one."""
         chosen = [
             i for i in range(len(self)) if is_held_out(hashlib.sha256(self.encoded(i)).hexdigest(), share) == held_out
         ]
@@ -101,7 +101,7 @@ class Photos:
 
 
 def resized(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """A square picture at `size` px a side: by area downwards, so that sizes stay aligned, bicubic upwards."""
+    """A square image at `size` px a side: by area downwards, so that sizes stay aligned, bicubic upwards."""
     if image.width == size:
         return np.asarray(image)
     how = Image.Resampling.BOX if size < image.width else Image.Resampling.BICUBIC

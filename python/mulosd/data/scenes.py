@@ -201,7 +201,7 @@ class Renderer:
         self._reduced: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
     def render(self, scene: Scene, size: int) -> NDArray[np.uint8]:
-        """uint8 [size, size, 3] picture of a scene; `size` is a multiple of the cell count."""
+        """uint8 [size, size, 3] image of a scene; `size` is a multiple of the cell count."""
         if size % self.config.cells:
             raise ValueError(f"size must be a multiple of {self.config.cells} cells, got {size}")
         cell = size // self.config.cells

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,23 +33,23 @@ class AlignTask(Task):
 
     With q the up-sampler's distribution over codes and p the target's at the same position behind the up-sampler's own
     tokens, the loss is `-log sum(q * p)`: the target's probability of a token that is drawn from q. Its gradient moves
-    q towards the product q * p, so the draft keeps its say about what is in the picture. Only positions where the
+    q towards the product q * p, so the draft keeps its say about what is in the image. Only positions where the
     target is confident are supervised; elsewhere it does not know what the draft wants (selective supervision of
-    student samples: VarKD, arXiv 2606.06078). Two terms keep the up-sampler from drifting to pictures that are merely
-    probable: the divergence from what it was on the same drafts, and cross-entropy on pairs of real pictures.
+    student samples: VarKD, arXiv 2606.06078). Two terms keep the up-sampler from drifting to images that are merely
+    probable: the divergence from what it was on the same drafts, and cross-entropy on pairs of real images.
 
     Args:
         family: frozen but for the up-sampler, which is a copy.
         scale: r = target / drafter.
         prompts: what drafts are drawn for.
-        source: of real pictures, or None.
+        source: of real images, or None.
         pool: number of drafts.
-        batch: drafts, and real pictures, a step.
-        every: drafts are judged in every so-manieth step, for the target's forward costs far more than the rest; with 0
-            never, which leaves the real pictures. Without real pictures in every step.
+        batch: drafts, and real images, a step.
+        every: drafts are judged in every Nth step, for the target's forward costs far more than the rest; with 0
+            never, which leaves the real images. Without real images in every step.
         confidence: entropy in nats, up to which the target is listened to.
         agreement: weight of the divergence from the old up-sampler.
-        real: weight of the cross-entropy on real pictures.
+        real: weight of the cross-entropy on real images.
         temperature: of the cosines that make q; about the difference of the cosines of codes that are to be told apart.
         seed: of the drafts.
 
@@ -79,7 +80,7 @@ class AlignTask(Task):
         self.drafts = SamplePool(family, prompts, Serial(self.source), size=pool, seed=seed)
         self.pictures = None if source is None or real == 0 else TokenPool(source, family.tokenizer, pool)
         if not every and self.pictures is None:
-            raise ValueError("without judged drafts (every 0) real pictures are needed, with a weight (real) above 0")
+            raise ValueError("without judged drafts (every 0) real images are needed, with a weight (real) above 0")
         # Other steps would have nothing to learn from.
         self.every = every if self.pictures is not None else 1
         self.confidence, self.agreement, self.real, self.temperature = confidence, agreement, real, temperature
@@ -161,9 +162,9 @@ def align_upsampler(
         output: the new folder, which appears whole or not at all; it has yet to be calibrated.
         run: folder of the checkpoint and the log; a run that it holds is resumed.
         scale: None is the largest.
-        images: captioned pictures that keep the up-sampler to what pictures look like; a family of scenes has its own.
+        images: captioned images that keep the up-sampler to what images look like; a family of scenes has its own.
         config: the training file that names them, instead of `images`.
-        prompts: what to draft for; empty takes classes, or the pictures' captions.
+        prompts: what to draft for; empty takes classes, or the images' captions.
         steps, lr, device, save_every, seed: of training.
         options: of `AlignTask`.
 
@@ -171,35 +172,29 @@ def align_upsampler(
         ValueError: there is no such family, scale, latent up-sampler or folder, nothing to draft for, or `output`
             exists already.
     """
-    family = openable(folder, output)
+    family, ratio = start(folder, output, scale)
     source = images_of(family, images, config=config)
-    ratio = own_scale(family) if scale is None else scale
     task = AlignTask(family, ratio, training_prompts(family, source, prompts), source, seed=seed, **options)
-    averaged = train(task, loop(steps, lr, device, save_every), run, seed=seed, name="align", device=device)
+    averaged = train(task, short_loop(steps, lr, device, save_every), run, seed=seed, name="align", device=device)
     aligned = LatentResampler(replace(task.resampler.config, temperature=task.temperature))
     aligned.load_state_dict(averaged)
-    with new_folder(output) as new:
-        copied(family, new)
+    with copy_of(family, output, ratio) as new:
         store_resamplers(new, [aligned])
-        forget(family, new, ratio)
     return output
 
 
-def openable(folder: str | Path, output: Path) -> Family:
-    """The family to start from; ValueError where the result could not be written in the end."""
+def start(folder: str | Path, output: Path, scale: int | None) -> tuple[Family, int]:
+    """The family to start from and the scale to align; ValueError where the result could not be written in the end."""
     if output.exists():
         raise ValueError(f"--output {output} exists already; choose a new folder or remove it")
-    return Family.load(folder)
-
-
-def own_scale(family: Family) -> int:
-    """The scale that is aligned where none is asked for."""
-    if family.scale is None:
+    family = Family.load(folder)
+    ratio = family.scale if scale is None else scale
+    if ratio is None:
         raise ValueError(f"family {family.name!r} has no grid that divides its largest: it cannot draft")
-    return family.scale
+    return family, ratio
 
 
-def loop(steps: int, lr: float, device: str, save_every: int) -> LoopConfig:
+def short_loop(steps: int, lr: float, device: str, save_every: int) -> LoopConfig:
     """A short training that starts from finished weights."""
     return LoopConfig(
         steps,
@@ -215,16 +210,18 @@ def loop(steps: int, lr: float, device: str, save_every: int) -> LoopConfig:
     )
 
 
-def copied(family: Family, folder: Path) -> None:
-    """Copy the files of a family, but for what describes it to people, into an empty folder."""
+@contextmanager
+def copy_of(family: Family, output: Path, scale: int) -> Iterator[Path]:
+    """A new folder with the files of a family, but for what describes it to people, which becomes `output` in the end.
+
+    The calibration of the scale is dropped: it was measured on other drafts.
+    """
     if family.path is None:
         raise ValueError(f"family {family.name!r} was not loaded from a folder")
-    for path in family.path.iterdir():
-        if path.is_file() and path.name not in ("README.md", "contact_sheet.png"):
-            shutil.copyfile(path, folder / path.name)
-
-
-def forget(family: Family, folder: Path, scale: int) -> None:
-    """Drop the calibration of a scale, which was measured on other drafts."""
     kept = {key: c.to_dict() for key, c in family.config.calibrations.items() if c.scale != scale}
-    change(folder, lambda _: {"calibration": kept})
+    with new_folder(output) as new:
+        for path in family.path.iterdir():
+            if path.is_file() and path.name not in ("README.md", "contact_sheet.png"):
+                shutil.copyfile(path, new / path.name)
+        yield new
+        change(new, lambda _: {"calibration": kept})

@@ -40,11 +40,11 @@ class ARTask(Task):
         model: sizes of the transformer.
         conditioner: captions to conditions; its weights, such as a text encoder, are trained along.
         tokenizer: frozen.
-        source: of captioned pictures.
+        source: of captioned images.
         phases: grids and batches by step.
         held_out: of the images whose cross-entropy validates.
         cond_only: train the conditioner's weights alone.
-        cond_dropout: share of pictures whose condition is taken away.
+        cond_dropout: share of images whose condition is taken away.
         token_noise: share of tokens that the transformer reads wrong.
         entropy_weight: see `weights`.
         freeze_text: leave the conditioner, and the lookup by position, as the captions stage taught them. Trained
@@ -84,13 +84,13 @@ class ARTask(Task):
         self.cond_dropout, self.token_noise = cond_dropout, token_noise
         self.entropy_weight = entropy_weight
         self.figures: dict[int, float] = {}
-        # The same pictures every time: they are drawn once, whatever the pool of the training pictures.
+        # The same images every time: they are drawn once, whatever the pool of the training images.
         self.held_out = None if held_out is None else TokenPool(held_out, tokenizer, validation)
 
     def weights(self, logits: Tensor) -> Tensor:
         """Weights [B*n] of the positions of logits [B, n, V]: one plus `entropy_weight` times the model's entropy.
 
-        Few positions decide what a picture shows (the first token of an object), and in a plain mean over a large
+        Few positions decide what an image shows (the first token of an object), and in a plain mean over a large
         grid they drown. A weight that depends on the context alone leaves the optimum of every distribution as it is.
         """
         log_p = F.log_softmax(logits.detach().flatten(0, 1), dim=-1)
@@ -118,7 +118,7 @@ class ARTask(Task):
         return loss, {f"nll{g}": v for g, v in sorted(self.figures.items())}
 
     def validate(self, device: torch.device) -> dict[str, float]:
-        """Cross-entropy a token by grid on held-out pictures with their conditions, and its mean over grids."""
+        """Cross-entropy a token by grid on held-out images with their conditions, and its mean over grids."""
         if self.held_out is None:
             return super().validate(device)
         self.tokenizer.to(device)

@@ -1,7 +1,7 @@
-"""Training of the text encoder on captions alone: it learns to say what a scene shows, before any picture is drawn.
+"""Training of the text encoder on captions alone: it learns to say what a scene shows, before any image is drawn.
 
 The decisive fact for a raster model is which object comes next, and a caption tells it in a roundabout way ("a cat
-right of a car": the car comes first). Pictures teach that slowly, a few tokens in hundreds bear on it; captions with
+right of a car": the car comes first). Images teach that slowly, a few tokens in hundreds bear on it; captions with
 their truth teach it in minutes. Feature k of the encoder is trained to name the k-th object in raster order, the two
 after the objects to name the background and the arrangement. The heads are dropped afterwards, the features stay.
 

@@ -16,8 +16,8 @@ from ..engine.conditioning import ClassConditioner, PhraseConditioner
 from ..engine.family import Family
 from ..engine.family_config import check_keys, mapping, told
 from ..engine.models.text import SPECIALS, TextEncoder, TextEncoderConfig, Vocabulary
+from ..engine.registry import read
 from ..engine.sampling import SamplingParams
-from ..engine.settings import read
 from .loop import LoopConfig
 from .sources import Augmentation, FolderSource, ImageSource, PhotoSource, SceneSource
 

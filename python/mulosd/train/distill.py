@@ -21,8 +21,8 @@ from ..engine.models.ar_model import ARModel
 from ..engine.models.eagle import EagleDrafter
 from ..engine.models.transformer import Transformer
 from ..engine.upsampling import downsample, upsample
-from ..engine.weights import new_folder, save_part
-from .align import copied, entropy, forget, loop, openable, own_scale
+from ..engine.weights import save_part
+from .align import copy_of, entropy, short_loop, start
 from .ar import with_grids
 from .config import images_of
 from .loop import Task, train
@@ -194,8 +194,7 @@ def distill_drafter(
 
     Arguments, but for `config`, and errors are those of `align_upsampler`; `options` are those of `DistillTask`.
     """
-    before = openable(folder, output)
-    ratio = own_scale(before) if scale is None else scale
+    before, ratio = start(folder, output, scale)
     family = with_own_drafter(before, before.drafter_grid(ratio))
     grid, target = before.drafter_grid(ratio), before.grids[-1]
     latent = {(grid, target), (target, grid)} <= set(before.resamplers)
@@ -207,10 +206,9 @@ def distill_drafter(
         seed=seed,
         **options,
     )
-    averaged = train(task, loop(steps, lr, device, save_every), run, seed=seed, name="distill", device=device)
+    averaged = train(task, short_loop(steps, lr, device, save_every), run, seed=seed, name="distill", device=device)
     task.module.load_state_dict(averaged)
-    with new_folder(output) as new:
-        copied(before, new)
+    with copy_of(before, output, ratio) as new:
         kept = {id(model): name for name, model in before._models().items()}
         parts = family._models()
         for name in set(kept.values()) - set(parts):
@@ -219,5 +217,4 @@ def distill_drafter(
             if id(model) not in kept:
                 save_part(name, model, new)
         write_json(new, family.describe())
-        forget(family, new, ratio)
     return output

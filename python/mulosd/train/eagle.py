@@ -26,15 +26,15 @@ from .tokenizer import trained_here, trained_tokenizer
 class EagleTask(Task):
     """Smooth L1 between features, and cross-entropy to the target's distribution (EAGLE, arXiv 2401.15077).
 
-    Both are taken behind the target's final norm, where its output head reads them. The target sees real pictures; its
+    Both are taken behind the target's final norm, where its output head reads them. The target sees real images; its
     features get noise, since the drafter will have to go on from its own. Captions are dropped as in the training of
     the target, so that both branches of guidance are drafted.
 
     Args:
         drafter: what is trained; its target is frozen.
         conditioner: captions to conditions, frozen.
-        batch: pictures a step, by grid.
-        pool: so many pictures a grid are drawn, the target's features of them kept in memory; a drafter's step is far
+        batch: images a step, by grid.
+        pool: so many images a grid are drawn, the target's features of them kept in memory; a drafter's step is far
             cheaper than the forward of its target.
         regression, classification: weights of the losses.
         feature_noise: half the width of uniform noise on features of unit scale.
@@ -66,7 +66,7 @@ class EagleTask(Task):
         self.pool: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def pictures(self, grid: int, numbers: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Condition features, tokens [B, grid*grid] and the target's features [B, grid*grid - 1, dim] of pictures."""
+        """Condition features, tokens [B, grid*grid] and the target's features [B, grid*grid - 1, dim] of images."""
         target = self.target.to(device)
         self.tokenizer.to(device)
         for number in numbers:

@@ -31,7 +31,7 @@ class LoopConfig:
     The learning rate warms up over `warmup` steps, stays, and falls linearly to zero over the last `decay` steps, so
     that a run can be prolonged by raising `steps` before the decay begins.
 
-    Every `validate_every` steps (0: never) the loss of the averaged weights on held-out pictures is taken, and the best
+    Every `validate_every` steps (0: never) the loss of the averaged weights on held-out images is taken, and the best
     weights so far are kept. After `patience` validations without a better one training ends (0: it never does).
     """
 
@@ -82,8 +82,8 @@ class Task(ABC):
         """Loss of one batch drawn with `rng`, and figures to log."""
 
     def validate(self, device: torch.device) -> dict[str, float]:
-        """Figures on held-out pictures, the same ones every time; `loss` chooses the best weights."""
-        raise ValueError(f"{type(self).__name__} has no held-out pictures: leave validate_every out of its loop")
+        """Figures on held-out images, the same ones every time; `loss` chooses the best weights."""
+        raise ValueError(f"{type(self).__name__} has no held-out images: leave validate_every out of its loop")
 
     def after_step(self, step: int) -> None:  # noqa: B027 - most tasks have nothing to do
         """Anything to do after the optimiser's step."""

@@ -1,4 +1,4 @@
-"""Pictures that a family draws itself, as tokens: what its parts are aligned on."""
+"""Images that a family draws itself, as tokens: what its parts are aligned on."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Prompts = Callable[[np.random.Generator], str]
 
 
 def training_prompts(family: Family, source: ImageSource | None, given: Sequence[str] = ()) -> Prompts:
-    """Random prompts to draw for: those given, else classes, else captions of the training pictures.
+    """Random prompts to draw for: those given, else classes, else captions of the training images.
 
     Raises:
-        ValueError: the family takes free text, and neither prompts nor pictures are given.
+        ValueError: the family takes free text, and neither prompts nor images are given.
     """
     conditioner = family.conditioner
     if given:
@@ -31,7 +31,7 @@ def training_prompts(family: Family, source: ImageSource | None, given: Sequence
     if source is None:
         raise ValueError(
             f"family {family.name!r} takes free text: give prompts to draw for (--prompts-file FILE) or a folder of "
-            f"captioned pictures (--images DIR)"
+            f"captioned images (--images DIR)"
         )
     return lambda rng: source.captioned(rng, ())[0]
 

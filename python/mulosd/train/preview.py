@@ -1,4 +1,4 @@
-"""Held-out pictures beside what the tokenizer of a run makes of them."""
+"""Held-out images beside what the tokenizer of a run makes of them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CPU = torch.device("cpu")
 
 
 def preview(config_path: Path, run: Path, path: Path, *, count: int = 8, size: int | None = None) -> float:
-    """Write a sheet of held-out pictures, each followed by its reconstruction; returns the mean PSNR in dB.
+    """Write a sheet of held-out images, each followed by its reconstruction; returns the mean PSNR in dB.
 
     Args:
         config_path: the family's training file.
         run: folder with the tokenizer's checkpoint.
         path: file to write; its suffix chooses the format.
-        count: pictures; the first ones of the held-out split's draw, none picked.
+        count: images; the first ones of the held-out split's draw, none picked.
         size: side in px; None is the largest that the tokenizer was trained on.
 
     Raises:

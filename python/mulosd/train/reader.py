@@ -27,7 +27,7 @@ def spoil(
     """Break one object of a render, so that it is no longer that object: uint8 [S, S, 3] -> the same shape.
 
     Its cells are shuffled, or half of it is another object's, or half of it is missing. Without such examples a
-    reader of a closed set of objects names any coloured blob, and broken pictures would pass for right ones.
+    reader of a closed set of objects names any coloured blob, and broken images would pass for right ones.
     """
     size, config = picture.shape[0], renderer.config
     cell, n = size // config.cells, config.sprite_cells
@@ -58,7 +58,7 @@ def spoil(
 
 
 def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Noise, blur, brightness, contrast and lost resolution, each picture its own: float [B, 3, S, S] in [-1, 1]."""
+    """Noise, blur, brightness, contrast and lost resolution, each image its own: float [B, 3, S, S] in [-1, 1]."""
     b, _, size, _ = images.shape
 
     def draw(low: float, high: float, shape: tuple[int, ...]) -> Tensor:
@@ -82,8 +82,8 @@ class ReaderTask(Task):
 
     Args:
         renderer: draws the scenes; its scene configuration gives names, cells and split.
-        batch: pictures a step.
-        spoiled: share of pictures in which one object is broken and must not be read.
+        batch: images a step.
+        spoiled: share of images in which one object is broken and must not be read.
         channels: widths of the network.
     """
 

@@ -21,11 +21,11 @@ class ImageSource(Protocol):
         """One image at `size` px a side, cropped to at most `crop`: uint8 [S, S, 3]."""
 
     def captioned(self, rng: np.random.Generator, sizes: tuple[int, ...]) -> tuple[str, list[NDArray[np.uint8]]]:
-        """A caption and the same picture at each size."""
+        """A caption and the same image at each size."""
 
 
 def random_crop(picture: NDArray[np.uint8], crop: int, rng: np.random.Generator, step: int = 8) -> NDArray[np.uint8]:
-    """A crop whose corner is a multiple of `step` px; the picture itself when it is not larger."""
+    """A crop whose corner is a multiple of `step` px; the image itself when it is not larger."""
     size = picture.shape[0]
     if size <= crop:
         return picture
@@ -58,11 +58,11 @@ class SceneSource:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a training picture differs each time it is drawn; the default is not at all.
+    """How a training image differs each time it is drawn; the default is not at all.
 
     Args:
         flip: probability of the mirror image.
-        area: least share of the picture that a random crop keeps, in (0, 1].
+        area: least share of the image that a random crop keeps, in (0, 1].
         aspect: a crop's sides differ by up to this factor, at least 1.
         colour: brightness, contrast and saturation change by up to this share, in 0..1.
     """
@@ -77,7 +77,7 @@ class Augmentation:
             raise ValueError(f"data.augment: flip and colour are in 0..1, area in (0, 1], aspect from 1 on, got {self}")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """A picture of the same size as a square `image`."""
+        """An image of the same size as a square `image`."""
         side = image.width
         draw = rng.random(5)
         if draw[0] < self.flip:
@@ -104,7 +104,7 @@ class PhotoSource:
     Args:
         photos: the archive.
         held_out: the held-out split, which is never augmented, instead of the training split.
-        share: of pictures that are held out.
+        share: of images that are held out.
         augmentation: of the training split.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Training of a family's super-resolution network: to pictures at full size from the tokens of smaller ones."""
+"""Training of a family's super-resolution network: to images at full size from the tokens of smaller ones."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 class SuperResolverTask(ImageTask):
-    """Enlarges what the tokenizer makes of small pictures, as drafts are, to what the large ones look like.
+    """Enlarges what the tokenizer makes of small images, as drafts are, to what the large ones look like.
 
-    The absolute error leads to the right picture; a patch discriminator asks for texture where that alone would blur
+    The absolute error leads to the right image; a patch discriminator asks for texture where that alone would blur
     (SRGAN, arXiv 1609.04802), and features of a network may say what is alike.
 
     Args:
         config: sizes of the network.
         tokenizer: frozen.
-        source: of the pictures.
-        sizes: side of the large pictures in px: share of the steps. The small ones have half of it.
-        batch: pictures a step.
-        pool: number of different pictures; each is encoded once, and kept with its double size. 0 draws a new one every
+        source: of the images.
+        sizes: side of the large images in px: share of the steps. The small ones have half of it.
+        batch: images a step.
+        pool: number of different images; each is encoded once, and kept with its double size. 0 draws a new one every
             time.
-        crop: side in px of the window of the large picture that is trained on.
+        crop: side in px of the window of the large image that is trained on.
         pixel, perceptual, adversarial: weights of the absolute error, of the perceptual distance (`features`: by the
             tokenizer's own "encoder", or by "lite0"), and of the discriminator.
         start: step from which on the discriminator is asked.
@@ -97,7 +97,7 @@ class SuperResolverTask(ImageTask):
         return self.judged(loss, out, real, step, figures), figures
 
     def pairs(self, numbers: list[int], size: int, device: torch.device) -> list[Pair]:
-        """Pictures of half the size as the tokenizer shows them, and of `size`: uint8, by number."""
+        """Images of half the size as the tokenizer shows them, and of `size`: uint8, by number."""
         new = [n for n in dict.fromkeys(numbers) if (n, size) not in self._kept]
         kept = self._kept if self.pool else {}
         if new:
@@ -112,7 +112,7 @@ class SuperResolverTask(ImageTask):
 
 
 def window(picture: NDArray[np.uint8], row: int, column: int, side: int, mirrored: bool) -> NDArray[np.uint8]:
-    """A window of a picture [H, W, 3], mirrored or not."""
+    """A window of an image [H, W, 3], mirrored or not."""
     cut = picture[row : row + side, column : column + side]
     return np.ascontiguousarray(cut[:, ::-1]) if mirrored else cut
 

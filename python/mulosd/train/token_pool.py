@@ -1,4 +1,4 @@
-"""Captioned pictures as tokens, kept in memory so that each is rendered and encoded once."""
+"""Captioned images as tokens, kept in memory so that each is rendered and encoded once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .sources import ImageSource
 
 
 def as_input(pictures: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
-    """uint8 pictures [S, S, 3] -> float32 [B, 3, S, S] in -1..1."""
+    """uint8 images [S, S, 3] -> float32 [B, 3, S, S] in -1..1."""
     return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def tokens_of(tokenizer: ImageTokenizer, pictures: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
-    """Tokens [B, grid*grid] of uint8 pictures [S, S, 3]."""
+    """Tokens [B, grid*grid] of uint8 images [S, S, 3]."""
     # In float32 even inside bf16 training: rounding would give other tokens than generation and evaluation see.
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         image = as_input(pictures, device).contiguous(memory_format=torch.channels_last)
@@ -30,7 +30,7 @@ def tokens_of(tokenizer: ImageTokenizer, pictures: Sequence[NDArray[Any]], devic
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of a batch: their numbers, captions, and tokens [B, grid*grid] by grid."""
+    """Images of a batch: their numbers, captions, and tokens [B, grid*grid] by grid."""
 
     numbers: list[int]
     captions: list[str]
@@ -38,30 +38,30 @@ class Drawn:
 
 
 class TokenPool:
-    """Draws captioned pictures as tokens.
+    """Draws captioned images as tokens.
 
-    Encoding pictures takes longer than a step of a small model. With `size` above 0 there are so many different
-    pictures, and the tokens of each are kept from its first use on; 0 draws a new picture every time. Picture i depends
+    Encoding images takes longer than a step of a small model. With `size` above 0 there are so many different
+    images, and the tokens of each are kept from its first use on; 0 draws a new image every time. Image i depends
     on i alone, so a resumed run sees the same pool.
 
     Args:
-        source: of the pictures.
+        source: of the images.
         tokenizer: frozen; moved to the device of the first draw.
-        size: number of pictures, at least 0.
+        size: number of images, at least 0.
     """
 
     def __init__(self, source: ImageSource, tokenizer: ImageTokenizer, size: int = 0) -> None:
         if size < 0:
-            raise ValueError(f"pool must be at least 0 pictures, got {size}")
+            raise ValueError(f"pool must be at least 0 images, got {size}")
         self.source, self.tokenizer, self.size = source, tokenizer, size
         self._kept: dict[tuple[int, int], tuple[str, NDArray[np.int32]]] = {}
 
     def draw(self, rng: np.random.Generator, grids: Sequence[int], count: int, device: torch.device) -> Drawn:
-        """`count` pictures, each on all of `grids`."""
+        """`count` images, each on all of `grids`."""
         return self._drawn(rng.integers(self.size or 2**62, size=count).tolist(), grids, device)
 
     def all(self, grid: int, device: torch.device) -> Drawn:
-        """Every picture of a pool on one grid; ValueError for a pool that draws a new one every time."""
+        """Every image of a pool on one grid; ValueError for a pool that draws a new one every time."""
         if not self.size:
             raise ValueError("a pool without a size has no end")
         return self._drawn(list(range(self.size)), (grid,), device)
@@ -82,6 +82,6 @@ class TokenPool:
         )
 
     def pictures(self, drawn: Drawn, grid: int, device: torch.device) -> Tensor:
-        """The pictures of a draw at one size: float32 [B, 3, S, S] in -1..1."""
+        """The images of a draw at one size: float32 [B, 3, S, S] in -1..1."""
         size = grid * self.tokenizer.config.patch
         return as_input([self.source.captioned(np.random.default_rng(n), (size,))[1][0] for n in drawn.numbers], device)

@@ -74,7 +74,7 @@ class TokenizerTask(ImageTask):
         super().load_state(part(state, "critic."))
 
     def difference(self, out: Tensor, image: Tensor) -> Tensor:
-        """The reconstruction loss of pictures [B, 3, H, W], without the discriminator."""
+        """The reconstruction loss of images [B, 3, H, W], without the discriminator."""
         pixel = (out - image).abs().mean() + ((out - image) ** 2).mean() + gradient_loss(out, image)
         return self.perceived(pixel, out, image)
 

@@ -30,7 +30,7 @@ VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class ResamplerTask(ImageTask):
-    """All resamplers of a family at once; each step trains every pair on one batch of aligned pictures.
+    """All resamplers of a family at once; each step trains every pair on one batch of aligned images.
 
     Losses (MuLo-SD, arXiv 2601.05149, section on up-sampling), each with its weight: cross-entropy over cosine
     similarities to the codebook, commitment to the true code vector, and of the decoded prediction (straight through)
