@@ -175,6 +175,15 @@ def test_a_family_without_position_condition_is_a_start_for_one_with_it(tmp_path
     for name in ("reader.safetensors", "sprites.png"):
         assert (tmp_path / "grown" / name).read_bytes() == (tmp_path / "family" / name).read_bytes()
 
+    values = yaml.safe_load(further.read_text())
+    values["upsampler"]["pairs"] = [[8, 16]]
+    further.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert set(Family.load(export(further, tmp_path / "run", tmp_path / "one")).resamplers) == {(8, 16)}
+    values["upsampler"]["pairs"] = [[8, 16], [8, 24]]
+    further.write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(ValueError, match="no resampler 8 -> 24"):
+        export(further, tmp_path / "run", tmp_path / "two")
+
     again = varied(tmp_path / "again.yaml", init=str(tmp_path / "grown"))
     task = build_task("ar", TrainingFile.load(again), tmp_path / "run")
     assert isinstance(task, ARTask) and task.ar.position_cond is not None

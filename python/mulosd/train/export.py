@@ -11,6 +11,7 @@ from ..data.family import PhotoSplit
 from ..engine.conditioning import PhraseConditioner
 from ..engine.family import Family
 from ..engine.family_config import FamilyConfig
+from ..engine.models.upsampler import LatentResampler
 from ..engine.weights import new_folder
 from ..measure.readers.classes import FILE as CLASSIFIER
 from ..measure.readers.objects import FILE as READER
@@ -57,7 +58,7 @@ def export(
     if start is None or any((run / f"{stage}.pt").exists() for stage in ("tokenizer", "upsampler")):
         resamplers = trained_resamplers(config, run)
     else:
-        resamplers = dict(start.resamplers)  # they know nothing but codes and grids
+        resamplers = taken_resamplers(config, start)
     for variant in variants:
         resamplers |= trained_resamplers(config, run, variant)
     facts: dict[str, Any] = {}
@@ -92,3 +93,19 @@ def export(
             elif known is not None and known.is_file():
                 shutil.copyfile(known, folder / READER)
     return output
+
+
+def taken_resamplers(config: TrainingFile, start: Family) -> dict[tuple[int, int], LatentResampler]:
+    """Resamplers of the family that a run started from, which know nothing but codes and grids.
+
+    Those of `upsampler.pairs`, or all in a file without that section; ValueError when the family lacks one.
+    """
+    if "upsampler" not in config.values:
+        return dict(start.resamplers)
+    pairs = [(int(a), int(b)) for a, b in config.section("upsampler")["pairs"]]
+    if missing := [pair for pair in pairs if pair not in start.resamplers]:
+        raise ValueError(
+            f"init: family {start.name!r} has no resampler {missing[0][0]} -> {missing[0][1]}, it has "
+            f"{sorted(start.resamplers)}; run `mulosd train upsampler`, or leave it out of upsampler.pairs"
+        )
+    return {pair: start.resamplers[pair] for pair in pairs}
