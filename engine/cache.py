@@ -44,12 +44,12 @@ class KVCache:
         self.v: list[Tensor] = []
         # Keys and values of the unconditional prefix by layer, and the logits behind it, by visible prefix slots.
         self.null: dict[bytes, tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
-        self.used = [False] * max(1, rows)
+        self.used: list[bool] = []
         self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         # The runner's steps of fixed shapes by (tokens a row, keys, masked, logits): they hold addresses of this cache.
         self.steps: dict[tuple[int, int, bool, bool], Any] = {}
         self._pool: Any = None
-        self._allocate()
+        self._allocate(max(1, rows))
 
     @staticmethod
     def bytes_per_row(model: Model, grid: int, *, collapse: bool = False) -> int:
@@ -58,15 +58,16 @@ class KVCache:
         heads = 2 * c.n_layers * model.n_kv_heads
         return heads * (prefix_slots(model, collapse) + grid * grid) * c.head_dim * model.dtype.itemsize
 
-    def _allocate(self) -> None:
+    def _allocate(self, rows: int) -> None:
+        """Grow to so many rows. The books change once the memory is there: a failure leaves the cache as it was."""
         c, dtype, device = self.model.config, self.model.dtype, self.model.device
-        shape = (len(self.used), self.slots, self.model.n_kv_heads, c.head_dim)
-        for layers in (self.k, self.v):
-            old = list(layers)
-            # Zeros, not empty memory: a slot that is masked out is still read.
-            layers[:] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(c.n_layers)]
-            for new, before in zip(layers, old, strict=False):
-                new[: len(before)] = before
+        shape = (rows, self.slots, self.model.n_kv_heads, c.head_dim)
+        # Zeros, not empty memory: a slot that is masked out is still read.
+        grown = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * c.n_layers)]
+        for new, before in zip(grown, (*self.k, *self.v), strict=False):
+            new[: len(before)] = before
+        self.k, self.v = grown[: c.n_layers], grown[c.n_layers :]
+        self.used += [False] * (rows - len(self.used))
         self._views.clear()
         self.steps.clear()
 
@@ -100,8 +101,7 @@ class KVCache:
                 break
         else:
             first = len(self.used) - run
-            self.used += [False] * max(len(self.used), n)
-            self._allocate()
+            self._allocate(len(self.used) + max(len(self.used), n))
         self.used[first : first + n] = [True] * n
         for layer in (*self.k, *self.v):
             layer[first : first + n].zero_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import SEEDS, seeds_of, texts_of, whole
 from .cache import KVCache
 from .conditioning import Condition
 from .decoding.base import Decoder
@@ -56,7 +59,9 @@ class GenerationResult:
 class Engine:
     """Generates images with the models of one family.
 
-    `generate`, `stream` and requests that were added share one scheduler and its limits. Not for several threads.
+    `generate`, `stream` and requests that were added share one scheduler and its limits. Any thread may call any
+    method: threads take turns, step by step, what they have under way shares forwards, and no image depends on it.
+    `progress` is called by whichever thread runs the step.
 
     Args:
         family: a loaded family.
@@ -89,6 +94,9 @@ class Engine:
         self._kept: list[Update] = []
         # Requests of calls under way, whose updates `step` leaves to them.
         self._claimed: set[int] = set()
+        # Whoever holds it may change the above and run the models: threads take turns, step by step.
+        self._lock = threading.RLock()
+        self._process: int | None = None
 
     @classmethod
     def from_pretrained(
@@ -153,17 +161,9 @@ class Engine:
             ValueError: an empty prompt, or a setting that the family cannot serve (the message says what it can). An
                 exception of one image is raised, and the others of the call are dropped.
         """
-        asked = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not asked:
-            raise ValueError("there is no prompt; give at least one")
-        for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-        seeds = [seed] * len(asked) if isinstance(seed, int) else [int(s) for s in seed]
-        if len(seeds) != len(asked):
-            raise ValueError(f"{len(asked)} prompts need one seed or {len(asked)} seeds, got {len(seeds)}")
-        if any(not 0 <= s < 2**63 - num_images for s in seeds):
-            raise ValueError(f"seeds must be 0 or more and below 2**63, got {seeds}")
+        asked = texts_of("prompts", prompts)
+        num_images, batch_size = whole("num_images", num_images), whole("batch_size", batch_size)
+        seeds = seeds_of(seed, len(asked), num_images)
         if features is not None and len(features) != len(asked):
             raise ValueError(f"{len(asked)} prompts need as many precomputed features, got {len(features)}")
         warnings = [] if features is not None else self.check_prompts(asked)
@@ -182,7 +182,6 @@ class Engine:
                     if update.error is not None:
                         raise update.error
                     done[under_way.pop(update.request)] = update
-                    self._claimed.discard(update.request)
         finally:
             for number in under_way:
                 self.abort(number)
@@ -224,36 +223,39 @@ class Engine:
         """
         if features is None:
             self.check_prompts([prompt])
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seeds must be 0 or more and below 2**63, got {seed}")
+        seed = whole("seed", seed, 0, SEEDS - 1)
         chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
         return self._add(prompt, seed, chosen, params, progress, condition=features, previews=previews)
 
     def step(self) -> list[Update]:
         """Run one forward for the requests under way and return what happened to those that were added, and what
         happened to them while `generate` or `stream` ran. One that fails is an update, no exception."""
-        self._run()
-        kept, self._kept = self._kept, []
-        self._kept = [update for update in kept if update.request in self._claimed]
-        return [update for update in kept if update.request not in self._claimed]
+        with self._lock:
+            self._run()
+            kept, self._kept = self._kept, []
+            self._kept = [update for update in kept if update.request in self._claimed]
+            return [update for update in kept if update.request not in self._claimed]
 
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do or to tell."""
-        kept = any(update.request not in self._claimed for update in self._kept)
-        return kept or bool(self._raw) or self.scheduler.busy
+        with self._lock:
+            kept = any(update.request not in self._claimed for update in self._kept)
+            return kept or bool(self._raw) or self.scheduler.busy
 
     def abort(self, number: int) -> bool:
         """Drop a request, waiting or running, and what is not reported of it; whether it was under way."""
-        self._claimed.discard(number)
-        self._requests.pop(number, None)
-        self._kept = [update for update in self._kept if update.request != number]
-        return self.scheduler.abort(number)
+        with self._lock:
+            self._claimed.discard(number)
+            self._requests.pop(number, None)
+            self._kept = [update for update in self._kept if update.request != number]
+            return self.scheduler.abort(number)
 
     def clear(self) -> None:
         """Drop every request."""
-        for number in list(self._requests):
-            self.abort(number)
+        with self._lock:
+            for number in list(self._requests):
+                self.abort(number)
 
     def stream(
         self,
@@ -268,8 +270,9 @@ class Engine:
         Raises:
             ValueError: as `generate`. An exception of the request is raised here.
         """
-        number = self.add_request(prompt, decoder=decoder, sampling=sampling, seed=seed, previews=True)
-        self._claimed.add(number)
+        with self._lock:
+            number = self.add_request(prompt, decoder=decoder, sampling=sampling, seed=seed, previews=True)
+            self._claimed.add(number)
         try:
             while True:
                 for update in self._met([number]):
@@ -290,8 +293,13 @@ class Engine:
         """Decode tokens [B, H, W] to RGB images."""
         from PIL import Image
 
-        with torch.inference_mode():
+        with torch.inference_mode(), self._lock:
             pixels = self.family.tokenizer.decode(tokens.to(self.family.device))
+        if not bool(torch.isfinite(pixels).all()):
+            raise ValueError(
+                f"the image tokenizer of family {self.family.name!r} gives NaN or infinite pixels: its weights "
+                f"(tokenizer.safetensors) are damaged"
+            )
         array = ((pixels.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         return [Image.fromarray(np.ascontiguousarray(a), "RGB") for a in array]
 
@@ -308,7 +316,8 @@ class Engine:
         """
         if tokens.dim() != 3 or len(prompts) != tokens.shape[0]:
             raise ValueError(f"{len(prompts)} prompts need tokens [B, H, W], got {tuple(tokens.shape)}")
-        return nll(self.family, self.family.condition(list(prompts)), tokens).cpu()
+        with self._lock:
+            return nll(self.family, self.family.condition(list(prompts)), tokens).cpu()
 
     @torch.inference_mode()
     def _add(
@@ -324,31 +333,42 @@ class Engine:
         claimed: bool = False,
     ) -> int:
         stats = GenerationStats(decoder.name, decoder.settings(), seed, spelling=spell(decoder))
-        recorder = Recorder(progress, stats)
-        with recorder.stage("text"):
-            found = self.family.condition([prompt]) if condition is None else condition
-            features = found.features
-            if params.guided:
-                features = torch.cat([features, self.family.null_features(1).to(features)])
-        mask = None if found.mask is None else found.mask[0]
-        request = Request(self.family, features, seed, params, recorder, mask, previews)
-        number = self.scheduler.add(request, decoder)
-        self._requests[number] = request
-        if claimed:
-            self._claimed.add(number)
-        return number
+        with self._lock:
+            recorder = Recorder(progress, stats)
+            with recorder.stage("text"):
+                found = self.family.condition([prompt]) if condition is None else condition
+                features = found.features
+                if params.guided:
+                    features = torch.cat([features, self.family.null_features(1).to(features)])
+            mask = None if found.mask is None else found.mask[0]
+            request = Request(self.family, features, seed, params, recorder, mask, previews)
+            number = self.scheduler.add(request, decoder)
+            self._requests[number] = request
+            if claimed:
+                self._claimed.add(number)
+            return number
 
     def _met(self, numbers: Container[int]) -> list[Update]:
         """Updates of these requests: those that came up before, or else those of one step. All others are kept."""
-        if not any(update.request in numbers for update in self._kept):
-            self._run()
-        kept, self._kept = self._kept, []
-        self._kept = [update for update in kept if update.request not in numbers]
-        return [update for update in kept if update.request in numbers]
+        with self._lock:
+            if not any(update.request in numbers for update in self._kept):
+                self._run()
+            kept, self._kept = self._kept, []
+            self._kept = [update for update in kept if update.request not in numbers]
+            met = [update for update in kept if update.request in numbers]
+            self._claimed.difference_update(u.request for u in met if u.kind in ("final", "failed"))
+            return met
 
     @torch.inference_mode()
     def _run(self) -> None:
         """One step of the scheduler; what it tells is kept, with images. An interrupt loses nothing of it."""
+        if self._process is None:
+            self._process = os.getpid()
+        elif self._process != os.getpid():
+            raise RuntimeError(
+                "this engine was used before the process forked, and the threads of torch do not survive that: make "
+                "the engine in the child, or start processes by spawn (multiprocessing.set_start_method('spawn'))"
+            )
         self._raw += self.scheduler.step()
         while self._raw:
             update = self._raw[0]

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .registry import read, spelled
 from .sampling import SamplingParams
-from .settings import read, spelled
 
 # Format 1 had one AR model and a vocabulary of phrases; it is still read.
 FORMAT = 2

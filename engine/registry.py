@@ -1,7 +1,8 @@
-"""A registry whose entries are imported when they are first asked for."""
+"""What texts name: classes, imported when they are first asked for, and values of settings."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -31,3 +32,35 @@ class Registry(Mapping[str, Any]):
     def add(self, name: str, line: str) -> None:
         """Register one more."""
         self.lines[name] = line
+
+
+def spelled(value: object) -> str:
+    """A value as a text states it."""
+    if isinstance(value, str):
+        return re.sub(r"[%:,\s]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), value)
+    return str(value).lower()
+
+
+def read(what: str, value: object, kind: str) -> object:
+    """A value of one of the types that settings have, from a text or as it is."""
+    if "None" in kind and (value is None or (isinstance(value, str) and value.lower() == "none")):
+        return None
+    try:
+        if isinstance(value, str):
+            if kind.startswith("bool"):
+                return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+            if kind.startswith("int"):
+                return int(value)
+            if kind.startswith("float"):
+                return float(value)
+            return re.sub(
+                r"(?:%[0-9A-Fa-f]{2})+", lambda found: bytes.fromhex(found[0].replace("%", "")).decode(), value
+            )
+        if kind.startswith("bool") == isinstance(value, bool):
+            if kind.startswith(("bool", "int")) and isinstance(value, int):
+                return value
+            if kind.startswith("float") and isinstance(value, (int, float)):
+                return float(value)
+    except (ValueError, KeyError):
+        pass
+    raise ValueError(f"{what} must be {kind.replace(' | None', ' or none')}, got {value!r}") from None

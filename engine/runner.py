@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..kernels.local_resample import local_resample
+from ..kernels.local_resample import OP as LOCAL_RESAMPLE
+from ..kernels.local_resample.call import Call
 from .batch import Batch, Feed, Result, grouped
 from .graphs import StaticStep, key_of
 from .models.eagle import Model
@@ -125,12 +127,18 @@ def sample(
     """Tokens int64 [n] from logits [n, V], one request's noise and positions after the other."""
     gumbel = [noise.rows(where) for noise, where in zip(noises, positions, strict=True)]
     logits, params = params.prepare(logits, [p for where in positions for p in where])
-    return local_resample(
+    noise = gumbel[0] if len(gumbel) == 1 else torch.cat(gumbel)
+    # The arguments fit by construction: the op is called past its checks.
+    call = Call(
         logits.cond,
         logits.uncond,
-        gumbel[0] if len(gumbel) == 1 else torch.cat(gumbel),
-        cfg_scale=params.cfg_scale,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
+        noise,
+        params.cfg_scale,
+        params.temperature,
+        params.top_k,
+        params.top_p,
+        seed=None,
+        position=None,
+        purpose=0,
     )
+    return cast(Tensor, LOCAL_RESAMPLE(call))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..kernels import philox
 from ..kernels.sampling import processed_logits
-from .settings import read
+from .registry import read
 
 Purpose = philox.Purpose
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +54,7 @@ class Scheduler:
         self.family, self.config = family, config or SchedulerConfig()
         # By grid, and whether it is the feature drafter's.
         self.caches: dict[tuple[int, bool], KVCache] = {}
-        self.waiting: deque[Request] = deque()
+        self.waiting: dict[int, Request] = {}
         self.running: list[Request] = []
         # What `step` has not returned yet: it outlives a step that is interrupted.
         self.news: list[Update] = []
@@ -99,15 +98,13 @@ class Scheduler:
         self._number += 1
         request.number, request.bytes, request.plan = self._number, need, decoder.plan(request)
         request.cache, request.drafter_cache = self.cache, self.drafter_cache
-        self.waiting.append(request)
+        self.waiting[self._number] = request
         return self._number
 
     def abort(self, number: int) -> bool:
         """Drop a request, waiting or running; whether there was one."""
-        for request in self.waiting:
-            if request.number == number:
-                self.waiting.remove(request)
-                return True
+        if self.waiting.pop(number, None) is not None:
+            return True
         for request in self.running:
             if request.number == number:
                 self._leave(request)
@@ -141,9 +138,10 @@ class Scheduler:
     def _admit(self) -> None:
         budget = self.config.kv_budget
         while self.waiting and len(self.running) < self.config.max_running:
-            if budget is not None and self.bytes + self.waiting[0].bytes > budget:
+            first = next(iter(self.waiting.values()))
+            if budget is not None and self.bytes + first.bytes > budget:
                 break
-            self.running.append(self.waiting.popleft())
+            self.running.append(self.waiting.pop(first.number))
             self._advance(self.running[-1])
         for request in self.running:
             request.recorder.stats.batch = max(request.recorder.stats.batch, len(self.running))

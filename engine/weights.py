@@ -44,8 +44,11 @@ def read_part(file: Path, module: nn.Module, dtype: torch.dtype) -> None:
     """Put the weights of a file into a module that has none yet (meta tensors); ValueError when they do not fit."""
     try:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(file).items()}
+        damaged = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+        if damaged:
+            raise ValueError(f"it holds NaN or infinity in {', '.join(damaged[:3])}")
         module.load_state_dict(state, assign=True)
-    except (RuntimeError, SafetensorError, OSError) as error:
+    except (RuntimeError, ValueError, SafetensorError, OSError) as error:
         raise ValueError(f"{file} does not fit family.json: {error}") from error
     module.requires_grad_(False)
 

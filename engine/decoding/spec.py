@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..registry import Registry
-from ..settings import read, spelled
+from ..registry import Registry, read, spelled
 from .base import Decoder
 
 # One line a decoder: the class by name.

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .layers import RMSNorm, rotary_table
-from .linear import Linear
+from .layers import Linear, RMSNorm, rotary_table
 
 CONDITIONS = ("class", "caption")
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .layers import RMSNorm, rotary_table
-from .linear import Linear
+from .layers import Linear, RMSNorm, rotary_table
 from .position_condition import PositionCondition
 
 

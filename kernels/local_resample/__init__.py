@@ -11,7 +11,8 @@ from ..sampling import check_logits, check_sampling
 from .call import Call
 from .reference import local_resample_reference
 
-_OP = Op(
+# Called with a `Call`, it skips the checks of the function below.
+OP = Op(
     "local_resample",
     Call,
     local_resample_reference,
@@ -71,4 +72,4 @@ def local_resample(
                 f"seed and position must be [R] = [{cond.shape[0]}], got {list(seed.shape)}, {list(position.shape)}"
             )
     call = Call(cond, uncond, gumbel, cfg_scale, temperature, top_k, top_p, seed, position, int(purpose))
-    return _OP(call, backend)
+    return OP(call, backend)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .engine.async_engine import AsyncEngine
+    from .engine.async_engine import AsyncEngine, EngineBusy
     from .engine.decoding import DraftOnly, Eagle, Jacobi, Lantern, MuloSD, Serial, ZipAR
     from .engine.engine import Engine, GenerationResult, Update
     from .engine.family import list_families
@@ -24,6 +24,7 @@ _SOURCE = {
     "DraftOnly": "decoding",
     "Eagle": "decoding",
     "Engine": "engine",
+    "EngineBusy": "async_engine",
     "GenerationResult": "engine",
     "GenerationStats": "stats",
     "Jacobi": "decoding",
@@ -43,6 +44,7 @@ __all__ = [
     "DraftOnly",
     "Eagle",
     "Engine",
+    "EngineBusy",
     "GenerationResult",
     "GenerationStats",
     "Jacobi",

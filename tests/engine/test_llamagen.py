@@ -12,8 +12,7 @@ from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.collapse import run_prefix
 from mulosd.engine.models.ar_dtok import ARDTok, ARDTokConfig
 from mulosd.engine.models.ar_model import ARModel
-from mulosd.engine.models.layers import apply_rotary, rotary_table
-from mulosd.engine.models.linear import Linear
+from mulosd.engine.models.layers import Linear, apply_rotary, rotary_table
 from mulosd.engine.models.llamagen import LlamaGen, LlamaGenConfig
 from mulosd.engine.runner import Feed, run
 

@@ -144,7 +144,7 @@ def test_the_unconditional_prefix_is_computed_once(engine: Engine) -> None:
     scheduler = Scheduler(engine.family)
     for seed in range(3):
         scheduler.add(request(engine, "apple", seed), Serial(4))
-    requests = list(scheduler.waiting)
+    requests = list(scheduler.waiting.values())
     list(drain(scheduler))
     again = request(engine, "pear", 9)
     scheduler.add(again, Serial(4))

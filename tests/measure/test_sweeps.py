@@ -20,7 +20,7 @@ MULO = "mulo:scale=2:radius=1:pool=3"
         Serial(8),
         ZipAR(2, zero_kv=True),
         Jacobi(window=3, coupled=False),
-        MuloSD(scale=2, tau=1.8846273519557144e-07, upsampler="pixel", cascade=True, draft_window=2),
+        MuloSD(scale=2, tau=1.8846273519557144e-07, upsampler="pixel", draft_window=2).changed(cascade=True),
     ],
 )
 def test_text_of_a_decoder_reads_as_itself(decoder: Serial) -> None:
