@@ -205,6 +205,8 @@ class Engine:
         sampling: SamplingLike = None,
         seed: int = 0,
         previews: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+        features: Condition | None = None,
     ) -> int:
         """Queue one image for `step`; returns the number that its updates carry.
 
@@ -214,14 +216,16 @@ class Engine:
         Args:
             prompt, decoder, sampling, seed: as for `generate`.
             previews: also report the draft and every verified band, as images.
+            progress, features: as for `generate`; features of this one prompt.
 
         Raises:
             ValueError: as `generate`, or the request can never fit into the KV budget.
         """
-        self.check_prompts([prompt])
+        if features is None:
+            self.check_prompts([prompt])
         seed = whole("seed", seed, 0, SEEDS - 1)
         chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
-        return self._add(prompt, seed, chosen, params, previews=previews)
+        return self._add(prompt, seed, chosen, params, progress, condition=features, previews=previews)
 
     def step(self) -> list[Update]:
         """Run one forward for the requests under way and return what happened to those that were added, and what

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +14,10 @@ from .base import Condition, Conditioner
 
 
 class PhraseConditioner(Conditioner):
-    """Known phrases of a prompt through a text encoder; unknown words are ignored, with a warning."""
+    """Known phrases of a prompt through a text encoder.
+
+    Unknown words are ignored, with a warning; a prompt of which nothing is known is refused.
+    """
 
     kind: ClassVar[str] = "phrases"
 
@@ -25,12 +30,28 @@ class PhraseConditioner(Conditioner):
     def check(self, prompt: str) -> str | None:
         known, unknown = self.vocabulary.parse(prompt)
         self.vocabulary.encode(prompt, self.text.config.length)
-        if not known and not unknown:
-            raise ValueError(f"the prompt {prompt!r} has only filler words; say what to draw")
+        if not known:
+            raise ValueError(self._nothing(prompt, unknown))
         if not unknown:
             return None
         words = ", ".join(repr(w) for w in dict.fromkeys(unknown))
-        return f"does not know {words} in {prompt!r}: ignored; `mulosd info` lists its words"
+        return f"does not know {words} in {prompt!r}: ignored{self._near(unknown)}; `mulosd info` lists its words"
+
+    def _nothing(self, prompt: str, unknown: list[str]) -> str:
+        """The message for a prompt that asks for nothing that this family can draw."""
+        if not any(letter.isalnum() for letter in prompt):
+            what = "holds no word"
+        elif not unknown:
+            what = "has only filler words"
+        else:
+            what = "has no word that this family knows"
+        near = self._near(unknown) or f", such as {self.example!r}"
+        return f"the prompt {prompt!r} {what}; say what to draw in its words{near} (`mulosd info` lists them)"
+
+    def _near(self, words: Iterable[str]) -> str:
+        """The known phrases that look most like unknown words, for messages."""
+        found = [near for word in dict.fromkeys(words) for near in get_close_matches(word, self.vocabulary.phrases)]
+        return f" (near: {', '.join(map(repr, dict.fromkeys(found)))})" if found else ""
 
     def condition(self, prompts: list[str]) -> Condition:
         ids = [self.vocabulary.encode(p, self.text.config.length) for p in prompts]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,8 +15,54 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 if TYPE_CHECKING:
     import mulosd
 
+
+class Pipe(Console):
+    """A console that raises when nobody reads it, where rich ends the program."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+class Diagnostics(Pipe):
+    """The console of warnings and errors: one that cannot be written stops nothing."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            silence(self.file)
+
+
+class Lines:
+    """Lines that go along with files: when they cannot be written, the work goes on, and `error` holds why.
+
+    Args:
+        on: where they go.
+    """
+
+    def __init__(self, on: Console) -> None:
+        self.on = on
+        self.error: OSError | None = None
+
+    def print(self, markup: str) -> None:
+        if self.error is None:
+            try:
+                self.on.print(markup, soft_wrap=True, highlight=False)
+            except OSError as error:
+                self.error = error
+                silence(self.on.file)
+
+
+def silence(file: IO[str]) -> None:
+    """Send what is written to a broken stream nowhere, so that Python can flush it when it ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
+
+
 stdout = Console()
-stderr = Console(stderr=True)
+stderr = Diagnostics(stderr=True)
 
 STAGES = {
     "draft": "drafting",
@@ -39,7 +87,15 @@ def warn(text: str) -> None:
 def count_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A callback (what, done, total) that shows one line for each `what`; silent where stderr is not a terminal."""
     columns = (TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+    bars = Progress(
+        *columns,
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+        # What goes to a file or a pipe is not for the terminal.
+        redirect_stdout=stdout.is_terminal,
+    )
+    with bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:

@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+from .image_files import FORMATS, check_suffix
+
+OTHER_FORMATS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic", ".svg", ".pdf")
 SLUG_LENGTH = 60
 # File systems count bytes, and letters beyond ASCII take up to four.
 SLUG_BYTES = 120
@@ -15,6 +17,8 @@ SLUG_BYTES = 120
 
 def check_file(option: str, path: Path, made: Path | None = None) -> None:
     """ValueError when no file can be written at `path`; the directory `made` may be missing, it is about to be made."""
+    if str(path) == "-":
+        raise ValueError(f"{option} - is standard output, which takes none of this; name a file")
     if path.is_dir():
         raise ValueError(f"{option} {path} is a directory; name a file in it")
     if made is None or path.absolute().parent != made.absolute():
@@ -25,8 +29,22 @@ def check_parent(option: str, path: Path) -> None:
     parent = path.absolute().parent
     if not parent.is_dir():
         raise ValueError(f"{option} {path}: there is no directory {parent}; create it first (mkdir -p '{parent}')")
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"{option} {path}: the directory {parent} is not writable; choose another")
+    check_writable(option, path, parent)
+
+
+def check_writable(option: str, path: Path, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {path}: the directory {folder} is not writable; choose another")
+
+
+def check_below(option: str, path: Path) -> None:
+    """ValueError when `path` cannot be written even where missing folders are made."""
+    if path.is_dir():
+        raise ValueError(f"{option}: {path} is a directory, an image should go there; move it, or choose another name")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{option}: {path} cannot be made, {folder} is a file; choose another name")
+    check_writable(option, path, folder)
 
 
 def check_images(images: Path | None, config: Path | None) -> None:
@@ -48,26 +66,34 @@ def slug(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """Where images go: one PNG file, or a directory with a name for each.
+    """Where images go: one file, a directory with a name for each, or standard output ("-").
 
     In a directory an image is called `SLUG-seedN.png`, and with several prompts `02-SLUG-seedN.png` after the prompt's
-    number. A file that is already there is replaced.
+    number.
     """
 
     path: Path
     directory: bool
 
+    @property
+    def stream(self) -> bool:
+        """Whether it is standard output."""
+        return not self.directory and str(self.path) == "-"
+
     @classmethod
     def check(cls, path: Path, images: int) -> Output:
         """Decide what `path` means for this many images; ValueError when it cannot be."""
         suffix = path.suffix.lower()
+        if str(path) == "-":
+            if images > 1:
+                raise ValueError(f"--output - takes one PNG, but {images} images were asked for; name a directory")
+            return cls(path, False)
         if path.is_dir():
+            check_writable("--output", path, path)
             return cls(path, True)
         if suffix in OTHER_FORMATS:
-            raise ValueError(
-                f"--output {path}: images are written as PNG, not as {suffix[1:]}; use {path.with_suffix('.png')}"
-            )
-        if suffix == ".png":
+            check_suffix("--output", path)
+        if suffix in FORMATS:
             if images > 1:
                 raise ValueError(
                     f"--output {path} is one file, but {images} images were asked for; name a directory, such as "
@@ -76,7 +102,7 @@ class Output:
             check_parent("--output", path)
             return cls(path, False)
         if path.exists():
-            raise ValueError(f"--output {path} is a file, but neither PNG nor a directory; choose another name")
+            raise ValueError(f"--output {path} is a file, but neither an image nor a directory; choose another name")
         check_parent("--output", path)
         return cls(path, True)
 

@@ -1,17 +1,24 @@
-"""`mulosd generate`: sentences to PNG files."""
+"""`mulosd generate`: sentences to image files."""
 
 from __future__ import annotations
 
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from .._version import __version__
-from ..atomic import atomic, write_json
-from .console import examples, stage_bar, stdout, warn
-from .files import Output, check_file
+from .console import Lines, Pipe, examples, stage_bar, stderr, warn
+from .drawing import Job, Record, draw, missing
+from .files import Output, check_below, check_file
+from .image_files import check_suffix
 from .options import (
     DecoderOption,
     DeviceOption,
@@ -19,34 +26,47 @@ from .options import (
     DtypeOption,
     FamilyOption,
     SamplingOption,
-    SeedOption,
     read_decoder,
     read_sampling,
+    sized,
     spell_sampling,
 )
+from .prompt_list import STDIN, Asked, read_prompt_list, seed_of
 
 if TYPE_CHECKING:
-    from .. import GenerationResult
+    from .. import Engine
+    from ..engine.conditioning import Condition
+    from ..engine.decoding import Decoder
+    from ..engine.sampling import SamplingParams
 
 EXAMPLES = examples(
     'mulosd generate "a cat left of a guitar on a yellow background" --output cat.png',
     'mulosd generate "two penguins on a pink background" --num-images 4 --seed 7 --output penguins/',
-    'mulosd generate "an apple" "a panda" --decoder serial --output out/ --stats out.json',
+    "mulosd generate --prompts list.csv --decoder serial --output out/ --sheet sheet.png",
     "mulosd generate sunflower --family photo --decoder mulo:scale=4:radius=1 --sampling cfg_scale=3",
 )
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One sentence an image, each in quotes.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="One sentence an image, each in quotes.", show_default=False),
+    ] = None,
+    prompt_list: Annotated[
+        str | None, typer.Option("--prompts", metavar="FILE", help="More: a line each, CSV or JSONL; - is stdin.")
+    ] = None,
     family: FamilyOption = "emoji",
     decoder: DecoderOption = "mulo",
     sampling: SamplingOption = "",
-    seed: SeedOption = 0,
+    seed: Annotated[str, typer.Option(metavar="N|random", help="Same seed, same image, whatever the batch.")] = "0",
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images of each prompt.")] = 1,
+    size: Annotated[int | None, typer.Option(metavar="PX", help="Side: a size of the family; its largest.")] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A PNG file, or a folder for SLUG-seedN.png.")
+        Path, typer.Option("--output", "-o", help="A .png, .jpg, .webp, folder, or - (stdout).")
     ] = Path(),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Draw what is in the folder again.")] = False,
     stats: Annotated[Path | None, typer.Option(help="Also write settings, seconds and counts to this JSON.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Also write all images on one page.")] = None,
     features: Annotated[Path | None, typer.Option(help="Conditions (.npy) instead of the family's encoder.")] = None,
     collapse_prefix: Annotated[
         bool, typer.Option("--collapse-prefix", help="Keep the condition in one cache slot (LlamaGen).")
@@ -54,71 +74,222 @@ def generate(
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Turn each PROMPT into images, and print the seconds and the forward passes that they took.
+    """Turn each PROMPT into images; a second call draws only what is missing in the folder.
 
-    The PNG remembers its settings. Words that the family does not know are ignored, with a warning.
+    Files remember their settings. Words that the family does not know are ignored, with a warning.
     """
-    check_prompts(prompts)
     if num_images < 1:
         raise ValueError(f"--num-images must be at least 1, got {num_images}")
-    where = Output.check(output, len(prompts) * num_images)
-    if stats is not None:
-        check_file("--stats", stats, where.path if where.directory else None)
-    chosen = read_decoder(decoder)
+    asked = [settled(one, num_images) for one in asked_for(prompts or [], prompt_list)]
+    default = seed_of(seed, "--seed", lambda: secrets.randbelow(2**32))
+    asked = [replace(one, seed=default if one.seed is None else one.seed) for one in asked]
+    if any(first(one) + num_images > 2**63 for one in asked):
+        raise ValueError(f"--num-images {num_images} leads to seeds of 2**63 and more; give a smaller --seed")
+    where = Output.check(output, len(asked) * num_images)
+    paths = paths_of(where, asked, num_images)
+    check_paths(where, paths, stats, sheet)
+    chosen = {text: placed(one, text) for one in asked for text in [one.decoder or decoder]}
 
     from .. import Engine, SchedulerConfig
     from .features import read_features
 
     config = SchedulerConfig(collapse_prefix=collapse_prefix)
     engine = Engine.from_pretrained(family, device=device, dtype=dtype.value, config=config)
-    given = None if features is None else read_features(features, engine.family, len(prompts))
+    given = None if features is None else read_features(features, engine.family, len(asked))
     params = read_sampling(engine, sampling)
-    with stage_bar() as progress:
-        result = engine.generate(
-            prompts,
-            decoder=chosen,
-            sampling=params,
-            seed=seed,
-            num_images=num_images,
-            progress=progress,
-            features=given,
-        )
-    for warning in result.warnings:
+    chosen = {text: sized(one, size, engine.family).resolve(engine.family) for text, one in chosen.items()}
+    warnings = [] if given is not None else check_words(engine, asked)
+    common = {"family": engine.family.name, "sampling": spell_sampling(params), "dtype": dtype.value}
+    jobs = jobs_of(asked, num_images, paths, [chosen[one.decoder or decoder] for one in asked], common, given)
+    todo = list(range(len(jobs))) if overwrite or not where.directory else missing(jobs)
+
+    for warning in warnings:
         warn(warning)
-    numbers = [i // num_images + 1 for i in range(len(result.images))]
-    paths = where.paths(result.prompts, result.seeds, numbers)
-    if where.directory:
-        where.path.mkdir(exist_ok=True)
-    settings = {"family": engine.family.name, "sampling": spell_sampling(params), "dtype": dtype.value}
-    entries = save(result, paths, settings)
-    if stats is not None:
-        write_json(stats, {"version": __version__, "images": entries, "warnings": result.warnings})
+    lines = Lines(stderr if where.stream else Pipe())
+    if seed.strip().lower() == "random":
+        lines.print(f"--seed {default}, drawn at random")
+    record = Record(jobs, lines, stats, warnings)
+    record.keep([job for i, job in enumerate(jobs) if i not in set(todo)])
+    if record.entries:
+        lines.print(f"{record.done} there already, in {escape(str(where.path))} (--overwrite draws them again)")
+    run(engine, [jobs[i] for i in todo], params, record, f" with --seed {default}" if seed == "random" else "")
+    if sheet is not None:
+        write_sheet(jobs, sheet)
+        lines.print(f"[bold]{escape(str(sheet))}[/]")
+    if lines.error is not None:
+        raise ValueError(f"the lines about images could not be written ({lines.error}); {record.done} images are there")
 
 
-def check_prompts(prompts: list[str]) -> None:
-    """ValueError when a prompt says nothing."""
+def run(engine: Engine, jobs: Sequence[Job], sampling: SamplingParams, record: Record, again: str = "") -> None:
+    """Draw and write jobs; whatever ends that early, one line says what is kept."""
+    try:
+        if record.entries:
+            record.write_stats()
+        with stage_bar() as progress, closing(draw(engine, jobs, sampling, progress)) as drawn:
+            for job, update in drawn:
+                record.add(job, update)
+    except KeyboardInterrupt:
+        stderr.print(f"stopped: {kept(record, again)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if not record.entries:
+            raise
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{kind}{error}; {kept(record, again)}") from error
+
+
+def kept(record: Record, again: str) -> str:
+    if not record.entries:
+        return "no image was finished"
+    return f"{record.done} images are finished and kept; the same command{again} draws the rest"
+
+
+def asked_for(prompts: Sequence[str], prompt_list: str | None) -> list[Asked]:
+    """What arguments and lists ask for, in this order; ValueError when it says nothing."""
+    named = [*prompts, *([] if prompt_list is None else [prompt_list])]
+    if named.count(STDIN) > 1:
+        raise ValueError("- is standard input, which can be read once; name it once")
+    asked: list[Asked] = []
     for number, prompt in enumerate(prompts, 1):
-        if not prompt.strip():
-            which = "the prompt" if len(prompts) == 1 else f"prompt {number}"
-            raise ValueError(f'{which} is empty; describe an image, such as "a cat on a blue background"')
+        if prompt == STDIN:
+            asked += read_prompt_list(STDIN)
+        else:
+            asked.append(Asked(prompt, "the prompt" if len(prompts) == 1 else f"prompt {number}"))
+    if prompt_list is not None:
+        asked += read_prompt_list(prompt_list)
+    if not asked:
+        raise ValueError("there is no PROMPT: give a sentence in quotes, --prompts FILE, or - for standard input")
+    return asked
 
 
-def save(result: GenerationResult, paths: list[Path], settings: dict[str, str]) -> list[dict[str, Any]]:
-    """Write the images with their settings as PNG text, print a line each, and return what --stats records."""
-    from PIL.PngImagePlugin import PngInfo
+def settled(asked: Asked, num_images: int) -> Asked:
+    """A prompt that says something and can be stored; ValueError otherwise."""
+    prompt, place = asked.prompt, asked.place
+    if not prompt.strip():
+        raise ValueError(f'{place} is empty; describe an image, such as "a cat on a blue background"')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} is no text in UTF-8: {prompt!r}") from error
+    if prompt.startswith("@") and Path(prompt[1:]).is_file():
+        raise ValueError(f"{place} is {prompt}: --prompts {prompt[1:]} reads prompts from a file")
+    if asked.output is not None:
+        check_suffix(f"{place}: output", asked.output)
+        if num_images > 1:
+            raise ValueError(f"{place} names one output, but --num-images is {num_images}; leave one of them out")
+    return asked
 
-    entries = []
-    for path, image, prompt, seed, figures in zip(
-        paths, result.images, result.prompts, result.seeds, result.stats, strict=True
-    ):
-        info = PngInfo()
-        written = {"prompt": prompt, "seed": str(seed), "decoder": figures.spelling, **settings, "version": __version__}
-        for key, value in {**written, "Software": f"mulosd {__version__}"}.items():
-            info.add_text(key, value)
-        with atomic(path) as file:
-            image.save(file, format="PNG", pnginfo=info)
-        stdout.print(
-            f"[bold]{escape(str(path))}[/]  seed {seed}\n  {escape(str(figures))}", soft_wrap=True, highlight=False
-        )
-        entries.append({"file": str(path), "prompt": prompt, **settings, **figures.to_dict()})
-    return entries
+
+def first(asked: Asked) -> int:
+    """The seed of the first image."""
+    return asked.seed or 0
+
+
+def placed(asked: Asked, text: str) -> Decoder:
+    """The decoder that a text names; errors say where it stands when that is a list."""
+    try:
+        return read_decoder(text)
+    except ValueError as error:
+        if asked.decoder is None:
+            raise
+        raise ValueError(f"{asked.place}: {error}") from error
+
+
+def paths_of(where: Output, asked: Sequence[Asked], num_images: int) -> list[Path | None]:
+    """A path for each image, None for standard output; ValueError when an output of a list cannot be."""
+    every = [(number, one, first(one) + n) for number, one in enumerate(asked, 1) for n in range(num_images)]
+    named = where.paths([one.prompt for _, one, _ in every], [s for _, _, s in every], [n for n, _, _ in every])
+    paths: list[Path | None] = []
+    for path, (_, one, _) in zip(named, every, strict=True):
+        if one.output is None:
+            paths.append(None if where.stream else path)
+            continue
+        if not where.directory:
+            raise ValueError(f"{one.place} names an output, which lies in the folder of --output; {where.path} is none")
+        inside = Path(os.path.normpath(where.path.absolute() / one.output))
+        if not inside.is_relative_to(where.path.absolute()):
+            raise ValueError(f"{one.place}: output {one.output} leaves the folder of --output, {where.path}")
+        paths.append(where.path / one.output)
+    return paths
+
+
+def check_paths(where: Output, paths: Sequence[Path | None], stats: Path | None, sheet: Path | None) -> None:
+    """ValueError when a file cannot be written, or two are one."""
+    if where.stream:
+        if sheet is not None:
+            raise ValueError("--sheet is for the images of a folder; name one with --output instead of -")
+        if sys.stdout.isatty():
+            raise ValueError("--output - would write a PNG to the terminal; redirect it: > image.png")
+    made = where.path if where.directory else None
+    if sheet is not None:
+        check_suffix("--sheet", sheet)
+        check_file("--sheet", sheet, made)
+    if stats is not None:
+        check_file("--stats", stats, made)
+    files = [(path, "--output") for path in paths if path is not None]
+    for path, option in files:
+        check_below(option, path)
+    taken: set[str] = set()
+    for path, option in [*files, *((p, o) for p, o in ((stats, "--stats"), (sheet, "--sheet")) if p is not None)]:
+        name = os.path.normpath(path.absolute())
+        if name in taken:
+            raise ValueError(f"{option}: {path} is to be written twice; give each file a name of its own")
+        taken.add(name)
+
+
+def check_words(engine: Engine, asked: Sequence[Asked]) -> list[str]:
+    """Warnings for words that the family does not know, each once; errors say where in a list."""
+    warnings: dict[str, None] = {}
+    for one in asked:
+        try:
+            warnings.update(dict.fromkeys(engine.check_prompts([one.prompt])))
+        except ValueError as error:
+            if " line " not in one.place:
+                raise
+            raise ValueError(f"{one.place}: {error}") from error
+    return list(warnings)
+
+
+def jobs_of(
+    asked: Sequence[Asked],
+    num_images: int,
+    paths: Sequence[Path | None],
+    decoders: Sequence[Decoder],
+    common: dict[str, str],
+    given: Condition | None,
+) -> list[Job]:
+    """One job an image, with what its file is to remember."""
+    from ..engine.decoding import spell
+
+    jobs = []
+    for i, path in enumerate(paths):
+        k = i // num_images
+        one, seed = asked[k], first(asked[k]) + i % num_images
+        condition = None if given is None else given[k : k + 1]
+        settings = {"prompt": one.prompt, "seed": str(seed), "decoder": spell(decoders[k]), **common}
+        if condition is not None:
+            settings["features"] = digest(condition)
+        jobs.append(Job(one.prompt, seed, decoders[k], path, {**settings, "version": __version__}, condition))
+    return jobs
+
+
+def digest(condition: Condition) -> str:
+    """What tells one precomputed condition from another."""
+    from hashlib import sha256
+
+    values = condition.features.cpu()
+    return sha256((values.float() if values.is_floating_point() else values).numpy().tobytes()).hexdigest()[:16]
+
+
+def write_sheet(jobs: Sequence[Job], path: Path) -> None:
+    """All images of a call with their prompts and seeds on one page."""
+    from PIL import Image
+
+    from ..measure.sheets import contact_sheet
+
+    images = []
+    for job in jobs:
+        if job.path is not None:
+            with Image.open(job.path) as image:
+                images.append(image.convert("RGB"))
+    contact_sheet(images, [f"{job.prompt} ({job.seed})" for job in jobs], path, size=max(128, images[0].width))

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from .. import Engine, SamplingParams
     from ..engine.decoding import Decoder
+    from ..engine.family import Family
 
 
 class Dtype(str, Enum):
@@ -79,3 +80,31 @@ def spell_sampling(sampling: SamplingParams) -> str:
     from ..engine.registry import spelled
 
     return ":".join(f"{key}={spelled(value)}" for key, value in sampling.to_dict().items())
+
+
+def sized(decoder: Decoder, size: int | None, family: Family) -> Decoder:
+    """A decoder that draws images of `size` px; None is what it draws anyway.
+
+    Raises:
+        ValueError: the family has no such grid, or the decoder cannot draw it; the message says what can.
+    """
+    from ..engine.decoding import DECODERS
+    from ..engine.decoding.base import OneGrid
+
+    if size is None:
+        return decoder
+    sizes = family.image_sizes
+    if size not in sizes:
+        raise ValueError(f"--size {size}: family {family.name!r} draws {', '.join(map(str, sizes))} px")
+    grid = size // family.patch
+    if isinstance(decoder, OneGrid):
+        if decoder.grid not in (None, grid):
+            raise ValueError(f"--size {size} is grid={grid}, but the decoder has grid={decoder.grid}; give one of them")
+        return decoder.changed(grid=grid)
+    if size != sizes[-1]:
+        able = [n for n, kind in DECODERS.items() if issubclass(kind, OneGrid) and (n != "eagle" or family.eagle)]
+        raise ValueError(
+            f"--size {size}: decoder {decoder.name!r} draws {sizes[-1]} px alone, the largest size; for {size} px take "
+            f"--decoder {' or '.join(able)}"
+        )
+    return decoder

@@ -1,4 +1,4 @@
-"""Options that commands once had: how the same is written now, or why there is no such thing any more."""
+"""Options that commands once had, or that other programs have: how the same is written here, or why it is missing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ DECODER = {
 } | {"--sr-weights": "upsampler", "--tree-top-k": "top_k"}
 SAMPLING = {
     f"--{name.replace('_', '-')}": name for name in ("cfg_scale", "temperature", "top_k", "top_p", "cfg_interval")
+}
+# What other image generators have and `generate` does not, and what comes closest.
+NONE = {
+    "--negative-prompt": "there are no negative prompts here: say what to draw (more closely: --sampling cfg_scale=…)",
+    "--lora": "LoRA weights are not supported: `mulosd train` makes a family of your own images",
+    **dict.fromkeys(
+        ("--image", "--init-image", "--input-image", "--strength", "--mask"),
+        "images are made from words alone, there is no image-to-image",
+    ),
+    "--steps": "there are no diffusion steps here; `mulosd decoders` lists what trades time for quality",
+    **dict.fromkeys(("--width", "--height"), "images are square: --size PX, one of the sizes that `mulosd info` lists"),
 }
 FLAGS = ("--cascade", "--coupled")
 # What was dropped, and what was found; docs/ablations.md has the figures.
@@ -47,6 +58,8 @@ def respell(args: list[str], own: set[str]) -> str | None:
             continue
         if option == "--decoder":
             base = value or next(words, "")
+        elif "--num-images" in own and (usual := option.replace("_", "-")) in NONE:
+            return f"{option}: {NONE[usual]}"
         elif option not in own and (option in DECODER | SAMPLING or option[2:].replace("-", "_") in GONE):
             value = "true" if option in FLAGS else value if equals else next(words, "VALUE")
             found.append((option, value))
@@ -86,7 +99,7 @@ def decoder_with(settings: dict[str, str], base: str) -> str:
 
 
 class Respelled(TyperCommand):
-    """A command that tells how a former option of its own is written now."""
+    """A command that tells how an option that it does not have is written here."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         message = respell(args, {name for parameter in self.params for name in parameter.opts})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..atomic import atomic
 from ..engine.conditioning import ClassConditioner
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def contact_sheet(
             for n, line in enumerate(wrapped[i]):
                 draw.text((left, top + size + 2 + n * LINE), line, fill="black", font=font)
         top += height
-    sheet.save(path)
+    with atomic(path) as file:
+        sheet.save(file, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
 
 
 def drawn(
