@@ -16,12 +16,13 @@ import yaml
 from mulosd.data.scenes import Scene, sample_scene
 from mulosd.engine.conditioning import PhraseConditioner
 from mulosd.engine.family import Family
-from mulosd.train.ar import ARTask
+from mulosd.train.ar import ARTask, trained_ar
 from mulosd.train.captions import LEAST_CHANGE, CaptionsTask, change_of_order, check_order
 from mulosd.train.checkpoint import averaged
 from mulosd.train.config import TrainingFile
+from mulosd.train.export import export
 from mulosd.train.probe import Probe, held_out, probe, swapped
-from mulosd.train.stages import build_task, export, run_stage, trained_ar
+from mulosd.train.stages import TASKS, run_stage
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 
@@ -53,14 +54,14 @@ def taught(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def caption_task(run: Path) -> CaptionsTask:
-    task = build_task("captions", TrainingFile.load(SMOKE), run)
+    task = TASKS["captions"](TrainingFile.load(SMOKE), run)
     assert isinstance(task, CaptionsTask)
     task.module.load_state_dict(averaged(run, "captions"))
     return task
 
 
 def test_cells_name_what_covers_them() -> None:
-    task = build_task("captions", TrainingFile.load(SMOKE), Path("unused"))
+    task = TASKS["captions"](TrainingFile.load(SMOKE), Path("unused"))
     assert isinstance(task, CaptionsTask)
     cells = np.asarray(task.cells(Scene(("cat",), ((1, 4),), "white", "single", "", ""))).reshape(8, 8)
     cat, white = task.objects.index("cat"), len(task.objects) + task.backgrounds.index("white")
@@ -120,7 +121,7 @@ def test_the_ar_stage_leaves_what_the_captions_taught(recipe: Path, taught: Path
             assert names
             for name in names:
                 assert torch.equal(learnt[name], weights[theirs + name.removeprefix(ours)]), name
-    untrained = build_task("ar", TrainingFile.load(SMOKE), run)
+    untrained = TASKS["ar"](TrainingFile.load(SMOKE), run)
     before = untrained.module.state_dict()
     for name in ("ar.position_out.weight", "ar.blocks.0.wo.weight"):
         assert not torch.equal(trained["module"][name], before[name]), "the rest is trained"
@@ -161,7 +162,7 @@ def test_a_family_without_position_condition_is_a_start_for_one_with_it(tmp_path
     old = Family.load(export(plain, tmp_path / "plain", tmp_path / "family"))
     further = varied(tmp_path / "further.yaml", init=str(tmp_path / "family"))
     run_stage("captions", further, tmp_path / "run")
-    task = build_task("ar", TrainingFile.load(further), tmp_path / "run")
+    task = TASKS["ar"](TrainingFile.load(further), tmp_path / "run")
     assert isinstance(task, ARTask)
     state = task.ar.state_dict()
     for name, value in old.ar.state_dict().items():
@@ -185,7 +186,7 @@ def test_a_family_without_position_condition_is_a_start_for_one_with_it(tmp_path
         export(further, tmp_path / "run", tmp_path / "two")
 
     again = varied(tmp_path / "again.yaml", init=str(tmp_path / "grown"))
-    task = build_task("ar", TrainingFile.load(again), tmp_path / "run")
+    task = TASKS["ar"](TrainingFile.load(again), tmp_path / "run")
     assert isinstance(task, ARTask) and task.ar.position_cond is not None
     kept = trained_ar(TrainingFile.load(further), tmp_path / "run")[1].position_cond
     assert kept is not None
@@ -193,7 +194,7 @@ def test_a_family_without_position_condition_is_a_start_for_one_with_it(tmp_path
         assert torch.equal(task.ar.position_cond.state_dict()[name], value)
     back = varied(tmp_path / "back.yaml", init=str(tmp_path / "grown"), model={"position_cond": 0})
     with pytest.raises(ValueError, match="other sizes"):
-        build_task("ar", TrainingFile.load(back), tmp_path / "none")
+        TASKS["ar"](TrainingFile.load(back), tmp_path / "none")
 
 
 def test_a_single_object_may_stand_anywhere() -> None:
