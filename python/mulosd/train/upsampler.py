@@ -163,7 +163,7 @@ def varied(config: TrainingFile, name: str) -> TrainingFile:
 def resampler_configs(config: TrainingFile) -> list[ResamplerConfig]:
     """Every latent resampler of the family."""
     section, tokens = config.section("upsampler"), tokenizer_config(config)
-    sizes = {"code_dim": tokens.code_dim, "vocab_size": tokens.codebook_size}
+    sizes: dict[str, Any] = {"code_dim": tokens.code_dim, "vocab_size": tokens.codebook_size}
     if "temperature" in section:
         sizes["temperature"] = float(section["temperature"])
 
