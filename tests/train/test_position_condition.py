@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 
+from mulosd.data.family import scene_config
 from mulosd.data.scenes import Scene, sample_scene
 from mulosd.engine.conditioning import PhraseConditioner
-from mulosd.engine.family import Family
+from mulosd.engine.family import Family, bundled_folder
+from mulosd.engine.models.transformer import TransformerConfig
 from mulosd.train.ar import ARTask, trained_ar
 from mulosd.train.captions import LEAST_CHANGE, CaptionsTask, change_of_order, check_order
 from mulosd.train.checkpoint import averaged
@@ -24,6 +26,7 @@ from mulosd.train.export import export
 from mulosd.train.probe import Probe, held_out, probe, swapped
 from mulosd.train.stages import TASKS, run_stage
 
+BUNDLED = bundled_folder() / "emoji"
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 
 
@@ -101,6 +104,14 @@ def test_the_order_of_objects_is_told_and_its_loss_is_found_out(taught: Path) ->
     conditioner.text.load_state_dict(caption_task(taught).text.state_dict())
     assert change_of_order(conditioner, config.scenes()) > LEAST_CHANGE
     check_order(conditioner, config.scenes())
+
+
+def test_the_bundled_family_knows_the_order_of_objects() -> None:
+    family = Family.load(BUNDLED)
+    assert isinstance(family.conditioner, PhraseConditioner)
+    assert change_of_order(family.conditioner, scene_config(family)) > 2 * LEAST_CHANGE
+    sizes = family.ar.config
+    assert isinstance(sizes, TransformerConfig) and sizes.position_cond == 128
 
 
 def test_one_kind_of_object_has_no_order() -> None:
