@@ -97,8 +97,8 @@ def generate(
     engine = Engine.from_pretrained(family, device=device, dtype=dtype.value, config=config)
     given = None if features is None else read_features(features, engine.family, len(asked))
     params = read_sampling(engine, sampling)
-    chosen = {text: sized(one, size, engine.family).resolve(engine.family) for text, one in chosen.items()}
     warnings = [] if given is not None else check_words(engine, asked)
+    chosen = {text: sized(one, size, engine.family).resolve(engine.family) for text, one in chosen.items()}
     common = {"family": engine.family.name, "sampling": spell_sampling(params), "dtype": dtype.value}
     jobs = jobs_of(asked, num_images, paths, [chosen[one.decoder or decoder] for one in asked], common, given)
     todo = list(range(len(jobs))) if overwrite or not where.directory else missing(jobs)
