@@ -23,7 +23,7 @@ from mulosd.engine.stats import Progress
         (lambda e: e.generate("a on and"), "filler"),
         (lambda e: e.generate("apple", num_images=0), "num_images"),
         (lambda e: e.generate("apple", seed=[1, 2]), "one seed or 1"),
-        (lambda e: e.generate("apple", seed=-1), "seeds must be 0"),
+        (lambda e: e.generate("apple", seed=-1), "seed must be a whole number"),
         (lambda e: e.generate("apple", decoder=MuloSD(scale=3, tau=0.1, radius=1, pool=1)), "scale 2 or 4"),
         (lambda e: e.generate("apple", decoder=MuloSD(scale=2)), "not calibrated"),
         (lambda e: e.generate("apple", decoder=MuloSD(scale=2, tau=0.1, radius=1, pool=25)), "codebook size 24"),

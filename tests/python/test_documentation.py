@@ -36,7 +36,7 @@ def test_the_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for block in found:
         exec(compile(block.replace("held_out_prompts(engine, 32", "held_out_prompts(engine, 2"), page, "exec"), names)
     assert isinstance(names["engine"].family, Family)
-    assert bool(stored) == ("store(" in "".join(found))
+    assert bool(stored) == ("store_calibration(" in "".join(found))
 
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
