@@ -59,20 +59,22 @@ def test_convert_info_calibrate_generate(
     assert held["weights"] + held["working"] + (batch + 1) * held["request"] > 2**30
     assert f"{batch} in 1.0 GiB" in run("info", family, "--memory", "1GiB", "--dtype", "bfloat16")
 
-    calibrated = run("calibrate", "--family", family, "--pool", 3, "--rejection", 0.2, "--prompts", 2, *given)
+    calibrated = run(
+        "calibrate", "--family", family, "--decoder", "mulo:pool=3", "--rejection", 0.2, "--prompts", 2, *given
+    )
     assert "pixel up-sampler" in calibrated
     prompts = ("3", "7") if kind == "class" else ("a macaw", "a cat")
-    mulo = ("generate", *prompts, "--family", family, "--decoder", "mulo", "--output", "out", *given)
-    assert "has no scale 4" in fails(*mulo, "--scale", 4)
-    run(*mulo, "--scale", 2, "--stats", "s.json")
+    mulo = ("generate", *prompts, "--family", family, "--output", "out", *given)
+    assert "has no scale 4" in fails(*mulo, "--decoder", "mulo:scale=4")
+    run(*mulo, "--decoder", "mulo:scale=2", "--stats", "s.json")
     stats = json.loads(Path("s.json").read_text())["images"]
     assert [s["settings"]["upsampler"] for s in stats] == ["pixel"] * 2
-    assert stats[0]["sampling"]["cfg_scale"] == {"class": 4.0, "caption": 7.5, "tar": 4.0}[kind]
+    assert f"cfg_scale={ {'class': 4.0, 'caption': 7.5, 'tar': 4.0}[kind] }" in stats[0]["sampling"]
     assert len(list(Path("out").glob("*.png"))) == 2
     with Image.open(stats[0]["file"]) as image:
         assert image.size == (16, 16)
     serial = ("generate", prompts[0], prompts[1], "--family", family, "--decoder", "serial")
-    run(*serial, "--cfg-interval", 9, "--output", "out", *given)
+    run(*serial, "--sampling", "cfg_interval=9", "--output", "serial", *given)
     if kind == "class":
         assert "is none: give a number from 0 to 9" in fails("generate", "a macaw", "--family", family)
         assert "takes no precomputed features" in fails(*serial, "--features", "given.npy")

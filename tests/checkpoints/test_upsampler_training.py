@@ -111,6 +111,6 @@ def test_mistakes_on_the_command_line(family: Path, images: Path, tmp_path: Path
         return result.stderr
 
     assert "give either --config" in fails()
-    assert "name a folder of pictures" in fails("--family", family)
+    assert "name a folder of images" in fails("--family", family)
     assert "has no scale 3" in fails("--family", family, "--images", images, "--scale", 3)
     assert "is not rewritten" in fails("--family", "emoji", "--images", images)

@@ -24,9 +24,10 @@ def loaded_after(code: str) -> set[str]:
     [
         "import mulosd; dir(mulosd); mulosd.__version__",
         "import mulosd.cli",
+        "import mulosd.kernels",
         "from typer.testing import CliRunner as C\nimport mulosd.cli as c\nC().invoke(c.app, ['generate', '--help'])",
     ],
-    ids=["package", "cli", "help"],
+    ids=["package", "cli", "kernels", "help"],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:
     assert loaded_after(code) == set()
