@@ -10,6 +10,7 @@ import numpy as np
 from ..data.family import PhotoSplit, class_names, scene_config
 from ..data.scenes import scenes
 from ..engine.conditioning import ClassConditioner
+from ..files.texts import read_lines
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -113,7 +114,7 @@ def read_prompts(path: Path) -> list[str]:
     """Prompts of a text file, one a line; blank lines are skipped. ValueError when there is no file or no prompt."""
     if not path.is_file():
         raise ValueError(f"there is no file of prompts {path}")
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    prompts = [line.strip() for line in read_lines(path) if line.strip()]
     if not prompts:
         raise ValueError(f"{path} has no prompts; write one a line")
     return prompts

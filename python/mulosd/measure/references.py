@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..data.family import scene_config, sprites
 from ..data.scenes import Renderer, scenes
+from ..files.images import SUFFIXES, list_images, read_image
 from .images import ImageSet
 from .kept_features import KeptFeatures
 from .prompts import made_of
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 # The real images must not be those of the prompts, which are drawn with the plain seed.
 REAL_SEED = 1_000_003
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -99,23 +99,18 @@ def folder_reference(folder: Path, count: int, size: int, seed: int = 0) -> Refe
     """
     if not folder.is_dir():
         raise ValueError(f"--reference {folder}: there is no such folder; give one with images, or 'builtin'")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = list_images(folder)
     if len(files) < count:
         raise ValueError(
             f"--reference {folder} holds {len(files)} images ({', '.join(sorted(SUFFIXES))}), {count} are needed: "
             f"add some, or ask for fewer with --real"
         )
     random.Random(seed).shuffle(files)
-    images = np.stack([read_image(file, size) for file in files[: 2 * count]])
+    images = np.stack([middle_square(file, size) for file in files[: 2 * count]])
     halves = ImageSet(images[:count]), ImageSet(images[count:])
     return Reference(f"{count} of {len(files)} images of {folder}", *halves)
 
 
-def read_image(file: Path, size: int) -> NDArray[np.uint8]:
+def middle_square(file: Path, size: int) -> NDArray[np.uint8]:
     """The middle square of an image as uint8 [size, size, 3]; ValueError when it cannot be read."""
-    try:
-        with Image.open(file) as image:
-            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{file} is no image that can be read ({error}); remove it") from error
-    return np.asarray(square, np.uint8)
+    return np.asarray(ImageOps.fit(read_image(file), (size, size), Image.Resampling.LANCZOS), np.uint8)

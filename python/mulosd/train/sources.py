@@ -12,6 +12,8 @@ from PIL import Image, ImageEnhance
 
 from ..data.photos import Photos, resized
 from ..data.scenes import Renderer, is_held_out, sample_scene
+from ..files.images import SUFFIXES, list_images, read_image
+from ..files.texts import read_text
 
 
 class ImageSource(Protocol):
@@ -137,27 +139,23 @@ class PhotoSource:
 class FolderSource:
     """Images of a folder with captions from `NAME.txt` beside each, or from the file name ("a_red_car-3.png")."""
 
-    EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
     def __init__(self, folder: Path, held_out: bool = False, share: float = 0.05) -> None:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder of images")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in self.EXTENSIONS)
-        self.paths = [p for p in paths if is_held_out(p.name, share) == held_out]
+        self.paths = [p for p in list_images(folder) if is_held_out(p.name, share) == held_out]
         if not self.paths:
-            raise ValueError(f"{folder} has no {'held-out ' if held_out else ''}images ({', '.join(self.EXTENSIONS)})")
+            raise ValueError(f"{folder} has no {'held-out ' if held_out else ''}images ({', '.join(sorted(SUFFIXES))})")
 
     @staticmethod
     def caption(path: Path) -> str:
         beside = path.with_suffix(".txt")
         if beside.exists():
-            return beside.read_text().strip()
+            return read_text(beside).strip()
         return path.stem.rstrip("0123456789-_ ").replace("_", " ").replace("-", " ")
 
     def captioned(self, rng: np.random.Generator, sizes: tuple[int, ...]) -> tuple[str, list[NDArray[np.uint8]]]:
         path = self.paths[int(rng.integers(len(self.paths)))]
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        image = read_image(path)
         side = min(image.size)
         left, top = ((n - side) // 2 for n in image.size)
         square = image.crop((left, top, left + side, top + side))
