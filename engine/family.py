@@ -179,7 +179,7 @@ class Family:
             have = ", ".join(f"{a}->{b}" for a, b in self.resamplers) or "none"
             raise ValueError(
                 f"family {self.name!r} has no latent resampler {source}->{target} (it has: {have}); "
-                f"train one (mulosd train upsampler --family), or use the pixel up-sampler (--upsampler pixel)"
+                f"train one (mulosd train upsampler --family), or use the pixel up-sampler (upsampler=pixel)"
             )
         return self.resamplers[source, target]
 

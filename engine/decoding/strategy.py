@@ -30,7 +30,7 @@ class Strategy:
     @property
     def value(self) -> Any:
         """The value of the setting."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say the value of its setting")
 
     def check(self, rows_per_cycle: int | None) -> None:
         """ValueError when it does not go with the decoder's other settings."""
