@@ -70,6 +70,9 @@ def row_counts(family: Family, base: MuloSD) -> Variants:
     if base.settings()["cascade"]:
         return {}
     grid, rows = family.grids[-1], base.scale or 1
+    latent = (base.upsampler or family.upsampler) == "latent"
+    if latent and (grid, grid // rows) not in family.resamplers:
+        return {}  # no latent down-sampler, which cycles go back by
     found: Variants = {}
     while rows < grid:
         found[f"{rows} rows"] = {"rows_per_cycle": rows}
