@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .pixels import eight_bits, on_white, upright
 
@@ -59,7 +59,7 @@ def opened(path: Path) -> Image.Image:
 
 def reason(error: Exception) -> str:
     """Why an image cannot be read, in words and without its path."""
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "it is of no image format that is known here"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"it is larger than the limit of {LIMIT:,} pixels; shrink it"
