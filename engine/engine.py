@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import SEEDS, seeds_of, texts_of, whole
+from .arguments import SEEDS, seeds_of, setting, shown, texts_of, tokens_of, whole
 from .cache import KVCache
-from .conditioning import Condition
+from .conditioning import Condition, check_condition
 from .decoding.base import Decoder
 from .decoding.spec import DecoderLike, decoder_of, spell
-from .dtypes import checked_dtype
+from .dtypes import checked_device, checked_dtype
 from .family import Family
 from .likelihood import nll
 from .request import Request, Update
@@ -74,18 +74,16 @@ class Engine:
         self,
         family: Family,
         *,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
         config: SchedulerConfig | None = None,
     ) -> None:
-        self.config = config or SchedulerConfig()
+        self.config = SchedulerConfig() if config is None else config
+        for name, value, kind in (("family", family, Family), ("config", self.config, SchedulerConfig)):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {shown(value)}")
         self.dtype = checked_dtype(dtype)
-        try:
-            kind = torch.device(device).type
-        except RuntimeError as error:
-            raise ValueError(f"there is no device {device!r}; use 'cpu', 'cuda' or 'cuda:0'") from error
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
+        device = checked_device(device)
         self.family = family.to(device, self.dtype)
         self.scheduler = Scheduler(self.family, self.config)
         self._requests: dict[int, Request] = {}
@@ -103,7 +101,7 @@ class Engine:
         cls,
         family: str | Path = "emoji",
         *,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
         config: SchedulerConfig | None = None,
     ) -> Engine:
@@ -119,8 +117,8 @@ class Engine:
     def check_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Warnings for words that the family does not know; ValueError for prompts that ask for nothing."""
         warnings = []
-        for prompt in prompts:
-            if not isinstance(prompt, str) or not prompt.strip():
+        for prompt in texts_of("prompts", prompts):
+            if not prompt.strip():
                 raise ValueError("the prompt is empty; say what to draw, for example 'a cat on a blue background'")
             warning = self.family.conditioner.check(prompt)
             if warning is not None:
@@ -164,8 +162,8 @@ class Engine:
         asked = texts_of("prompts", prompts)
         num_images, batch_size = whole("num_images", num_images), whole("batch_size", batch_size)
         seeds = seeds_of(seed, len(asked), num_images)
-        if features is not None and len(features) != len(asked):
-            raise ValueError(f"{len(asked)} prompts need as many precomputed features, got {len(features)}")
+        if features is not None:
+            check_condition(features, self.family.null_features(1), len(asked))
         warnings = [] if features is not None else self.check_prompts(asked)
         chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
         jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
@@ -221,9 +219,13 @@ class Engine:
         Raises:
             ValueError: as `generate`, or the request can never fit into the KV budget.
         """
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt must be a text, got {shown(prompt)}")
         if features is None:
             self.check_prompts([prompt])
-        seed = whole("seed", seed, 0, SEEDS - 1)
+        else:
+            check_condition(features, self.family.null_features(1), 1)
+        seed, previews = whole("seed", seed, 0, SEEDS - 1), setting("previews", previews, "bool")
         chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
         return self._add(prompt, seed, chosen, params, progress, condition=features, previews=previews)
 
@@ -245,6 +247,7 @@ class Engine:
 
     def abort(self, number: int) -> bool:
         """Drop a request, waiting or running, and what is not reported of it; whether it was under way."""
+        number = whole("number", number, 0)
         with self._lock:
             self._claimed.discard(number)
             self._requests.pop(number, None)
@@ -293,6 +296,7 @@ class Engine:
         """Decode tokens [B, H, W] to RGB images."""
         from PIL import Image
 
+        tokens = tokens_of(tokens, self.family.ar.config.vocab_size)
         with torch.inference_mode(), self._lock:
             pixels = self.family.tokenizer.decode(tokens.to(self.family.device))
         if not bool(torch.isfinite(pixels).all()):
@@ -314,10 +318,13 @@ class Engine:
         Returns:
             float32 [B], mean nats a token of the conditional branch at temperature 1.
         """
-        if tokens.dim() != 3 or len(prompts) != tokens.shape[0]:
-            raise ValueError(f"{len(prompts)} prompts need tokens [B, H, W], got {tuple(tokens.shape)}")
+        prompts, tokens = texts_of("prompts", prompts), tokens_of(tokens, self.family.ar.config.vocab_size)
+        if len(prompts) != tokens.shape[0] or tokens.shape[1] != tokens.shape[2]:
+            raise ValueError(f"{len(prompts)} prompts need tokens [B, H, H], got {list(tokens.shape)}")
+        self.family.model(tokens.shape[1])  # there is such a grid
+        self.check_prompts(prompts)
         with self._lock:
-            return nll(self.family, self.family.condition(list(prompts)), tokens).cpu()
+            return nll(self.family, self.family.condition(prompts), tokens).cpu()
 
     @torch.inference_mode()
     def _add(
@@ -332,6 +339,8 @@ class Engine:
         previews: bool = False,
         claimed: bool = False,
     ) -> int:
+        if progress is not None and not callable(progress):
+            raise ValueError(f"progress must be a function of a Progress, got {shown(progress)}")
         stats = GenerationStats(decoder.name, decoder.settings(), seed, spelling=spell(decoder))
         with self._lock:
             recorder = Recorder(progress, stats)

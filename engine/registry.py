@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+from .arguments import setting, shown
+
 
 class Registry(Mapping[str, Any]):
     """Names and what they stand for.
@@ -56,11 +58,7 @@ def read(what: str, value: object, kind: str) -> object:
             return re.sub(
                 r"(?:%[0-9A-Fa-f]{2})+", lambda found: bytes.fromhex(found[0].replace("%", "")).decode(), value
             )
-        if kind.startswith("bool") == isinstance(value, bool):
-            if kind.startswith(("bool", "int")) and isinstance(value, int):
-                return value
-            if kind.startswith("float") and isinstance(value, (int, float)):
-                return float(value)
+        return setting(what, value, kind)
     except (ValueError, KeyError):
         pass
-    raise ValueError(f"{what} must be {kind.replace(' | None', ' or none')}, got {value!r}") from None
+    raise ValueError(f"{what} must be {kind.replace(' | None', ' or none')}, got {shown(value)}") from None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..kernels import philox
 from ..kernels.sampling import processed_logits
+from .arguments import check_settings, shown
 from .registry import read
 
 Purpose = philox.Purpose
@@ -40,6 +41,7 @@ class SamplingParams:
     cfg_in_model_dtype: bool = False
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not math.isfinite(self.cfg_scale) or self.cfg_scale < 0:
             raise ValueError(f"cfg_scale must be 0 or more (1 is off), got {self.cfg_scale}")
         if not math.isfinite(self.temperature) or self.temperature < 0:
@@ -75,13 +77,14 @@ class SamplingParams:
             given = {key: value for key, _, value in (part.partition("=") for part in given.strip().split(":"))}
         if not isinstance(given, Mapping):
             raise ValueError(
-                f"sampling must be SamplingParams, a text such as 'cfg_scale=3:top_k=100', or a mapping, got {given!r}"
+                f"sampling must be SamplingParams, a text such as 'cfg_scale=3:top_k=100', or a mapping, "
+                f"got {shown(given)}"
             )
         names = {f.name: type(f.default) for f in fields(self)}
         values: dict[str, Any] = {}
         for name, value in given.items():
             if name not in names:
-                raise ValueError(f"sampling has no parameter {name!r}; it has {', '.join(names)}")
+                raise ValueError(f"sampling has no parameter {shown(name)}; it has {', '.join(names)}")
             values[name] = read(f"sampling {name}", value, names[name].__name__)
         return replace(self, **values)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .arguments import check_settings
 from .batch import Feed
 from .cache import KVCache
 from .decoding.base import Decoder
@@ -36,9 +37,10 @@ class SchedulerConfig:
     collapse_prefix: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_running", "max_tokens"):
+        check_settings(self)
+        for name in ("max_running", "max_tokens", "kv_budget"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
 

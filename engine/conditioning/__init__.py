@@ -1,6 +1,6 @@
 """How a family turns prompts into the condition of its models; one file a way."""
 
-from .base import Condition, Conditioner
+from .base import Condition, Conditioner, check_condition
 from .captions import CaptionConditioner
 from .classes import ClassConditioner
 from .dialect import DialectConditioner
@@ -18,4 +18,5 @@ __all__ = [
     "Conditioner",
     "DialectConditioner",
     "PhraseConditioner",
+    "check_condition",
 ]

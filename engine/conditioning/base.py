@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments import shown, told
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -27,6 +29,20 @@ class Condition:
 
     def __getitem__(self, index: slice) -> Condition:
         return Condition(self.features[index], None if self.mask is None else self.mask[index])
+
+
+def check_condition(given: Any, like: Tensor, count: int) -> None:
+    """ValueError unless `given` is a condition of `count` prompts, its features shaped like `like` [1, ...]."""
+    if not isinstance(given, Condition) or not isinstance(given.features, Tensor):
+        raise ValueError(f"features must be a Condition, see Conditioner.precomputed; got {shown(given)}")
+    wanted, found = [count, *like.shape[1:]], list(given.features.shape)
+    if found != wanted or given.features.is_meta or given.features.is_floating_point() != like.is_floating_point():
+        raise ValueError(f"features of {count} prompt(s) must be {like.dtype} {wanted}, got {told(given.features)}")
+    mask = given.mask
+    if mask is not None and not (
+        isinstance(mask, Tensor) and mask.dtype == torch.bool and list(mask.shape) == wanted[:2]
+    ):
+        raise ValueError(f"the mask of {count} condition(s) must be bool {wanted[:2]}, got {told(mask)}")
 
 
 class Conditioner(ABC):

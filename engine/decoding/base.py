@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..arguments import check_settings
 from ..cache import KVCache
 from ..family import Family
 from ..request import Outcome, Plan, Request
@@ -25,6 +26,9 @@ class Decoder:
     """
 
     name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @classmethod
     def text_settings(cls) -> dict[str, str]:

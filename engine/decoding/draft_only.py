@@ -35,6 +35,7 @@ class DraftOnly(Decoder):
     draft_guesses: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.upsampler is not None:
             check_upsampler(self.upsampler)
         Drafting(self.draft_window, self.draft_guesses)

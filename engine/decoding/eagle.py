@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ...kernels import masks
 from ...kernels.upsample_pool import neighbours
+from ..arguments import shown
 from ..batch import Feed, Result, Tree
 from ..cache import KVCache
 from ..family import Family
@@ -61,7 +62,10 @@ class Eagle(OneGrid):
     grid: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_least(depth=1, top_k=1, total=1)
+        if self.relaxed is not None and not isinstance(self.relaxed, Lantern):
+            raise ValueError(f"relaxed must be a Lantern or None, got {shown(self.relaxed)}")
         if self.coupled and self.relaxed is not None:
             raise ValueError("coupled decoding is exact, LANTERN's acceptance is relaxed: leave one of them out")
 

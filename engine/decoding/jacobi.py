@@ -46,6 +46,7 @@ class Jacobi(OneGrid):
     grid: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_least(window=1)
 
     def plan(self, request: Request) -> Plan:

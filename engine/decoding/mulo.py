@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import shown
 from ..batch import Feed, Result
 from ..dtypes import checked_dtype
 from ..family import Family
@@ -68,6 +69,9 @@ class MuloSD(Decoder):
     strategies: tuple[Strategy, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.strategies, tuple):
+            raise ValueError(f"strategies must be a tuple of strategies, got {shown(self.strategies)}")
         if self.upsampler is not None:
             check_upsampler(self.upsampler)
         if self.rejection not in REJECTIONS:
@@ -79,6 +83,8 @@ class MuloSD(Decoder):
         if self.verify_dtype is not None:
             checked_dtype(self.verify_dtype)
         for extra in self.strategies:
+            if not isinstance(extra, Strategy):
+                raise ValueError(f"strategies must be strategies, such as Cascade(), got {shown(extra)}")
             extra.check(self.rows_per_cycle)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..arguments import shown
 from ..registry import Registry, read, spelled
 from .base import Decoder
 
@@ -29,7 +30,7 @@ DecoderLike = Decoder | str | Mapping[str, Any] | None
 def decoder_class(name: object) -> type[Decoder]:
     """The class of a decoder; ValueError lists the names."""
     if not isinstance(name, str) or name not in DECODERS:
-        raise ValueError(f"decoders must be chosen from {', '.join(DECODERS)}, got {name or 'none'}")
+        raise ValueError(f"decoders must be chosen from {', '.join(DECODERS)}, got {shown(name)}")
     kind: type[Decoder] = DECODERS[name]
     return kind
 
@@ -54,13 +55,13 @@ def decoder_of(given: DecoderLike) -> Decoder:
         settings = dict(given)
         names = [settings.pop(key) for key in ("name", "decoder") if key in settings]
         if len(names) != 1:
-            raise ValueError(f"a mapping names its decoder once, as 'name' or 'decoder', got {dict(given)!r}")
+            raise ValueError(f"a mapping names its decoder once, as 'name' or 'decoder', got {shown(dict(given))}")
         return with_settings(names[0], settings)
     if isinstance(given, type) and issubclass(given, Decoder):
         raise ValueError(f"decoder is the class {given.__name__}: give a decoder, {given.__name__}(...)")
     raise ValueError(
         f"decoder must be a decoder, such as Serial(), a text, such as 'mulo:tau=0.02', or a mapping, such as "
-        f"{{'name': 'mulo', 'tau': 0.02}}; got {given!r}"
+        f"{{'name': 'mulo', 'tau': 0.02}}; got {shown(given)}"
     )
 
 

@@ -40,6 +40,7 @@ class ZipAR(OneGrid):
     zero_kv: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_least(window=1)
 
     def plan(self, request: Request) -> Plan:
