@@ -21,10 +21,11 @@ from .sampling import SamplingParams
 
 class DraftMasses(NamedTuple):
     """What the target gives the up-sampled drafts of some prompts: pooled masses, what `tau` is compared with, and
-    entropies in nats, each float32 [P, H, W]."""
+    entropies in nats, each float32 [P, H, W]; and the mean of the forwards that a draft took."""
 
     masses: Tensor
     entropies: Tensor
+    forwards: float = 0.0
 
 
 @torch.inference_mode()
@@ -69,7 +70,17 @@ def draft_masses(
         logits = teacher_forced(family, condition, tokens, grid, params)
         masses.append(verify(logits, tokens.flatten(), table, 0.0, params).mass.view(grid, grid))
         entropies.append(entropy(logits, params).view(grid, grid))
-    return DraftMasses(torch.stack(masses), torch.stack(entropies))
+    forwards = sum(sum(stats.forwards.values()) for stats in result.stats) / len(prompts)
+    return DraftMasses(torch.stack(masses), torch.stack(entropies), forwards)
+
+
+def tau_of_share(found: DraftMasses, share: float) -> tuple[float, float]:
+    """The tau that rejects a share of the drafts' tokens, and the share that it rejects indeed."""
+    mass = found.masses.flatten().sort().values
+    # Everything below tau is rejected. Half-way between two masses, rounding decides nothing.
+    cut = min(len(mass) - 1, max(1, round(share * len(mass))))
+    tau = float((mass[cut - 1] + mass[cut]) / 2)
+    return tau, float((mass < tau).float().mean())
 
 
 def calibrate(
@@ -104,17 +115,14 @@ def calibrate(
     found = draft_masses(
         engine, prompts, decoder, pool=pool, sampling=sampling, seed=seed, batch_size=batch_size, features=features,
     )  # fmt: skip
-    mass = found.masses.flatten().sort().values
-    # Everything below tau is rejected. Half-way between two masses, rounding decides nothing.
-    cut = min(len(mass) - 1, max(1, round(rejection * len(mass))))
-    tau = float((mass[cut - 1] + mass[cut]) / 2)
+    tau, rejected = tau_of_share(found, rejection)
     return Calibration(
         decoder.scale or 0,
         decoder.upsampler or engine.family.upsampler,
         pool,
         radius,
         tau,
-        float((mass < tau).float().mean()),
+        rejected,
         rejection,
         len(prompts),
     )

@@ -141,6 +141,24 @@ def test_calibrate_stores_what_generate_uses(run: Run, family: Path, tmp_path: P
     assert used["tau"] == found["2-latent"]["tau"]
 
 
+def test_calibrate_chooses_the_fastest_setting_that_keeps_quality(run: Run, family: Path, tmp_path: Path) -> None:
+    own = copytree(family, tmp_path / "own")
+    (tmp_path / "p.txt").write_text("a red apple\nblue pear\n" * 3)
+    options = ("--prompts-file", tmp_path / "p.txt", "--keep", "nll", "--rejection", 0.9999)
+    result = run("calibrate", "--family", own, "--decoder", "mulo:scale=2:pool=2:radius=1:window=0", *options)
+    assert result.exit_code == 0, result.output
+    *refused, taken = [line for line in result.stdout.splitlines() if "against Serial" in line]
+    assert "kept, and stored" in taken and all("not kept" in line for line in refused)
+    stored = json.loads((own / "family.json").read_text())["calibration"]["2-latent"]
+    settings = parse(stored["decoder"]).settings()
+    assert settings["pool"] == 2 and settings["radius"] == 1
+    assert f"tau={settings['tau']}" in taken
+    before = (own / "family.json").read_text()
+    wrong = run("calibrate", "--family", own, "--decoder", "mulo:scale=2", *options[:2], "--keep", "scenes")
+    assert wrong.exit_code == 2 and "cannot be judged by scenes" in wrong.output
+    assert (own / "family.json").read_text() == before
+
+
 def test_bench_writes_its_report(run: Run, family: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red apple\nblue pear\n")

@@ -1,21 +1,26 @@
-"""`mulosd calibrate`: the threshold that gives a wanted rejection rate."""
+"""`mulosd calibrate`: the threshold that gives a wanted rejection rate, or the fastest setting that keeps quality."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import examples, stdout
+from .console import count_bar, examples, stdout
 from .options import DecoderOption, DeviceOption, Dtype, DtypeOption, SeedOption, read_decoder
+
+if TYPE_CHECKING:
+    import mulosd
+    from mulosd.engine.family_config import Calibration
 
 EXAMPLES = examples(
     "mulosd calibrate --family families/mine",
     "mulosd calibrate --family families/mine --rejection 0.01 --decoder mulo:scale=2:pool=16 --prompts 64",
     "mulosd calibrate --family families/mine --decoder mulo:scale=2:upsampler=pixel:draft_window=2 --default",
     "mulosd calibrate --family families/mine --decoder mulo:pool=1:radius=0:window=2:draft_guesses=16",
+    "mulosd calibrate --family families/mine --keep scenes --keep kid --prompts 64 --default",
 )
 
 # What is stored with tau; where nothing is said, codes pooled and radius are these.
@@ -25,8 +30,10 @@ POOL, RADIUS = 10, 1
 
 def calibrate(
     family: Annotated[str, typer.Option(help="The family, by folder or name; its family.json is rewritten.")],
-    decoder: DecoderOption = f"mulo:pool={POOL}:radius={RADIUS}",
-    rejection: Annotated[float, typer.Option(help="Wanted share of rejected tokens, between 0 and 1.")] = 0.02,
+    decoder: DecoderOption = "mulo",
+    rejection: Annotated[
+        float, typer.Option(help="Wanted share of rejected tokens, between 0 and 1; with --keep, one to try.")
+    ] = 0.02,
     prompts: Annotated[int, typer.Option(help="How many held-out prompts of the family to draft.")] = 32,
     prompts_file: Annotated[
         Path | None, typer.Option(help="Take prompts from this file instead, one a line.", show_default=False)
@@ -39,12 +46,23 @@ def calibrate(
         bool,
         typer.Option("--default", help="Make this scale and up-sampler what is used where none is asked for."),
     ] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="scenes|accuracy|kid|nll",
+            help="Choose pool, radius and window too: the fewest forwards at which this is not worse than with Serial, "
+            "beyond its error; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(help="With --keep, most settings to draw.")] = 20,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
 ) -> None:
     """Find the tau at which a wanted share of draft tokens is rejected, and store it in the family.
 
+    With --keep, draw with Serial and with settings from the fastest on, and store the first that keeps its quality.
     Settings that --decoder states are stored along with it: `mulo` takes them where they are left out.
     """
     if not 0 < rejection < 1:
@@ -64,12 +82,24 @@ def calibrate(
             f"--decoder {decoder}: calibration finds the tau of mulo and stores {', '.join(STORED)} with it; "
             "leave everything else out"
         )
+    if keep and features is not None:
+        raise ValueError("--keep judges images by their prompts: leave --features out")
+    if trials < 1:
+        raise ValueError(f"--trials must be at least 1, got {trials}")
     own = None if prompts_file is None else read_prompts(prompts_file)
     engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
     given = None
     if features is not None:
         given = read_features(features, engine.family, None if own is None else len(own))
         own = own or [str(i) for i in range(len(given))]
+    folder = engine.family.path
+    if folder is None:
+        raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")
+    if keep:
+        given_prompts = own or default_prompts(engine, prompts, seed)
+        found = chosen(engine, given_prompts, keep, wanted, rejection, trials, seed)
+        store_calibration(folder, found, default=default)
+        return
     found = run(
         engine,
         own or default_prompts(engine, prompts, seed),
@@ -82,9 +112,6 @@ def calibrate(
         features=given,
     )
     found = replace(found, window=wanted.window, draft_guesses=wanted.draft_guesses, draft_window=wanted.draft_window)
-    folder = engine.family.path
-    if folder is None:
-        raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")
     store_calibration(folder, found, default=default)
     stdout.print(
         f"scale {found.scale}, {found.upsampler} up-sampler: tau {found.tau:.3g} rejects {found.rejection:.2%} of "
@@ -93,3 +120,39 @@ def calibrate(
         markup=False,
         soft_wrap=True,
     )
+
+
+def chosen(
+    engine: mulosd.Engine,
+    prompts: list[str],
+    keep: list[str],
+    wanted: mulosd.MuloSD,
+    rejection: float,
+    trials: int,
+    seed: int,
+) -> Calibration:
+    """The fastest setting that keeps what is asked, told trial by trial."""
+    from ..engine.decoding.spec import spell
+    from ..measure.choose import Choices, choose
+
+    given: dict[str, Any] = {
+        name: [value]
+        for name, value in (("pools", wanted.pool), ("radii", wanted.radius), ("windows", wanted.window))
+        if value is not None
+    }
+    if wanted.draft_window is not None or wanted.draft_guesses is not None:
+        given["drafts"] = [(wanted.draft_window, wanted.draft_guesses)]
+    given["shares"] = sorted({*Choices().shares, rejection})
+    base = replace(wanted, pool=None, radius=None, window=None, draft_window=None, draft_guesses=None)
+    with count_bar() as progress:
+        found, tried = choose(
+            engine, prompts, keep, base=base, choices=Choices(**given), most=trials, seed=seed, progress=progress
+        )
+    for trial in tried:
+        figures = ", ".join(f"{n} {d['value']:+.3g}" for n, d in trial.differences.items())
+        verdict = "kept, and stored" if trial.kept else "not kept"
+        stdout.print(
+            f"{spell(trial.decoder)}: {trial.forwards:.0f} forwards, {figures} against Serial: {verdict}",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+    return found
