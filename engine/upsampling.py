@@ -56,21 +56,33 @@ def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor
 
     Source: MuLo-SD, arXiv 2601.05149, the latent and the training-free pixel up-sampler.
     """
+    if method == "latent":
+        return family.resampler(tokens.shape[-1], target).resample(tokens, family.tokenizer.codebook)
+    return family.tokenizer.encode(enlarge(family, tokens, target, method))
+
+
+def upsample_latents(family: Family, tokens: Tensor, target: int, method: str) -> Tensor:
+    """What `upsample` finds the nearest codes of: vectors float [B, h*r, target, code_dim]; arguments are the same."""
+    if method == "latent":
+        return family.resampler(tokens.shape[-1], target)(family.tokenizer.codebook[tokens])
+    return family.tokenizer.latents(enlarge(family, tokens, target, method))
+
+
+def enlarge(family: Family, tokens: Tensor, target: int, method: str) -> Tensor:
+    """Images [B, 3, H, W] in [-1, 1] of drafted tokens, enlarged; as `upsample`, without "latent"."""
     check_upsampler(method)
     source = tokens.shape[-1]
-    if method == "latent":
-        return family.resampler(source, target).resample(tokens, family.tokenizer.codebook)
     image = family.tokenizer.decode(tokens).clamp(-1, 1)
     size = (image.shape[2] * target // source, image.shape[3] * target // source)
     if method == "srgan":
         image = family.super_resolver.enlarge(image, target // source)
     elif method == "sr":
         image = super_resolve(image, target // source)
-    elif method != "pixel":
-        image = super_resolve_with(Path(method), image, size)
-    else:
+    elif method == "pixel":
         image = lanczos(image, size)
-    return family.tokenizer.encode(image.clamp(-1, 1))
+    else:
+        image = super_resolve_with(Path(method), image, size)
+    return image.clamp(-1, 1)
 
 
 def downsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .eagle import Eagle
     from .jacobi import Jacobi
     from .mulo import MuloSD
+    from .product import Product
     from .serial import Serial
     from .zipar import ZipAR
 
@@ -28,6 +29,7 @@ __all__ = [
     "MuloSD",
     "Outcome",
     "Plan",
+    "Product",
     "Serial",
     "ZipAR",
     "decoder_class",

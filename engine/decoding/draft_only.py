@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
 
+from ..batch import Feed, Result
 from ..family import Family
 from ..request import Request, prefix
 from ..sampling import Purpose
 from ..upsampling import check_upsampler, settled_upsampler, upsample
 from .base import Decoder, Outcome, Plan
 from .drafting import Drafting, draft_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class DraftOnly(Decoder):
             check_upsampler(self.upsampler)
         Drafting(self.draft_window, self.draft_guesses)
 
-    def resolve(self, family: Family) -> DraftOnly:
+    def resolve(self, family: Family) -> Self:
         scale = family.scale if self.scale is None else self.scale
         family.drafter_grid(scale or 0)
         upsampler = settled_upsampler(family, self.upsampler)
@@ -50,9 +56,9 @@ class DraftOnly(Decoder):
     def grids(self, family: Family) -> tuple[int, ...]:
         return (family.drafter_grid(self.resolve(family).scale or 0),)
 
-    def plan(self, request: Request) -> Plan:
-        family = request.family
-        grid = family.drafter_grid(self.scale or 0)
+    def drafted(self, request: Request) -> Generator[list[Feed], list[Result], Tensor]:
+        """Draw a draft; returns its tokens int64 [g, g]."""
+        grid = request.family.drafter_grid(self.scale or 0)
         with request.recorder.stage("draft"):
             lane = request.lane(grid)
             draft = torch.zeros(grid * grid, dtype=torch.int64, device=request.features.device)
@@ -60,7 +66,11 @@ class DraftOnly(Decoder):
             noise = request.noise(Purpose.DRAFT)
             how = Drafting(self.draft_window, self.draft_guesses)
             yield from draft_rows(request, lane, draft, range(grid), first, noise, how)
+        return draft.view(grid, grid)
+
+    def plan(self, request: Request) -> Plan:
+        family = request.family
+        draft = yield from self.drafted(request)
         with request.recorder.stage("upsample"):
-            method = self.upsampler or family.upsampler
-            tokens = upsample(family, draft.view(1, grid, grid), family.grids[-1], method)
+            tokens = upsample(family, draft[None], family.grids[-1], self.upsampler or family.upsampler)
         return Outcome(tokens[0])

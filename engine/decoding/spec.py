@@ -16,6 +16,7 @@ DECODERS = Registry(
         "serial": ".serial:Serial",
         "draft-only": ".draft_only:DraftOnly",
         "mulo": ".mulo:MuloSD",
+        "product": ".product:Product",
         "zipar": ".zipar:ZipAR",
         "jacobi": ".jacobi:Jacobi",
         "eagle": ".eagle:Eagle",

@@ -12,7 +12,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .engine.async_engine import AsyncEngine, EngineBusy
-    from .engine.decoding import DraftOnly, Eagle, Jacobi, Lantern, MuloSD, Serial, ZipAR
+    from .engine.decoding import DraftOnly, Eagle, Jacobi, Lantern, MuloSD, Product, Serial, ZipAR
     from .engine.engine import Engine, GenerationResult, Update
     from .engine.family import list_families
     from .engine.sampling import SamplingParams
@@ -30,6 +30,7 @@ _SOURCE = {
     "Jacobi": "decoding",
     "Lantern": "decoding",
     "MuloSD": "decoding",
+    "Product": "decoding",
     "Progress": "stats",
     "SamplingParams": "sampling",
     "SchedulerConfig": "scheduler",
@@ -50,6 +51,7 @@ __all__ = [
     "Jacobi",
     "Lantern",
     "MuloSD",
+    "Product",
     "Progress",
     "SamplingParams",
     "SchedulerConfig",

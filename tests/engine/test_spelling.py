@@ -58,6 +58,12 @@ EVERY: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         lambda v: {"scale": v[0], "upsampler": v[1], "draft_window": v[2][0], "draft_guesses": v[2][1]}
     ),
     "mulo": mulo(),
+    "product": st.tuples(maybe, UPSAMPLERS, DRAFTING, st.floats(1e-9, 1e9), st.sampled_from(["bfloat16", None])).map(
+        lambda v: (
+            {"scale": v[0], "upsampler": v[1], "draft_window": v[2][0], "draft_guesses": v[2][1]}
+            | {"closeness": v[3], "verify_dtype": v[4]}
+        )
+    ),
     "zipar": st.fixed_dictionaries({"window": positive, "grid": maybe, "zero_kv": st.booleans()}),
     "jacobi": st.fixed_dictionaries({"window": positive, "coupled": st.booleans(), "grid": maybe}),
     "eagle": eagle(),
