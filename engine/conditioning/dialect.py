@@ -49,7 +49,7 @@ class DialectConditioner(Conditioner):
     def write(self, prompt: str) -> Tensor:
         """TA-Tok ids int64 [1, length] that the language model writes for a prompt."""
         if self._loaded is None:
-            self._loaded = load_pretrained(str(self.llm), "AutoModelForCausalLM", self.device, self.dtype)
+            self._loaded = load_pretrained(str(self.llm), "Qwen2ForCausalLM", self.device, self.dtype)
         tokenizer, model = self._loaded
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

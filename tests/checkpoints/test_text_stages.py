@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mulosd.checkpoints import load_ta_tok
+from mulosd.checkpoints.convert import convert_tar
 from mulosd.engine.conditioning import CaptionConditioner, DialectConditioner
 from mulosd.engine.conditioning import pretrained as pretrained_module
+from mulosd.engine.family import Family
 
 transformers = pytest.importorskip("transformers")
 
@@ -57,15 +62,71 @@ TEMPLATE = (
 )
 
 
-def test_tar_through_its_language_model(tmp_path: Path, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def save_language_model(folder: Path) -> Any:
+    """A Qwen2 with random weights that writes TA-Tok ids, as Tar's is published: config.json names a model type that
+    transformers does not know, and some tensors are not the language model's. Returns the model."""
     words = ["system", "user", "assistant", "<im_start>", "<S0>", "<S1>", "<S2>", *(f"<I{i}>" for i in range(32))]
-    size = save_tokenizer(tmp_path, words, TEMPLATE)
+    size = save_tokenizer(folder, words, TEMPLATE)
     config = transformers.Qwen2Config(
         vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, eos_token_id=None, bos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    model = transformers.Qwen2ForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    described = json.loads((folder / "config.json").read_text())
+    described |= {"model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"], "mm_hidden_size": 1152}
+    (folder / "config.json").write_text(json.dumps(described))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.mm_projector.0.weight"] = torch.zeros(16, 1152)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
+def written_directly(model: Any, folder: Path, prompt: str, seed: int) -> torch.Tensor:
+    """The 81 ids that Tar's script takes from `Qwen2ForCausalLM.generate` for a prompt."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = f"system You are a helpful assistant. user {prompt} assistant <im_start><S2>"
+    torch.manual_seed(seed)
+    written = model.generate(
+        tokenizer(text, return_tensors="pt").input_ids,
+        max_new_tokens=81, do_sample=True, temperature=1.0, top_p=0.95, top_k=1200,
+    )  # fmt: skip
+    ids = [int(i) for i in re.findall(r"<I(\d+)>", tokenizer.batch_decode(written)[0])][:81]
+    return torch.tensor([ids + [0] * (81 - len(ids))])
+
+
+def convert(files: Any, llm: Path, output: Path) -> Path:
+    ar = {pixels: str(files[f"tar_{pixels // 2}.pth"]) for pixels in (8, 16)}
+    return convert_tar(ar, str(files["ta_tok.pth"]), str(files["vq.pt"]), output, llm=str(llm))
+
+
+def test_the_language_model_of_tar_is_loaded_as_its_scripts_load_it(tmp_path: Path, files: Any) -> None:
+    model = save_language_model(tmp_path / "llm")
+    with pytest.raises(ValueError, match="llava_qwen"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llm")
+    conditioner = Family.load(convert(files, tmp_path / "llm", tmp_path / "tar")).conditioner
+    assert isinstance(conditioner, DialectConditioner)
+    ids = conditioner.write("a red fox")
+    assert torch.equal(ids, written_directly(model, tmp_path / "llm", "a red fox", 0)) and len(ids.unique()) > 3
+
+
+def test_what_is_no_language_model_of_tar_is_refused_not_filled_with_random_numbers(tmp_path: Path, files: Any) -> None:
+    save_language_model(tmp_path)
+    conditioner = DialectConditioner(81, load_ta_tok(files["ta_tok.pth"]), str(tmp_path))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"no whole Qwen2ForCausalLM: it lacks model\.norm\.weight"):
+        conditioner.write("a")
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**described, "model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="model_type 'gpt2'; Qwen2ForCausalLM takes qwen2 or llava_qwen"):
+        conditioner.write("a")
+
+
+def test_tar_through_its_language_model(tmp_path: Path, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_language_model(tmp_path)
     asked: list[str] = []
     conditioner = DialectConditioner(81, load_ta_tok(files["ta_tok.pth"]), str(tmp_path))
     ids = conditioner.write("a red fox")
