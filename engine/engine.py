@@ -304,12 +304,13 @@ class Engine:
         return [Image.fromarray(np.ascontiguousarray(a), "RGB") for a in array]
 
     @torch.inference_mode()
-    def nll(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
+    def nll(self, prompts: Sequence[str], tokens: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Negative log-likelihood of images under the model's own full context.
 
         Args:
             prompts: B prompts.
             tokens: int64 [B, H, W] on one of the family's grids.
+            seeds: B seeds that the images were drawn with, where the family draws a condition for each image.
 
         Returns:
             float32 [B], mean nats a token of the conditional branch at temperature 1.
@@ -317,7 +318,7 @@ class Engine:
         if tokens.dim() != 3 or len(prompts) != tokens.shape[0]:
             raise ValueError(f"{len(prompts)} prompts need tokens [B, H, W], got {tuple(tokens.shape)}")
         with self._lock:
-            return nll(self.family, self.family.condition(list(prompts)), tokens).cpu()
+            return nll(self.family, self.family.condition(list(prompts), seeds), tokens).cpu()
 
     @torch.inference_mode()
     def _add(
@@ -336,7 +337,7 @@ class Engine:
         with self._lock:
             recorder = Recorder(progress, stats)
             with recorder.stage("text"):
-                found = self.family.condition([prompt]) if condition is None else condition
+                found = self.family.condition([prompt], [seed]) if condition is None else condition
                 features = found.features
                 if params.guided:
                     features = torch.cat([features, self.family.null_features(1).to(features)])
