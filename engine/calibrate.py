@@ -66,7 +66,7 @@ def draft_masses(
     for i, prompt in enumerate(prompts):
         # One at a time: the logits of a large grid and vocabulary are hundreds of megabytes.
         tokens = result.tokens[i : i + 1].flatten(1).to(family.device)
-        condition = family.condition([prompt]) if features is None else features[i : i + 1]
+        condition = family.condition([prompt], [result.seeds[i]]) if features is None else features[i : i + 1]
         logits = teacher_forced(family, condition, tokens, grid, params)
         masses.append(verify(logits, tokens.flatten(), table, 0.0, params).mass.view(grid, grid))
         entropies.append(entropy(logits, params).view(grid, grid))

@@ -308,12 +308,13 @@ class Engine:
         return [Image.fromarray(np.ascontiguousarray(a), "RGB") for a in array]
 
     @torch.inference_mode()
-    def nll(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
+    def nll(self, prompts: Sequence[str], tokens: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Negative log-likelihood of images under the model's own full context.
 
         Args:
             prompts: B prompts.
             tokens: int64 [B, H, W] on one of the family's grids.
+            seeds: B seeds that the images were drawn with, where the family draws a condition for each image.
 
         Returns:
             float32 [B], mean nats a token of the conditional branch at temperature 1.
@@ -323,8 +324,9 @@ class Engine:
             raise ValueError(f"{len(prompts)} prompts need tokens [B, H, H], got {list(tokens.shape)}")
         self.family.model(tokens.shape[1])  # there is such a grid
         self.check_prompts(prompts)
+        drawn = None if seeds is None else seeds_of(seeds, len(prompts), 1)
         with self._lock:
-            return nll(self.family, self.family.condition(prompts), tokens).cpu()
+            return nll(self.family, self.family.condition(prompts, drawn), tokens).cpu()
 
     @torch.inference_mode()
     def _add(
@@ -345,7 +347,7 @@ class Engine:
         with self._lock:
             recorder = Recorder(progress, stats)
             with recorder.stage("text"):
-                found = self.family.condition([prompt]) if condition is None else condition
+                found = self.family.condition([prompt], [seed]) if condition is None else condition
                 features = found.features
                 if params.guided:
                     features = torch.cat([features, self.family.null_features(1).to(features)])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -238,9 +238,9 @@ class Family:
         self._null = None
         return self
 
-    def condition(self, prompts: list[str]) -> Condition:
-        """The condition of prompts."""
-        return self.conditioner.condition(prompts)
+    def condition(self, prompts: list[str], seeds: Sequence[int] | None = None) -> Condition:
+        """The condition of prompts, see `Conditioner.condition`: some families draw one for each image, by its seed."""
+        return self.conditioner.condition(prompts, seeds)
 
     def features(self, prompts: list[str]) -> Tensor:
         """Condition features [B, cond_len, cond_dim] of prompts."""

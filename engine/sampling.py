@@ -23,7 +23,8 @@ class SamplingParams:
     """How tokens are drawn: guidance, then temperature, top-k, top-p.
 
     Args:
-        cfg_scale: classifier-free guidance; 1 is off (and halves the work).
+        cfg_scale: classifier-free guidance; 1 is off (and halves the work). Below 1 it leans to the unconditional
+            branch, where LlamaGen's code does not guide at all.
         temperature: 0 is greedy.
         top_k: 0 is off.
         top_p: 1 is off.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -73,8 +74,16 @@ class Conditioner(ABC):
         return None
 
     @abstractmethod
-    def condition(self, prompts: list[str]) -> Condition:
-        """The condition of prompts; ValueError or ImportError says what is missing."""
+    def condition(self, prompts: list[str], seeds: Sequence[int] | None = None) -> Condition:
+        """The condition of prompts.
+
+        Args:
+            prompts: one an image.
+            seeds: of the images, for kinds that draw a condition for each; to the others a prompt is all.
+
+        Raises:
+            ValueError, ImportError: what is missing.
+        """
 
     @abstractmethod
     def null(self, batch: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -33,7 +34,7 @@ class CaptionConditioner(Conditioner):
         self.length, self.dim, self.encoder = length, dim, encoder
         self._loaded: tuple[Any, Any] | None = None
 
-    def condition(self, prompts: list[str]) -> Condition:
+    def condition(self, prompts: list[str], seeds: Sequence[int] | None = None) -> Condition:
         if self._loaded is None:
             self._loaded = load_pretrained(self.encoder, "T5EncoderModel", self.device, self.dtype)
             if self._loaded[1].config.d_model != self.dim:

@@ -61,7 +61,7 @@ class ClassConditioner(Conditioner):
         self.id(prompt)
         return None
 
-    def condition(self, prompts: list[str]) -> Condition:
+    def condition(self, prompts: list[str], seeds: Sequence[int] | None = None) -> Condition:
         return Condition(torch.tensor([self.id(p) for p in prompts], device=self.device).view(-1, 1, 1))
 
     def null(self, batch: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,36 +21,43 @@ SYSTEM = "You are a helpful assistant."
 class DialectConditioner(Conditioner):
     """Prompts through a Qwen2 of the transformers library that writes `<I123>` tokens, or precomputed ids or features.
 
+    What it writes is drawn for each image, from the image's own seed, at the temperature of Tar's script (1), whatever
+    that of the image is. Images of one prompt therefore differ in their condition too.
+
     Args:
         length: features a picture, 729, 169 or 81.
         ta_tok: ids to features.
         llm: folder or repository of the language model, or None when only precomputed conditions are used.
-        seed: of the language model's sampling, so that a prompt has one condition.
     """
 
     kind: ClassVar[str] = "dialect"
     example = "a photo of a cat"
 
-    def __init__(self, length: int, ta_tok: TATok, llm: str | None = None, seed: int = 0) -> None:
+    def __init__(self, length: int, ta_tok: TATok, llm: str | None = None) -> None:
         super().__init__()
         if length not in PREFIXES:
             raise ValueError(f"Tar conditions have {', '.join(map(str, PREFIXES))} features, got {length}")
-        self.length, self.ta_tok, self.llm, self.seed = length, ta_tok, llm, seed
+        self.length, self.ta_tok, self.llm = length, ta_tok, llm
         self.weights = {"ta_tok": ta_tok}
         self._loaded: tuple[Any, Any] | None = None
 
-    def condition(self, prompts: list[str]) -> Condition:
+    def condition(self, prompts: list[str], seeds: Sequence[int] | None = None) -> Condition:
         if self.llm is None:
             raise ValueError(
                 "this family has no language model: give precomputed TA-Tok ids or features (--features FILE), or "
                 "convert it again with --llm csuhan/Tar-1.5B or the folder of one"
             )
-        return self.from_ids(torch.cat([self.write(p) for p in prompts]))
+        if seeds is None or len(seeds) != len(prompts):
+            raise ValueError(
+                f"the language model draws a condition for each image: {len(prompts)} prompts need as many seeds, got "
+                f"{'none' if seeds is None else len(seeds)}; give those that the images were drawn with"
+            )
+        return self.from_ids(torch.cat([self.write(p, s) for p, s in zip(prompts, seeds, strict=True)]))
 
-    def write(self, prompt: str) -> Tensor:
-        """TA-Tok ids int64 [1, length] that the language model writes for a prompt."""
+    def write(self, prompt: str, seed: int) -> Tensor:
+        """TA-Tok ids int64 [1, length] that the language model writes for a prompt and a seed of 0 to 2**63 - 1."""
         if self._loaded is None:
-            self._loaded = load_pretrained(str(self.llm), "AutoModelForCausalLM", self.device, self.dtype)
+            self._loaded = load_pretrained(str(self.llm), "Qwen2ForCausalLM", self.device, self.dtype)
         tokenizer, model = self._loaded
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -58,7 +66,7 @@ class DialectConditioner(Conditioner):
         inputs = tokenizer(text, return_tensors="pt").to(self.device)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(folded(seed))
             written = model.generate(
                 **inputs, max_new_tokens=self.length, do_sample=True, temperature=1.0, top_p=0.95, top_k=1200
             )
@@ -93,9 +101,15 @@ class DialectConditioner(Conditioner):
         return torch.zeros(batch, self.length, self.ta_tok.config.dim, device=self.device)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"length": self.length, "ta_tok": self.ta_tok.config.to_dict(), "llm": self.llm, "seed": self.seed}
+        return {"length": self.length, "ta_tok": self.ta_tok.config.to_dict(), "llm": self.llm}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DialectConditioner:
         ta_tok = TATok(TATokConfig.from_dict(values["ta_tok"]))
-        return cls(values["length"], ta_tok, values["llm"], values["seed"])
+        return cls(values["length"], ta_tok, values["llm"])
+
+
+def folded(seed: int) -> int:
+    """A seed in the 32 bits that torch's generator on a CPU takes; smaller ones stay what they are."""
+    low, high = seed & 0xFFFFFFFF, seed >> 32
+    return low ^ (high * 0x9E3779B1 & 0xFFFFFFFF)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
@@ -53,7 +53,7 @@ class PhraseConditioner(Conditioner):
         found = [near for word in dict.fromkeys(words) for near in get_close_matches(word, self.vocabulary.phrases)]
         return f" (near: {', '.join(map(repr, dict.fromkeys(found)))})" if found else ""
 
-    def condition(self, prompts: list[str]) -> Condition:
+    def condition(self, prompts: list[str], seeds: Sequence[int] | None = None) -> Condition:
         ids = [self.vocabulary.encode(p, self.text.config.length) for p in prompts]
         return Condition(self._encode(ids))
 

@@ -79,6 +79,13 @@ class Drawn:
         return Children(tokens, q.gather(1, tokens), bound, q)
 
 
+def greedy_scores(logits: Logits, sampling: SamplingParams, positions: list[int]) -> Tensor:
+    """Guided logits float32 [n, V] at raster positions, for temperature 0: processed ones tell the likeliest token
+    alone."""
+    logits, left = sampling.prepare(logits, positions)
+    return guide(logits.cond, logits.uncond, left.cfg_scale)
+
+
 class Foreseen:
     """Children that the target is likely to draw with the noise of their position, which is known beforehand."""
 
@@ -89,9 +96,7 @@ class Foreseen:
         """The k children at a raster position of nodes with these logits [m, V]."""
         positions = [position] * len(logits)
         if self.sampling.temperature == 0:
-            # Processed logits would tell the likeliest token alone.
-            logits, left = self.sampling.prepare(logits, positions)
-            scores = guide(logits.cond, logits.uncond, left.cfg_scale)
+            scores = greedy_scores(logits, self.sampling, positions)
         else:
             scores = processed(logits, self.sampling, positions) + self.noise.rows([position])
         best = scores.softmax(dim=-1).topk(k, dim=-1)
@@ -216,11 +221,19 @@ class Growth:
 class Lantern:
     """LANTERN's relaxed acceptance (Jang et al., arXiv 2410.03355): near codes lend a drafted token their probability.
 
-    Lossy: the distribution by which a token is judged differs from the target's by at most `delta` in total variation.
+    Lossy. The distribution by which a token is judged differs from the target's by at most `delta` in total variation;
+    what is drawn in the end may differ by more, for each child of a node is judged with mass of its own (0.18 to 0.24
+    behind one node at `delta` 0.1).
+
+    At temperature 0 a drafted token stands when, with what it is lent of the guided softmax, it is the likeliest one;
+    of all paths that stand the longest is taken, and behind it the target's likeliest token. This is the rule of the
+    public code.
 
     Args:
-        k: how many nearest codes, the token itself included (by cosine, as `MuloSD` pools).
+        k: how many nearest codes, the token itself included (by cosine, as `MuloSD` pools): the public code's
+            `lantern_k` + 1.
         delta: most mass that a token may borrow, in [0, 1); neighbours lend in order of nearness, each all or nothing.
+            The public code's `lantern_delta` up to 1; above that it is relative to the token's own probability there.
     """
 
     k: int = 64
@@ -289,3 +302,24 @@ def accept(
         q = q.scatter(1, token, 0.0)
         q = q / q.sum(dim=1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
     return Verdict(choice, p)
+
+
+def accept_greedily(p: Tensor, tree: DraftTree, relaxed: Lantern, neighbours: Tensor) -> list[int]:
+    """The longest path of nodes that stand at temperature 0, from the root, see `Lantern`; the best-ranked of several.
+
+    Args:
+        p: float32 [n, V], the target's guided softmax behind each node.
+        tree: of n nodes.
+        relaxed: what near codes lend.
+        neighbours: int [V, k] nearest codes, themselves first.
+    """
+    if len(tree) == 1:
+        return [0]
+    token = tree.tokens[1:, None]
+    before = p[torch.tensor(tree.parents[1:], device=p.device)]
+    stands = (relaxed.lend(before, token, neighbours).argmax(dim=-1) == token[:, 0]).tolist()
+    # Parents come before their children, and better nodes before worse ones.
+    paths = [[0]]
+    for node, parent in enumerate(tree.parents[1:], start=1):
+        paths.append([*paths[parent], node] if stands[node - 1] and paths[parent] else [])
+    return max(paths, key=len)

@@ -10,7 +10,7 @@ temperature, top-k, top-p), whatever the drafter proposes.
   gives.
 * Relaxed: LANTERN (arXiv 2410.03355), lossy.
 
-At temperature 0 nothing is drawn, and plain is coupled.
+At temperature 0 nothing is drawn, and plain is coupled; relaxed has a rule of its own, see `draft_tree.Lantern`.
 
 A tree lies in the slots of positions that are not decoded yet, so it has no more nodes than there are of these; the
 keys and values of the accepted path are then copied to its own slots.
@@ -34,7 +34,18 @@ from ..family import Family
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Purpose, processed
 from .base import OneGrid, Outcome, Plan
-from .draft_tree import ACCEPT_PURPOSE, DraftTree, Drawn, Foreseen, Growth, Lantern, Stream, accept
+from .draft_tree import (
+    ACCEPT_PURPOSE,
+    DraftTree,
+    Drawn,
+    Foreseen,
+    Growth,
+    Lantern,
+    Stream,
+    accept,
+    accept_greedily,
+    greedy_scores,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +56,7 @@ class Eagle(OneGrid):
     """EAGLE-2, lossless unless `relaxed`; the family needs a feature drafter (`mulosd train eagle`).
 
     Args:
-        depth: layers of the tree, each a forward of the drafter.
+        depth: layers of the tree, each a forward of the drafter: the public code's `depth` + 1.
         top_k: children of a node, and nodes of a layer that are expanded.
         total: nodes that are verified in one forward of the target, beside the last known token.
         coupled: draw with the noise of `Serial` and equal it token for token.
@@ -124,10 +135,11 @@ class Speculation:
         self.features = torch.zeros(shape, dtype=model.dtype, device=device)
         vocab = model.config.vocab_size
         self.noise = request.noise(Purpose.TARGET)
-        self.coupled = decoder.coupled or request.sampling.temperature == 0
+        self.greedy = request.sampling.temperature == 0
+        self.coupled = decoder.coupled or (self.greedy and decoder.relaxed is None)
         self.proposer: Foreseen | Drawn = (
             Foreseen(self.noise, request.sampling)
-            if self.coupled
+            if self.coupled or self.greedy
             else Drawn(request.seed, vocab, request.sampling, device)
         )
         self.uniform = Stream(request.seed, decoder.top_k, ACCEPT_PURPOSE, device)
@@ -196,7 +208,12 @@ class Speculation:
         [result] = yield [
             Feed(self.lane, tree.tokens, positions, "all", "verify", draw, Tree(done - 1, tree.block()), keep=True)
         ]
-        path, token = self.drawn(tree, result) if self.coupled else self.judged(tree, result)
+        if self.coupled:
+            path, token = self.drawn(tree, result)
+        elif self.greedy:
+            path, token = self.likeliest(tree, result)
+        else:
+            path, token = self.judged(tree, result)
         stop = done + len(path)
         chosen = torch.tensor(path, device=self.tokens.device)
         self.tokens[done : stop - 1] = tree.tokens[chosen[1:]]
@@ -215,6 +232,15 @@ class Speculation:
             if tree.parents[node] == path[-1] and tokens[node] == drawn[path[-1]]:
                 path.append(node)
         return path, result.tokens[path[-1] :][:1]
+
+    def likeliest(self, tree: DraftTree, result: Result) -> tuple[list[int], Tensor]:
+        """The path that LANTERN accepts at temperature 0, and the likeliest token behind it."""
+        if self.decoder.relaxed is None or self.table is None:
+            raise RuntimeError("without LANTERN, temperature 0 is coupled")
+        positions = [self.done + layer for layer in tree.layers]
+        p = greedy_scores(logits_of(result), self.request.sampling, positions).softmax(dim=-1)
+        path = accept_greedily(p, tree, self.decoder.relaxed, self.table)
+        return path, p[path[-1]].argmax()[None]
 
     def judged(self, tree: DraftTree, result: Result) -> tuple[list[int], Tensor]:
         """The path that rejection sampling leaves, and a token from what it leaves behind it."""

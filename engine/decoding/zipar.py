@@ -30,8 +30,10 @@ class ZipAR(OneGrid):
         window: row i+1 begins when row i has this many tokens; at least the grid's width is serial decoding. A full
             grid takes W + (H - 1) * window forwards.
         grid: side in tokens; None is the largest of the family.
-        zero_kv: as the published code does it: row 0 is drawn alone (2 W + (H - 2) * window forwards), and tokens that
-            do not exist yet are seen as zeros instead of not at all.
+        zero_kv: as the published code does it, for windows of 2 to W - 1: row 0 is drawn alone (2 W + (H - 2) * window
+            forwards), tokens that do not exist yet are seen as zeros instead of not at all, and a row r that begins
+            early is fed the newest token of row r - 2, be that row complete or not. `SamplingParams.cfg_interval`
+            counts raster positions here; there, tokens in the order of drawing, from 0 again behind row 0.
     """
 
     name: ClassVar[str] = "zipar"
@@ -81,6 +83,12 @@ def steps_of(order: Tensor) -> list[list[int]]:
     return steps
 
 
+def newest_above(previous: int, pending: set[int], width: int) -> int:
+    """Whose token stands in for the pending token at `previous` in ZipAR's published code: that of the last position
+    drawn, from the left, in the row above it. Of its own row nothing is taken."""
+    return max(p for p in range(previous + 1 - 2 * width, previous + 1 - width) if p not in pending)
+
+
 def surrogate(previous: int, pending: set[int], width: int) -> int:
     """Whose token stands in for the pending token at `previous`, the last one of a row, when the next row begins.
 
@@ -114,11 +122,13 @@ def draw_steps(
         steps: raster positions by step; each must be ready when its step comes.
         role: of the forwards.
         known: logits [1, V] that are there already, by position; the others are fed for.
-        unmasked: leave pending slots visible, as zeros or as what stands there: parity with ZipAR's public code.
+        unmasked: parity with ZipAR's public code: pending slots stay visible, as zeros or as what stands there, and
+            `newest_above` is the surrogate.
 
     Returns:
         The positions of the last step, whose keys and values are not written; they are left hidden.
     """
+    stand_in = newest_above if unmasked else surrogate
     pending = {p for step in steps for p in step}
     total, done = len(pending), 0
     if not unmasked:
@@ -126,7 +136,7 @@ def draw_steps(
     fresh: list[int] = []
     for step in steps:
         wanted = [p for p in step if p not in known]
-        sources = {p - 1: p - 1 if p - 1 not in pending else surrogate(p - 1, pending, lane.grid) for p in wanted}
+        sources = {p - 1: p - 1 if p - 1 not in pending else stand_in(p - 1, pending, lane.grid) for p in wanted}
         fed = sorted({*sources, *fresh})
         drawn: dict[int, Tensor] = {}
         if fed:

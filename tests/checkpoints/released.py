@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
-AR_SETS = ("llamagen_c2i", "llamagen_t2i", "tar_ar_dtok")
+AR_SETS = ("llamagen_c2i", "llamagen_t2i", "tar_ar_dtok", "tar_ar_dtok_slot")
 
 
 def golden_tensor(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -40,8 +40,8 @@ class Golden:
 
     @property
     def image_positions(self) -> str:
-        """How the reference was stepped, see golden/README.md."""
-        return "first" if "abs_pe" in self.state else "slot"
+        """Which rows of the position table the reference took, see golden/README.md."""
+        return "first" if self.name == "tar_ar_dtok" else "slot"
 
     @property
     def condition(self) -> Tensor:
@@ -49,7 +49,8 @@ class Golden:
 
 
 def load_golden(name: str) -> Golden:
-    described = json.loads((GOLDEN / f"{name}.json").read_text())
+    # The same weights and inputs serve both ways of Tar's positions.
+    described = json.loads((GOLDEN / f"{name.removesuffix('_slot')}.json").read_text())
     state = {k: golden_tensor(k, tuple(s), described["seed"]) for k, s in described["shapes"].items()}
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = {k: torch.from_numpy(file[k]) for k in file.files}

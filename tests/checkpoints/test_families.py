@@ -274,7 +274,7 @@ def test_tar_conditions(files: Any) -> None:
         with pytest.raises(ValueError, match=r"precomputed conditions|must be in \[0, 32\)"):
             conditioner.precomputed(wrong)
     with pytest.raises(ValueError, match="--llm"):
-        conditioner.condition(["a cat"])
+        conditioner.condition(["a cat"], [0])
 
 
 def test_a_family_without_its_language_model_says_so(folders: dict[str, Path]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_ar_dtok import branches
 from released import AR_SETS, CONTAINERS, Golden, load_golden
 from torch import Tensor
 
@@ -83,6 +84,18 @@ def test_greedy_tokens_of_the_engine(golden: Golden, collapse: bool, tmp_path: P
             KVCache(model, 8, collapse=True)
         return
     assert torch.equal(greedy(model, golden, collapse), golden.arrays["greedy_cfg"][0].long())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["tar_ar_dtok", "tar_ar_dtok_slot"])
+def test_tars_golden_values_are_those_of_its_formulas(name: str) -> None:
+    """Those of "first" are the public class's own: that the same formulas give them vouches for those of "slot"."""
+    golden = load_golden(name)
+    found = branches(golden, golden.arrays["tokens"][0, :-1], golden.image_positions)
+    for branch, logits_of_branch in zip(("cond", "uncond"), found, strict=True):
+        assert float((logits_of_branch - golden.arrays[f"logits_{branch}"]).abs().max()) <= 2e-5
+    guided = found[1] + (found[0] - found[1]) * 4.0
+    assert int(guided[0].argmax()) == int(golden.arrays["greedy_cfg"][0, 0])
 
 
 @torch.inference_mode()

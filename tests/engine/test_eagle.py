@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mulosd.engine.batch import Feed
 from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.decoding import Eagle, Lantern, MuloSD, Serial, parse
-from mulosd.engine.decoding.draft_tree import Drawn, Foreseen, accept
+from mulosd.engine.decoding.draft_tree import DraftTree, Drawn, Foreseen, accept, accept_greedily
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
 from mulosd.engine.models.eagle import EagleConfig, EagleDrafter
@@ -73,7 +73,8 @@ def test_coupled_is_serial_over_seeds_and_settings(drafting: Engine) -> None:
 def test_greedy_is_serial(drafting: Engine) -> None:
     greedy = SamplingParams(cfg_scale=1.5, temperature=0)
     serial = drafting.generate(PROMPTS, decoder=Serial(), sampling=greedy)
-    for decoder in (Eagle(), Eagle(coupled=True), Eagle(relaxed=Lantern(24, 0.9))):
+    lends_nothing = [Eagle(relaxed=Lantern(1, 0.9)), Eagle(relaxed=Lantern(8, 0.0))]
+    for decoder in (Eagle(), Eagle(coupled=True), *lends_nothing):
         assert torch.equal(serial.tokens, drafting.generate(PROMPTS, decoder=decoder, sampling=greedy).tokens)
 
 
@@ -213,6 +214,78 @@ def test_lantern_moves_mass_from_the_nearest_within_the_bound() -> None:
         assert torch.allclose(moved.sum(1), torch.ones(200), atol=1e-6)
         assert ((moved - p).abs().sum(1) / 2 <= delta + 1e-6).all()
         assert (moved.gather(1, token) >= p.gather(1, token)).all()
+
+
+def test_what_lantern_draws_may_differ_by_more_than_delta() -> None:
+    """The exact law behind a node with one child, over all children that may have been drawn."""
+    table = neighbours(random_family().tokenizer.codebook, 24)
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(24, generator=generator).mul(2).softmax(-1) for _ in range(2))
+    child = torch.arange(24)[:, None]
+    for delta, exceeds in ((0.0, False), (0.1, True)):
+        relaxed = Lantern(24, delta)
+        rows = p.expand(24, -1)
+        stands = (relaxed.lend(rows, child, table).gather(1, child)[:, 0] / q).clamp(max=1)
+        # A uniform number of nearly 1 rejects every child that can be rejected.
+        left = accept(rows, q.expand(24, -1), child, child >= 0, torch.full((24, 1), 1 - 1e-6), relaxed, table).residual
+        law = q * stands + (q * (1 - stands)) @ left
+        assert float(law.sum()) == pytest.approx(1, abs=1e-5)
+        distance = float((law - p).abs().sum() / 2)
+        assert distance > delta + 0.02 if exceeds else distance < 1e-5
+
+
+def longest_path(p: torch.Tensor, tree: DraftTree, relaxed: Lantern, table: torch.Tensor) -> list[int]:
+    """Every path from the root, node by node, by the rule of the published code; the first of the longest."""
+
+    def stands(node: int) -> bool:
+        before, token = p[tree.parents[node]].tolist(), int(tree.tokens[node])
+        near = [before[code] for code in table[token, 1 : relaxed.k].tolist()]
+        sums = [sum(near[: i + 1]) for i in range(len(near))]
+        return before[token] + max((s for s in sums if s <= relaxed.delta), default=0) >= max(before)
+
+    best = [0]
+    for node in range(1, len(tree)):
+        path = [node]
+        while tree.parents[path[0]] >= 0:
+            path.insert(0, tree.parents[path[0]])
+        if len(path) > len(best) and all(map(stands, path[1:])):
+            best = path
+    return best
+
+
+def test_greedy_lantern_is_the_published_rule() -> None:
+    """Against every path of random trees, judged node by node: a token stands when its probability with that of its
+    nearest codes, as many as stay within delta, is the largest; the longest path is taken, the first of equals."""
+    table = neighbours(random_family().tokenizer.codebook, 9)
+    generator = torch.Generator().manual_seed(5)
+    lengths = set()
+    for k, delta in ((9, 0.5), (4, 0.3), (9, 0.05), (1, 0.9)) * 8:
+        n = 14
+        parents = [-1, *(int(torch.randint(i, (1,), generator=generator)) for i in range(1, n))]
+        p = torch.randn(n, 24, generator=generator).mul(2).softmax(-1)
+        tokens = torch.randint(24, (n,), generator=generator)
+        # Half of the nodes have the likeliest token, so that paths get long.
+        for i in range(1, n, 2):
+            tokens[i] = p[parents[i]].argmax()
+        tree = DraftTree(tokens, parents, [0] * n, [0] * n, [-1] * n, None)
+
+        best = longest_path(p, tree, Lantern(k, delta), table)
+        assert accept_greedily(p, tree, Lantern(k, delta), table[:, :k]) == best
+        lengths.add(len(best))
+    assert len(lengths) > 2
+
+
+def test_greedy_lantern_is_relaxed(drafting: Engine) -> None:
+    greedy = SamplingParams(cfg_scale=1.5, temperature=0)
+    serial = drafting.generate(PROMPTS, decoder=Serial(), sampling=greedy)
+    exact, relaxed = (
+        drafting.generate(PROMPTS, decoder=d, sampling=greedy) for d in (Eagle(), Eagle(relaxed=Lantern(24, 0.9)))
+    )
+    assert not torch.equal(relaxed.tokens, serial.tokens)
+    brought = [sum(s.accepted or 0 for s in r.stats) for r in (exact, relaxed)]
+    assert brought[1] > brought[0]
+    again = drafting.generate(PROMPTS, decoder=Eagle(relaxed=Lantern(24, 0.9)), sampling=greedy, batch_size=1, seed=9)
+    assert torch.equal(again.tokens, relaxed.tokens), "nothing is drawn: neither the seed nor the batch matters"
 
 
 def test_batches_decoders_and_chunks_do_not_change_the_image(drafting: Engine) -> None:

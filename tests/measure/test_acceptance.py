@@ -47,7 +47,7 @@ def test_drafts_are_accepted_as_decoding_accepts_them(engine: Engine) -> None:
 def test_the_limits_of_tau(engine: Engine) -> None:
     tokens = engine.generate(PROMPTS, decoder=DraftOnly(2)).tokens
     for tau, share_of in ((0.0, 1.0), (1.5, 0.0)):
-        row = judged(engine, PROMPTS, tokens, MuloSD(2, tau, 0, 1), "draft", None)
+        row = judged(engine, PROMPTS, [0] * 4, tokens, MuloSD(2, tau, 0, 1), "draft", None)
         assert row["accepted"]["value"] == share_of
     zipar = measure_acceptance(engine, PROMPTS, MuloSD(2, 0.02, 0, 1, draft_window=1), sources=["draft"])
     windowed = engine.generate(PROMPTS, decoder=DraftOnly(2, draft_window=1), seed=[0, 1, 2, 3]).tokens

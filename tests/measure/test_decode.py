@@ -111,7 +111,8 @@ class FakeEngine:
         array = ((self.family.encoded.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
         return [Image.fromarray(a) for a in array]
 
-    def nll(self, prompts: list[str], tokens: torch.Tensor) -> torch.Tensor:
+    def nll(self, prompts: list[str], tokens: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        assert len(seeds) == len(prompts)
         return tokens.float().mean(dim=(1, 2)) + torch.arange(len(prompts)) * 0.01
 
 

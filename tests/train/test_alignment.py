@@ -24,7 +24,7 @@ from mulosd.train.align import AlignTask, align_upsampler, entropy
 from mulosd.train.config import images_of
 from mulosd.train.distill import DistillTask, distill_drafter, with_own_drafter
 from mulosd.train.loop import Task
-from mulosd.train.own_samples import SamplePool, training_prompts
+from mulosd.train.own_samples import SamplePool, draw, training_prompts
 
 CPU = torch.device("cpu")
 PROMPTS = ("red apple", "a pear on blue", "blue apple and pear")
@@ -102,13 +102,15 @@ def test_a_sample_depends_on_its_number_and_the_seed_alone(monkeypatch: pytest.M
         return SamplePool(family, prompts, Serial(2), size=6, seed=seed)
 
     one, two = pool(), pool()
-    asked, tokens = one.take([0, 3, 5, 3], CPU)
+    asked, tokens, seeds = one.take([0, 3, 5, 3], CPU)
     assert tokens.shape == (4, 4) and torch.equal(tokens[1], tokens[3]) and drawn == [3]
     one.take([5, 0], CPU)
     assert drawn == [3]
     two.take([5, 4], CPU)
     again = two.take([3, 5, 0], CPU)
     assert again[0] == [asked[1], asked[2], asked[0]] and torch.equal(again[1], tokens[[1, 2, 0]])
+    assert again[2] == [seeds[1], seeds[2], seeds[0]]
+    assert torch.equal(draw(family, asked, seeds, Serial(2), CPU), tokens), "a sample is its prompt and its seed"
     everything, other = one.take(list(range(6)), CPU), pool(1).take(list(range(6)), CPU)
     assert len({tuple(t) for t in everything[1].tolist()}) > 2 and not torch.equal(everything[1], other[1])
     with pytest.raises(ValueError, match="pool"):
@@ -135,7 +137,7 @@ def test_the_target_comes_to_believe_what_the_up_sampler_gives() -> None:
     def nll(aligned: AlignTask) -> float:
         # Drafts that training has not seen.
         held_out = SamplePool(family, prompts, Serial(2), size=48, seed=99)
-        asked, drafts = held_out.take(list(range(48)), CPU)
+        asked, drafts, _ = held_out.take(list(range(48)), CPU)
         tokens = aligned.distribution(aligned.resampler, drafts)[1]
         return -float(aligned.judge(asked, tokens).gather(-1, tokens[..., None]).mean())
 

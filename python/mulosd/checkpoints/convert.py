@@ -167,7 +167,7 @@ def convert_tar(
     lengths = sorted({values["cond_len"] for values, _ in models})
     if len(lengths) != 1:
         raise ValueError(f"the AR files were made for prefixes of {lengths} features: choose one with --prefix")
-    conditioner = {"kind": "dialect", "length": lengths[0], "ta_tok": ta_values, "llm": llm, "seed": 0}
+    conditioner = {"kind": "dialect", "length": lengths[0], "ta_tok": ta_values, "llm": llm}
     parts = {"tokenizer": tokenizer, "ta_tok": ta_tensors}
     report("reading", total, total)
     tokens = {"kind": "vq", **tokenizer_values}

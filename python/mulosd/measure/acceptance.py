@@ -89,8 +89,10 @@ def measure_acceptance(
     }
     rows = []
     for source, (asked, make) in makers.items():
+        # Real images were drawn with none; where conditions are drawn they count on like the others.
+        numbers = [seed + i for i in range(len(asked))]
         if asked and source in sources:
-            rows.append({"source": source, **judged(engine, asked, make(), decoder, source, progress)})
+            rows.append({"source": source, **judged(engine, asked, numbers, make(), decoder, source, progress)})
     return {
         **origin(engine, family.sampling, seed),
         "tau": decoder.tau,
@@ -106,16 +108,23 @@ def measure_acceptance(
 
 
 def judged(
-    engine: Engine, prompts: Sequence[str], tokens: Tensor, decoder: MuloSD, source: str, progress: Progress | None
+    engine: Engine,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    tokens: Tensor,
+    decoder: MuloSD,
+    source: str,
+    progress: Progress | None,
 ) -> dict[str, Any]:
-    """The figures of one row, for tokens [B, H, W] of prompts."""
+    """The figures of one row, for tokens [B, H, W] of prompts and seeds."""
     family, params = engine.family, engine.family.sampling
     table = family.neighbours(decoder.pool or 1)
     accepted, nll = [], []
     flat = tokens.flatten(1).to(family.device)
     for i, prompt in enumerate(prompts):
         # One at a time: the logits of a large grid and vocabulary are hundreds of megabytes.
-        logits = teacher_forced(family, family.condition([prompt]), flat[i : i + 1], family.grids[-1], params)
+        condition = family.condition([prompt], [seeds[i]])
+        logits = teacher_forced(family, condition, flat[i : i + 1], family.grids[-1], params)
         accepted.append(verify(logits, flat[i], table, decoder.tau or 0.0, params).accept)
         nll.append(float(F.cross_entropy(logits.cond.float(), flat[i])))
         if progress is not None:

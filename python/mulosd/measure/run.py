@@ -236,7 +236,7 @@ def describe(
         sets: also measure what takes more time: Frechet distance, diversity, seams.
     """
     images = judge.see(np.stack(sample.images))
-    sample.nll = likelihoods(engine, prompts, torch.cat(sample.tokens))
+    sample.nll = likelihoods(engine, prompts, torch.cat(sample.tokens), [stats.seed for stats in sample.stats])
     sample.scores, sample.scenes = judge.scores(prompts, images), judge.scenes
     accuracy = None if sample.scores is None else summarise(sample.scores, group)
     values = {
@@ -299,12 +299,12 @@ def difference(sample: Sample, base: Sample, group: int = 1) -> dict[str, Any]:
     return found
 
 
-def likelihoods(engine: Engine, prompts: Sequence[str], tokens: torch.Tensor) -> NDArray[np.float64]:
-    """Negative log-likelihood of each image, nats a token, from tokens [B, H, W]."""
-    parts = [
-        engine.nll(prompts[start : start + NLL_BATCH], tokens[start : start + NLL_BATCH])
-        for start in range(0, len(prompts), NLL_BATCH)
-    ]
+def likelihoods(
+    engine: Engine, prompts: Sequence[str], tokens: torch.Tensor, seeds: Sequence[int]
+) -> NDArray[np.float64]:
+    """Negative log-likelihood of each image, nats a token, from tokens [B, H, W] and the seeds that drew them."""
+    batches = [slice(start, start + NLL_BATCH) for start in range(0, len(prompts), NLL_BATCH)]
+    parts = [engine.nll(prompts[batch], tokens[batch], seeds[batch]) for batch in batches]
     return torch.cat(parts).double().numpy()
 
 

@@ -94,10 +94,10 @@ class AlignTask(Task):
             return log_q, self.resampler.pick(features.detach(), codebook)
 
     @torch.no_grad()
-    def judge(self, prompts: list[str], tokens: Tensor) -> Tensor:
-        """The target's log-probabilities float32 [B, N, V] behind tokens [B, N]."""
+    def judge(self, prompts: list[str], tokens: Tensor, seeds: list[int] | None = None) -> Tensor:
+        """The target's log-probabilities float32 [B, N, V] behind tokens [B, N] of images with these seeds."""
         params = self.family.sampling
-        logits = teacher_forced(self.family, self.family.condition(prompts), tokens, self.target, params)
+        logits = teacher_forced(self.family, self.family.condition(prompts, seeds), tokens, self.target, params)
         positions = list(range(tokens.shape[1])) * len(tokens)
         return log_probabilities(logits, params, positions).view(*tokens.shape, -1)
 
@@ -116,9 +116,9 @@ class AlignTask(Task):
 
     def judged(self, rng: np.random.Generator, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         """Loss and figures of a batch of drafts."""
-        prompts, drafts = self.drafts.take(rng.integers(self.drafts.size, size=self.size).tolist(), device)
+        prompts, drafts, seeds = self.drafts.take(rng.integers(self.drafts.size, size=self.size).tolist(), device)
         log_q, candidates = self.distribution(self.resampler, drafts)
-        log_p = self.judge(prompts, candidates)
+        log_p = self.judge(prompts, candidates, seeds)
         with torch.no_grad():
             log_old, before = self.distribution(self.old, drafts)
         confident = entropy(log_p) <= self.confidence

@@ -127,23 +127,23 @@ class DistillTask(Task):
         self.samples = SamplePool(family, prompts, Serial(self.target), size=pool, seed=seed)
         self.confidence, self.own, self.drafted = confidence, own, drafted
 
-    def log_likelihood(self, prompts: list[str], tokens: Tensor) -> Tensor:
-        """The drafter's log-probabilities float32 [B, n] of tokens [B, n]."""
+    def log_likelihood(self, prompts: list[str], tokens: Tensor, seeds: list[int] | None = None) -> Tensor:
+        """The drafter's log-probabilities float32 [B, n] of tokens [B, n] of images with these seeds."""
         params = self.family.sampling
         with torch.no_grad():
-            condition = self.family.condition(prompts)
+            condition = self.family.condition(prompts, seeds)
         logits = teacher_forced(self.family, condition, tokens, self.grid, params)
         log_q = log_probabilities(logits, params, list(range(tokens.shape[1])) * len(tokens))
         return log_q.gather(-1, tokens.flatten()[:, None]).view_as(tokens)
 
     @torch.no_grad()
-    def belief(self, prompts: list[str], drafts: Tensor) -> tuple[Tensor, Tensor]:
+    def belief(self, prompts: list[str], drafts: Tensor, seeds: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """How far the target believes each draft token [B, n], in 0..1, and whether it is confident there."""
         params, r = self.family.sampling, self.scale
         square = drafts.view(-1, self.grid, self.grid)
         with torch.autocast(drafts.device.type, enabled=False):
             tokens = upsample(self.family, square, self.target, self.method).flatten(1)
-        logits = teacher_forced(self.family, self.family.condition(prompts), tokens, self.target, params)
+        logits = teacher_forced(self.family, self.family.condition(prompts, seeds), tokens, self.target, params)
         log_p = log_probabilities(logits, params, list(range(tokens.shape[1])) * len(tokens))
         confident = (entropy(log_p) <= self.confidence).view(-1, 1, self.target, self.target).float()
         each = log_p.gather(-1, tokens.flatten()[:, None]).view_as(confident)
@@ -155,22 +155,22 @@ class DistillTask(Task):
         loss = torch.zeros((), device=device)
         figures = {}
         if self.own > 0:
-            prompts, tokens = self.samples.take(rng.integers(self.samples.size, size=self.size).tolist(), device)
+            prompts, tokens, seeds = self.samples.take(rng.integers(self.samples.size, size=self.size).tolist(), device)
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 square = tokens.view(-1, self.target, self.target)
                 wanted = downsample(self.family, square, self.grid, self.method).flatten(1)
-            nll = -self.log_likelihood(prompts, wanted).mean()
+            nll = -self.log_likelihood(prompts, wanted, seeds).mean()
             loss = loss + self.own * nll
             figures["own"] = nll
         if self.drafted > 0:
             prompts = [self.prompts(rng) for _ in range(self.size)]
-            drafts = draw(self.family, prompts, rng.integers(2**62, size=self.size).tolist(), Serial(self.grid), device)
-            belief, confident = self.belief(prompts, drafts)
+            seeds = rng.integers(2**62, size=self.size).tolist()
+            drafts = draw(self.family, prompts, seeds, Serial(self.grid), device)
+            belief, confident = self.belief(prompts, drafts, seeds)
             count = confident.sum().clamp(min=1)
             mean = (belief * confident).sum() / count
-            loss = (
-                loss - self.drafted * ((belief - mean) * confident * self.log_likelihood(prompts, drafts)).sum() / count
-            )
+            log_q = self.log_likelihood(prompts, drafts, seeds)
+            loss = loss - self.drafted * ((belief - mean) * confident * log_q).sum() / count
             figures |= {"belief": mean, "confident": confident.float().mean()}
         return loss, {k: float(v.detach()) for k, v in figures.items()}
 

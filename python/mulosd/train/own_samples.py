@@ -65,15 +65,16 @@ class SamplePool:
         if size < 1:
             raise ValueError(f"pool must be at least 1 sample, got {size}")
         self.family, self.prompts, self.decoder, self.size, self.seed = family, prompts, decoder, size, seed
-        self._kept: dict[int, tuple[str, Tensor]] = {}
+        self._kept: dict[int, tuple[str, Tensor, int]] = {}
 
-    def take(self, numbers: Sequence[int], device: torch.device) -> tuple[list[str], Tensor]:
-        """Prompts and tokens [B, n] of samples by number."""
+    def take(self, numbers: Sequence[int], device: torch.device) -> tuple[list[str], Tensor, list[int]]:
+        """Prompts, tokens [B, n] and seeds of samples by number."""
         new = [n for n in dict.fromkeys(numbers) if n not in self._kept]
         if new:
             rngs = [np.random.default_rng([self.seed, n]) for n in new]
             asked = [self.prompts(rng) for rng in rngs]
             seeds = [int(rng.integers(2**62)) for rng in rngs]
             tokens = draw(self.family, asked, seeds, self.decoder, device).cpu()
-            self._kept.update(zip(new, zip(asked, tokens, strict=True), strict=True))
-        return [self._kept[n][0] for n in numbers], torch.stack([self._kept[n][1] for n in numbers]).to(device)
+            self._kept.update(zip(new, zip(asked, tokens, seeds, strict=True), strict=True))
+        kept = [self._kept[n] for n in numbers]
+        return [k[0] for k in kept], torch.stack([k[1] for k in kept]).to(device), [k[2] for k in kept]
