@@ -18,7 +18,7 @@ from ..engine.family_config import FORMAT, write_json
 from ..engine.models.ar_dtok import PREFIXES
 from ..engine.weights import new_folder, write_weights
 from .ar import HEADS, METADATA, check_is_ar, translate
-from .container import Checkpoint, read_checkpoint
+from .container import Checkpoint, count_parts, read_checkpoint
 from .source import locate
 from .ta_tok import translate_ta_tok
 from .vq import translate_vq
@@ -201,7 +201,7 @@ def ar_part(
     """Configuration, with its kind, and weights of an AR checkpoint, checked against each other."""
     check_is_ar(checkpoint)
     t = checkpoint.tensors
-    layers = 1 + max(int(k.split(".")[1]) for k in t if k.startswith("layers."))
+    layers = count_parts(checkpoint.path, t, "layers.")
     known = "n_head" in checkpoint.args or (layers, len(t["norm.weight"])) in HEADS
     kind, values, tensors = translate(checkpoint, None if known else heads, grid)
     if prefix is not None:

@@ -15,7 +15,7 @@ from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.tokenizer import Tokenizer
 from ..engine.models.transformer import Transformer
 from .ar import dropped_condition, same_conditions, trained_ar
-from .checkpoint import load_averaged
+from .checkpoint import checkpoint, load_averaged
 from .config import TrainingFile
 from .loop import Task
 from .sources import ImageSource
@@ -149,8 +149,9 @@ def attach(config_path: Path, run: Path, folder: Path) -> Path:
     """
     config = TrainingFile.load(config_path)
     family = Family.load(folder)
+    checkpoint(run, "eagle")  # whether there is one
     try:
         drafter = trained_drafter(config, run, trained_here(family)[0])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"the drafter of {run} does not fit family {family.name!r}: {error}") from error
     return add_eagle(family.path or folder, drafter)

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from .checkpoint import read, write
+from .checkpoint import fitting, read, write
 
 
 def processors() -> int:
@@ -165,13 +165,14 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
     console = Console()
     if checkpoint.exists():
         state = read(checkpoint, where)
-        module.load_state_dict(state["module"])
-        ema = state["ema"]
-        for (stepper, _), values in zip(steppers, state["optimizers"], strict=True):
-            stepper.load_state_dict(values)
-        task.load_state(state.get("task", {}))
-        start = state["step"]
-        best = Best(**state["best"]) if state.get("best") and config.validate_every else None
+        with fitting(checkpoint):
+            module.load_state_dict(state["module"])
+            ema = {k: state["ema"][k] for k in ema}
+            for (stepper, _), values in zip(steppers, state["optimizers"], strict=True):
+                stepper.load_state_dict(values)
+            task.load_state(state.get("task", {}))
+            start = state["step"]
+            best = Best(**state["best"]) if state.get("best") and config.validate_every else None
         console.print(f"{name}: resuming at step {start} from {checkpoint}")
     log = (run / f"{name}.jsonl").open("a")
     console.print(f"{name}: {sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters")

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..engine.paths import expanded
 from .ar import ar_task, text_task
 from .captions import captions_task
-from .checkpoint import averaged
+from .checkpoint import alone, averaged, fitting
 from .classifier import train_classifier
 from .config import TrainingFile
 from .eagle import eagle_task
@@ -54,7 +55,8 @@ def run_stage(
         variant: of the stage `upsampler`, trained further from the averaged weights of that stage.
 
     Raises:
-        ValueError: unknown stage, section or variant, or an earlier stage is missing.
+        ValueError: unknown stage, section or variant, an earlier stage is missing, or another process trains this stage
+            into `run`.
     """
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(STAGES)}")
@@ -63,14 +65,16 @@ def run_stage(
     config = TrainingFile.load(config_path)
     if variant is not None:
         config = varied(config, variant)
-    if stage == "classifier":
-        reader = train_classifier(config, run, device=device)
-        return {"weight": reader.weight, "bias": reader.bias}
-    loop = config.loop(stage, steps)
-    torch.manual_seed(config.seed)
-    task = TASKS[stage](config, run)
-    if variant is not None:
-        start = averaged(run, stage)
-        task.module.load_state_dict({k: start[k] for k in task.module.state_dict()})
     name = stage if variant is None else checkpoint_name(variant)
-    return train(task, loop, run, seed=config.seed, name=name, device=device)
+    loop = None if stage == "classifier" else config.loop(stage, steps)
+    with alone(expanded(run), name) as run:
+        if loop is None:
+            reader = train_classifier(config, run, device=device)
+            return {"weight": reader.weight, "bias": reader.bias}
+        torch.manual_seed(config.seed)
+        task = TASKS[stage](config, run)
+        if variant is not None:
+            start = averaged(run, stage)
+            with fitting(run / f"{stage}.pt"):
+                task.module.load_state_dict({k: start[k] for k in task.module.state_dict()})
+        return train(task, loop, run, seed=config.seed, name=name, device=device)

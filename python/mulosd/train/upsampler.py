@@ -17,7 +17,7 @@ from ..engine.family import Family, store_resamplers
 from ..engine.family_config import check_keys, mapping
 from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
-from .checkpoint import checkpoint, load_averaged
+from .checkpoint import alone, checkpoint, load_averaged
 from .config import TrainingFile, keywords
 from .loop import LoopConfig, train
 from .losses import ImageTask, feature_maps, psnr
@@ -268,21 +268,22 @@ def train_upsampler(
         for g in drafters
         for a, b in ([(g, target), (target, g)] if down else [(g, target)])
     ]
-    torch.manual_seed(0)
-    task = ResamplerTask(
-        pairs,
-        family.tokenizer,
-        FolderSource(images),
-        batch=batch,
-        cross_entropy=0.0,
-        commitment=commitment,
-        pixel=pixel,
-        perceptual=perceptual,
-        adversarial=adversarial,
-    )
-    length = 10_000 if steps is None else steps
-    loop = LoopConfig(length, lr, decay=max(1, length // 5), precision=precision, save_every=save_every)
-    averaged = train(task, loop, run, seed=0, name="upsampler", device=device)
+    with alone(run, "upsampler") as run:
+        torch.manual_seed(0)
+        task = ResamplerTask(
+            pairs,
+            family.tokenizer,
+            FolderSource(images),
+            batch=batch,
+            cross_entropy=0.0,
+            commitment=commitment,
+            pixel=pixel,
+            perceptual=perceptual,
+            adversarial=adversarial,
+        )
+        length = 10_000 if steps is None else steps
+        loop = LoopConfig(length, lr, decay=max(1, length // 5), precision=precision, save_every=save_every)
+        averaged = train(task, loop, run, seed=0, name="upsampler", device=device)
     trained = {p.name: LatentResampler(p) for p in pairs}
     nn.ModuleDict(trained).load_state_dict(averaged)
     store_resamplers(folder, list(trained.values()))
