@@ -22,6 +22,7 @@ from .paths import expanded
 
 # Names of unfinished files and folders: no other program's look so.
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+CONTROLS = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # A file that someone has open: replacing it, where it is a file on disk, would leave them with the old one.
 OPEN_FILE = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
@@ -165,6 +166,8 @@ def clean(folder: Path) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write `values` as indented JSON, whole or not at all; ValueError for what JSON has no form for, such as NaN."""
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # JSON itself writes out only the controls of ASCII; a terminal that shows the file knows others.
+    text = CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     with atomic(path) as file:
         # Paths of other encodings have characters that UTF-8 has no form for.
         file.write(text.encode(errors="backslashreplace"))

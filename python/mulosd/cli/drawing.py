@@ -19,6 +19,7 @@ from .._version import __version__
 from ..atomic import atomic, write_json
 from ..engine.atomic import is_stream
 from ..engine.lock import locked
+from ..screen import printable
 from .console import Lines, silence
 from .image_files import read_settings, save_image
 
@@ -233,7 +234,9 @@ class Record:
         self.entries[job] = {**job.entry, **update.stats.to_dict()}
         self.write_stats()
         count = f"{self.done}  " if len(self.jobs) > 1 else ""
-        self.lines.print(f"{count}[bold]{escape(job.file)}[/]  seed {job.seed}\n  {escape(str(update.stats))}")
+        self.lines.print(
+            f"{count}[bold]{escape(printable(job.file, keep=''))}[/]  seed {job.seed}\n  {escape(str(update.stats))}"
+        )
 
     def write_stats(self) -> None:
         # What goes to a pipe cannot be replaced by the next state: it gets the last one.

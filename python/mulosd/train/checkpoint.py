@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic import atomic
+from ..engine.file_kind import identify
 from ..engine.lock import locked
 from ..engine.paths import expanded
 from ..engine.torch_file import read_torch
@@ -20,10 +21,13 @@ KEYS = ("module", "ema", "optimizers", "step")
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The contents of a checkpoint; ValueError for a file that is none, or that is damaged."""
+    what = identify(path).words
     try:
         state = read_torch(path, "a checkpoint of training", device=device, mapped=False)
     except ValueError as error:
-        raise ValueError(f"{error}; or remove it to start this stage again") from error
+        raise ValueError(
+            f"{path} is no checkpoint of training, or damaged (it is {what}); remove it to start again"
+        ) from error
     wrong = f"{path} is no checkpoint of training, which has {', '.join(KEYS)}; remove it to start again"
     if not isinstance(state, dict) or any(key not in state for key in KEYS):
         raise ValueError(wrong)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from ..atomic import atomic
 from ..data.photos import Photos
 from ..files.arrays import read_npz
 from ..measure.readers.classes import FILE, ClassReader
 from ..measure.readers.lite0 import Lite0Features
+from ..screen import Screen
 from .config import TrainingFile
 
 CHUNK = 256
@@ -68,7 +68,7 @@ def train_classifier(config: TrainingFile, run: Path, *, device: str = "cpu") ->
         "training": reader.accuracy_of(photos.classes[train].tolist(), features[train])["value"],
     }
     reader.save(run / FILE)
-    Console().print(
+    Screen().print(
         f"classifier: {found['value']:.3f} of {found['pictures']} held-out photos right ({found['top5']:.3f} among "
         f"five; {mean:.3f} as a mean of classes), {reader.figures['training']:.3f} in training"
     )

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
+from ..screen import Screen
 from .checkpoint import fitting, read, write
 
 
@@ -162,7 +162,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
     checkpoint = run / f"{name}.pt"
     start = 0
     best: Best | None = None
-    console = Console()
+    console = Screen()
     if checkpoint.exists():
         state = read(checkpoint, where)
         with fitting(checkpoint):

@@ -17,11 +17,12 @@ from ..engine.family import Family, store_resamplers
 from ..engine.family_config import check_keys, mapping
 from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
+from ..engine.paths import expanded
 from .checkpoint import alone, checkpoint, load_averaged
 from .config import TrainingFile, keywords
 from .loop import LoopConfig, train
 from .losses import ImageTask, feature_maps, psnr
-from .sources import FolderSource, ImageSource
+from .sources import FolderSource, ImageSource, check_folder
 from .token_pool import TokenPool
 from .tokenizer import tokenizer_config, trained_tokenizer
 
@@ -176,7 +177,9 @@ def resampler_configs(config: TrainingFile) -> list[ResamplerConfig]:
 def resampler_task(config: TrainingFile, run: Path) -> ResamplerTask:
     """The task of the stage `upsampler`."""
     options = config.options("upsampler", ResamplerTask, "model", "pairs", "variants")
-    return ResamplerTask(resampler_configs(config), trained_tokenizer(config, run), config.source(), **options)
+    return ResamplerTask(
+        resampler_configs(config), trained_tokenizer(config, run), config.source(captions=False), **options
+    )
 
 
 def trained_resamplers(config: TrainingFile, run: Path, variant: str | None = None) -> Resamplers:
@@ -268,12 +271,13 @@ def train_upsampler(
         for g in drafters
         for a, b in ([(g, target), (target, g)] if down else [(g, target)])
     ]
+    check_folder(expanded(images), family.image_sizes[-1], captions=False)
     with alone(run, "upsampler") as run:
         torch.manual_seed(0)
         task = ResamplerTask(
             pairs,
             family.tokenizer,
-            FolderSource(images),
+            FolderSource(images, captions=False),
             batch=batch,
             cross_entropy=0.0,
             commitment=commitment,

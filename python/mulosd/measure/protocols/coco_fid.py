@@ -7,7 +7,6 @@ is clean-fid (https://github.com/GaParmar/clean-fid) or torch-fidelity (https://
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 
 from PIL.Image import Image
 
+from ...files.texts import read_json
 from .base import Item, Protocol, Score, installed, save
 
 SOURCE = (
@@ -46,7 +46,7 @@ class CocoFID(Protocol):
         if not prompts.is_file():
             raise ValueError(f"--prompts {prompts}: there is no such file; get {SOURCE}")
         try:
-            annotations = json.loads(prompts.read_text(encoding="utf-8"))["annotations"]
+            annotations = read_json(prompts)["annotations"]
             captions = sorted((int(a["image_id"]), int(a["id"]), str(a["caption"])) for a in annotations)
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"--prompts {prompts} holds no captions of MS-COCO; get {SOURCE}") from None

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from PIL import Image
 
+from ...files.texts import read_text
 from .base import Item, Protocol, Score, first, refuse_reference, save
 
 SOURCE = "the folder dpg_bench/prompts of https://github.com/TencentQQGYLab/ELLA"
@@ -30,7 +31,7 @@ class DPG(Protocol):
         files = sorted(prompts.glob("*.txt")) if prompts.is_dir() else []
         if not files:
             raise ValueError(f"--prompts {prompts}: there is no folder of .txt prompts; get {SOURCE}")
-        items = [Item(file.stem, file.read_text(encoding="utf-8").strip()) for file in files]
+        items = [Item(file.stem, read_text(file).strip()) for file in files]
         empty = [item.key for item in items if not item.prompt]
         if empty:
             raise ValueError(f"--prompts {prompts}: {empty[0]}.txt is empty; get {SOURCE}")
