@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..paths import expanded
+
 
 def load_pretrained(source: str, kind: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """Tokenizer and model of class `kind` of transformers.
@@ -25,6 +27,8 @@ def load_pretrained(source: str, kind: str, device: torch.device, dtype: torch.d
         raise ImportError(
             f"{source} runs through transformers: pip install 'mulosd[text]'; or give precomputed features"
         ) from error
+    if source.startswith("~"):
+        source = str(expanded(source))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         model = getattr(transformers, kind).from_pretrained(source, dtype=dtype)

@@ -37,5 +37,5 @@ def shown(letter: str) -> str:
 class Screen(Console):
     """A console whose texts are `printable`, whatever they are made of; its own styles and colours stay."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)

@@ -16,6 +16,7 @@ from ..engine.conditioning.captions import ENCODER
 from ..engine.family import Family
 from ..engine.family_config import FORMAT, write_json
 from ..engine.models.ar_dtok import PREFIXES
+from ..engine.paths import expanded
 from ..engine.weights import new_folder, write_weights
 from .ar import HEADS, METADATA, check_is_ar, translate
 from .container import Checkpoint, count_parts, read_checkpoint
@@ -77,7 +78,7 @@ def convert_llamagen(
     Raises:
         ValueError: a file is not what it should be (all that is missing or mis-shaped is named), or `output` exists.
     """
-    check_output(output)
+    output = check_output(output)
     report("reading", 0, 3)
     tokenizer_values, tokenizer = translate_vq(
         read_checkpoint(locate(vq, ("vq_ds16_t2i.pt", "vq_ds16_c2i.pt"), "--vq"))
@@ -146,7 +147,7 @@ def convert_tar(
     Raises:
         ValueError: as `convert_llamagen`.
     """
-    check_output(output)
+    output = check_output(output)
     total = len(ar) + 2
     report("reading", 0, total)
     tokenizer_values, tokenizer = translate_vq(read_checkpoint(locate(vq, ("vq_ds16_t2i.pt",), "--vq")))
@@ -174,10 +175,12 @@ def convert_tar(
     return assemble(output, SAMPLING["tar"], tokens, conditioner, models, parts, report)
 
 
-def check_output(output: Path) -> None:
-    """ValueError when the folder is there already: nothing is read before that is known."""
+def check_output(output: Path) -> Path:
+    """The folder to make; ValueError when it is there already: nothing is read before that is known."""
+    output = expanded(output)
     if output.exists():
         raise ValueError(f"{output} exists already; choose a new folder or remove it")
+    return output
 
 
 def image_size(checkpoint: Checkpoint) -> int | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..atomic import atomic
+from ..engine.paths import expanded
 from ..files.images import opened, reason
 from ..files.texts import parse_json, read_json
 
@@ -57,6 +58,7 @@ class Sprites:
     @classmethod
     def load(cls, path: Path) -> Sprites:
         """Read a sheet written by `save`."""
+        path = expanded(path)
         try:
             with opened(path) as image:
                 names = image.info.get("names")
@@ -87,6 +89,7 @@ def render_icons(pack: Path, icons: dict[str, str], size: int) -> Sprites:
         from resvg_py import svg_to_bytes
     except ImportError as error:
         raise ImportError("rendering icons needs resvg-py: pip install 'mulosd[train]'") from error
+    pack = expanded(pack)
     path = pack / "icons.json" if pack.is_dir() else pack
     data = read_json(path, kind=dict)
     if not isinstance(data.get("icons"), dict):

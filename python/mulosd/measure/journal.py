@@ -31,6 +31,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
+        path = None if path is None else expanded(path)
         self.path = path
         self.records: dict[tuple[int, ...], dict[str, Any]] = {}
         # As JSON has it: tuples become lists.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..atomic import atomic
 from ..data.family import PhotoSplit
+from ..engine.paths import expanded
 from ..files.arrays import read_npz
 from ..files.texts import parse_json
 
@@ -71,6 +72,7 @@ class KeptFeatures:
     @classmethod
     def load(cls, path: Path) -> KeptFeatures:
         """Read what `save` wrote; ValueError for another file."""
+        path = expanded(path)
         found = read_npz(path, ARRAYS, "a file of features of photos, which `mulosd train reference` makes")
         try:
             real, other, rebuilt = found["features"].astype(np.float32) * found["scale"]

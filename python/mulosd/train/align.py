@@ -20,6 +20,7 @@ from ..engine.family import Family, store_resamplers
 from ..engine.family_config import change
 from ..engine.likelihood import log_probabilities, teacher_forced
 from ..engine.models.upsampler import LatentResampler
+from ..engine.paths import expanded
 from ..engine.weights import new_folder
 from .checkpoint import alone
 from .config import images_of
@@ -173,6 +174,7 @@ def align_upsampler(
         ValueError: there is no such family, scale, latent up-sampler or folder, nothing to draft for, or `output`
             exists already.
     """
+    output = expanded(output)
     family, ratio = start(folder, output, scale)
     with alone(run, "align") as run:
         source = images_of(family, images, config=config)

@@ -89,7 +89,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 def checkpoint(run: Path, stage: str) -> dict[str, Any]:
     """The checkpoint of a finished (or running) stage; ValueError when there is none."""
-    path = run / f"{stage}.pt"
+    path = expanded(run) / f"{stage}.pt"
     if not path.exists():
         command = stage.replace("upsampler-", "upsampler --variant ", 1)
         raise ValueError(f"{path} does not exist; run `mulosd train {command}` with the same --run first")

@@ -99,7 +99,7 @@ class TrainingFile:
 
     def resolve(self, path: str) -> Path:
         """A path of the file, relative to the file's own folder."""
-        return (self.path.parent / path).resolve()
+        return (self.path.parent / expanded(path)).resolve()
 
     def loop(self, section: str, steps: int | None = None) -> LoopConfig:
         """The loop of a section; `steps` overrides its number of steps, and shortens the decay to fit."""

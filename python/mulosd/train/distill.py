@@ -20,6 +20,7 @@ from ..engine.likelihood import log_probabilities, teacher_forced
 from ..engine.models.ar_model import ARModel
 from ..engine.models.eagle import EagleDrafter
 from ..engine.models.transformer import Transformer
+from ..engine.paths import expanded
 from ..engine.upsampling import downsample, upsample
 from ..engine.weights import save_part
 from .align import copy_of, entropy, short_loop, start
@@ -195,6 +196,7 @@ def distill_drafter(
 
     Arguments, but for `config`, and errors are those of `align_upsampler`; `options` are those of `DistillTask`.
     """
+    output = expanded(output)
     before, ratio = start(folder, output, scale)
     family = with_own_drafter(before, before.drafter_grid(ratio))
     grid, target = before.drafter_grid(ratio), before.grids[-1]

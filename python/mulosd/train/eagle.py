@@ -14,6 +14,7 @@ from ..engine.family import Family, add_eagle
 from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.tokenizer import Tokenizer
 from ..engine.models.transformer import Transformer
+from ..engine.paths import expanded
 from .ar import dropped_condition, same_conditions, trained_ar
 from .checkpoint import checkpoint, load_averaged
 from .config import TrainingFile
@@ -147,7 +148,7 @@ def attach(config_path: Path, run: Path, folder: Path) -> Path:
     Raises:
         ValueError: the folder is no family, the run has no drafter, or its sizes do not fit the family.
     """
-    config = TrainingFile.load(config_path)
+    config, run, folder = TrainingFile.load(config_path), expanded(run), expanded(folder)
     family = Family.load(folder)
     checkpoint(run, "eagle")  # whether there is one
     try:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..engine.paths import expanded
 from ..screen import Screen
 from .checkpoint import fitting, read, write
 
@@ -154,6 +155,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
     torch.set_num_threads(config.threads)
     # Averages of vanishing gradients become denormal numbers, which slow a CPU down many times.
     torch.set_flush_denormal(True)
+    run = expanded(run)
     run.mkdir(parents=True, exist_ok=True)
     where = torch.device(device)
     module = task.module.to(where)

@@ -258,6 +258,7 @@ def train_upsampler(
     Raises:
         ValueError: there is no such family or folder, or the family has no such scale.
     """
+    folder = expanded(folder)
     family = Family.load(folder)
     if family.path is None or not folder.is_dir():
         raise ValueError(f"--family {folder}: name a folder; a family that came with the package is not rewritten")

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from PIL import Image
 
+from ...engine.paths import expanded
 from ...files.texts import read_text
 from .base import Item, Protocol, Score, first, refuse_reference, save
 
@@ -27,6 +28,7 @@ class DPG(Protocol):
 
     @classmethod
     def open(cls, prompts: Path, reference: str, limit: int | None) -> DPG:
+        prompts = expanded(prompts)
         refuse_reference(cls.name, reference)
         files = sorted(prompts.glob("*.txt")) if prompts.is_dir() else []
         if not files:

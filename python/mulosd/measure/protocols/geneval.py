@@ -14,6 +14,7 @@ from typing import ClassVar
 from PIL.Image import Image
 
 from ...atomic import atomic
+from ...engine.paths import expanded
 from ...files.texts import parse_json, read_lines
 from .base import Item, Protocol, Score, first, refuse_reference, save
 
@@ -30,6 +31,7 @@ class GenEval(Protocol):
 
     @classmethod
     def open(cls, prompts: Path, reference: str, limit: int | None) -> GenEval:
+        prompts = expanded(prompts)
         refuse_reference(cls.name, reference)
         if not prompts.is_file():
             raise ValueError(f"--prompts {prompts}: there is no such file; get {SOURCE}")

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from PIL.Image import Image
 
+from ...engine.paths import expanded
 from ...files.texts import read_json
 from .base import Item, Protocol, Score, first, installed, refuse_reference, save
 
@@ -35,6 +36,7 @@ class HPSv2(Protocol):
 
     @classmethod
     def open(cls, prompts: Path, reference: str, limit: int | None) -> HPSv2:
+        prompts = expanded(prompts)
         refuse_reference(cls.name, reference)
         items: list[Item] = []
         for style in STYLES:

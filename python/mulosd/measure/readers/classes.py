@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...engine.conditioning import ClassConditioner
 from ...engine.family_config import told
+from ...engine.paths import expanded
 from ...engine.weights import read_tensors, write_tensors
 from ...files.texts import parse_json
 from ..statistics import wilson
@@ -91,6 +92,7 @@ class ClassReader:
     @classmethod
     def load(cls, path: Path) -> ClassReader:
         """Read what `save` wrote; ValueError when there is no such file or it is something else."""
+        path = expanded(path)
         if not path.exists():
             raise ValueError(f"there is no reader of classes at {path}; `mulosd train classifier` makes one")
         state, metadata = read_tensors(path)

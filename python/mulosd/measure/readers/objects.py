@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...engine.family_config import check_numbers, told
+from ...engine.paths import expanded
 from ...engine.weights import check_shapes, read_tensors, write_tensors
 from ...files.texts import parse_json
 
@@ -162,6 +163,7 @@ class Reader:
         Raises:
             ValueError: no such file, not a reader, or a reader that does not know all of `names`.
         """
+        path = expanded(path)
         if not path.exists():
             raise ValueError(f"there is no reader at {path}; train one with mulosd.train.reader")
         state, metadata = read_tensors(path)
