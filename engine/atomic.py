@@ -163,6 +163,31 @@ def clean(folder: Path) -> None:
     remove_abandoned(folder)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file of lines, which is on disk when this returns; on a full disk none of it is.
+
+    What an earlier writer left of a line stays one of its own.
+
+    Raises:
+        OSError: names `path`.
+    """
+    with told(path), path.open("ab+", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        data = line.encode(errors="backslashreplace") + b"\n"
+        if before:
+            file.seek(before - 1)
+            if file.read(1) != b"\n":
+                data = b"\n" + data
+        try:
+            written = file.write(data)
+            while written < len(data):  # a disk that is nearly full takes a part without an error
+                written += file.write(data[written:])
+            os.fsync(file.fileno())
+        except BaseException:
+            os.ftruncate(file.fileno(), before)
+            raise
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write `values` as indented JSON, whole or not at all; ValueError for what JSON has no form for, such as NaN."""
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

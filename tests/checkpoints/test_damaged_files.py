@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import struct
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,10 +106,8 @@ def test_kinds_of_whole_and_cut_files(tmp_path: Path) -> None:
 def test_a_small_checkpoint_whose_names_count_to_200000_makes_no_large_model(tmp_path: Path) -> None:
     path, state = tmp_path / "layers.pt", tiny_ar("class", 4, 0)
     torch.save({**state, "layers.200000.attention_norm.weight": torch.ones(1)}, path)
-    begun = time.monotonic()
     with pytest.raises(ValueError, match=r"layers\.pt has 3 parts layers\.N, layers\.200000 among them, but layers\.2"):
         load_ar(path, heads=2)
-    assert time.monotonic() - begun < 20, "200,001 layers took more than a minute"
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..engine.atomic import remove_abandoned, told
+from ..engine.atomic import append_line, remove_abandoned
 from ..engine.lock import lock_file, locked
 from ..engine.paths import expanded
 
@@ -69,19 +68,8 @@ class Journal:
             self._write({"key": key, "record": record})
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self.path is None:
-            return
-        data = (json.dumps(line, separators=(",", ":")) + "\n").encode()
-        with told(self.path), self.path.open("ab", buffering=0) as file:
-            before = os.fstat(file.fileno()).st_size
-            try:
-                written = file.write(data)
-                while written < len(data):  # a disk that is nearly full takes a part without an error
-                    written += file.write(data[written:])
-                os.fsync(file.fileno())
-            except BaseException:
-                os.ftruncate(file.fileno(), before)
-                raise
+        if self.path is not None:
+            append_line(self.path, json.dumps(line, separators=(",", ":")))
 
 
 def parsed(line: bytes) -> Any:

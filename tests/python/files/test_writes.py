@@ -145,10 +145,9 @@ def test_a_journal_with_a_cut_line_in_its_middle_is_read_without_that_line(tmp_p
     journal = Journal(path, about)
     journal.add((0,), {"a": 0})
     with path.open("ab") as file:
-        file.write(b'{"key":[1],"rec')
-    journal.add((2,), {"a": 2})  # the former way: it went on behind the cut line
-    journal.add((3,), {"a": 3})
-    assert Journal(path, about).records == {(0,): {"a": 0}, (3,): {"a": 3}}
+        file.write(b'{"key":[1],"rec{"key":[2],"record":{"a":2}}\n{"key":[3],"rec')
+    journal.add((4,), {"a": 4})
+    assert Journal(path, about).records == {(0,): {"a": 0}, (4,): {"a": 4}}
 
 
 def test_unfinished_files_and_folders_of_dead_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:
