@@ -31,19 +31,34 @@ from .family_config import (
     told,
     write_json,
 )
+from .lock import locked
 from .models.ar_model import ARModel
 from .models.eagle import EagleConfig, EagleDrafter
 from .models.kinds import AR_MODELS, TOKENIZERS, ImageTokenizer, build, kind_of
 from .models.srgan import SuperResolver, SuperResolverConfig
 from .models.text import TextEncoder, Vocabulary
 from .models.upsampler import LatentResampler, ResamplerConfig
+from .paths import expanded
 from .sampling import SamplingParams
-from .weights import file_metadata, new_folder, read_part, save_part, tensor_count, weights_file, write_weights
+from .weights import (
+    check_shapes,
+    new_folder,
+    read_metadata,
+    read_part,
+    read_shapes,
+    save_part,
+    weights_file,
+    write_weights,
+)
 
 
 def bundled_folder() -> Path:
     """Folder of the families that ship with the package."""
     return Path(str(files("mulosd.families")))
+
+
+# Parts whose files say themselves what they hold: each can be replaced in one step.
+SELF_TOLD = ("resamplers", "eagle")
 
 
 def list_families() -> list[str]:
@@ -258,7 +273,7 @@ class Family:
         """Write the family to a new folder (see `write`); the folder appears whole or not at all."""
         with new_folder(folder) as temporary:
             self.write(temporary)
-        return folder
+        return expanded(folder)
 
     def describe(self) -> dict[str, Any]:
         """What family.json holds."""
@@ -279,8 +294,11 @@ class Family:
         """Write family.json and the weights into an existing folder, in float16 but for the tokenizer's codebook and,
         without `half_encoder`, its encoder."""
         for name, module in self._parts().items():
-            # The file of the up-samplers says itself what it holds: it can be replaced in one step.
-            own = resampler_facts(self.resamplers) if name == "resamplers" else None
+            own = None
+            if name == "resamplers":
+                own = resampler_facts(self.resamplers)
+            elif name == "eagle" and self.eagle is not None:
+                own = eagle_facts(self.eagle)
             save_part(name, module, folder, half_encoder=half_encoder, metadata=own)
         write_json(folder, self.describe())
 
@@ -314,7 +332,7 @@ class Family:
         Raises:
             ValueError: no such family, or the folder is not a family, or weights are missing or mis-shaped.
         """
-        folder = Path(family)
+        folder = expanded(family)
         if not (folder / FILE).is_file():
             named = bundled_folder() / str(family)
             if not (named / FILE).is_file():
@@ -326,15 +344,19 @@ class Family:
         described = read_json(folder)
         with told(folder / FILE):
             check_size(described, folder)
-        stored = file_metadata(folder / "resamplers.safetensors").get("resamplers")
-        if stored is not None:
-            with told(folder / "resamplers.safetensors"):
-                described["resamplers"] = json.loads(stored)
+        for part in SELF_TOLD:
+            file = folder / f"{part}.safetensors"
+            if described.get(part) and file.is_file() and part in (metadata := read_metadata(file)):
+                with told(file):
+                    described[part] = json.loads(metadata[part])
+                    check_size(described, folder)
         with torch.device("meta"):
             loaded = cls.build(described, folder)
         for name, module in loaded._parts().items():
             file = weights_file(folder, name)
-            if weights:
+            if not weights:
+                check_shapes(file, module)
+            else:
                 read_part(file, module, torch.float32 if name in ("tokenizer", "resamplers", "srgan") else dtype)
         return loaded
 
@@ -385,7 +407,7 @@ def check_size(described: Mapping[str, Any], folder: Path) -> None:
         file = mapping(model, "models").get("file", "ar")
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+", file) or file.startswith("."):
             raise ValueError(f"models.file must be the name of a file in the folder, got {file!r}")
-    depth = sum(tensor_count(file) for file in sorted(folder.glob("*.safetensors")))
+    depth = sum(len(read_shapes(file)) for file in sorted(folder.glob("*.safetensors")))
     check_numbers({key: described.get(key) for key in PARTS}, "its part", depth, 1 << 31)
 
 
@@ -394,9 +416,15 @@ def resampler_facts(resamplers: Mapping[tuple[int, int], LatentResampler]) -> di
     return {"resamplers": json.dumps([m.config.to_dict() for m in resamplers.values()])}
 
 
+def eagle_facts(drafter: EagleDrafter) -> dict[str, str]:
+    """What the file of the feature drafter says of itself."""
+    return {"eagle": json.dumps(drafter.config.to_dict())}
+
+
 def add_eagle(folder: Path, drafter: EagleDrafter) -> Path:
     """Give a family folder a feature drafter, in place of the one that it may have; returns the file written."""
-    path = save_part("eagle", drafter, folder)
+    folder = expanded(folder)
+    path = save_part("eagle", drafter, folder, metadata=eagle_facts(drafter))
     change(folder, lambda _: {"eagle": drafter.config.to_dict()})
     return path
 
@@ -415,8 +443,10 @@ def store_calibration(folder: Path, found: Calibration, *, default: bool = False
 
 def store_resamplers(folder: Path, trained: list[LatentResampler]) -> None:
     """Put latent resamplers into a family's folder, in place of those between the same grids."""
-    family = Family.load(folder)
-    kept = family.resamplers | {(m.config.source, m.config.target): m for m in trained}
-    modules = nn.ModuleDict({m.config.name: m for m in kept.values()})
-    write_weights(folder, "resamplers", modules.state_dict(), resampler_facts(kept))
-    change(folder, lambda _: {"resamplers": [m.config.to_dict() for m in kept.values()]})
+    # Two trainings that end at once must not each write what was there before the other.
+    with locked(folder, "a change of the up-samplers in", name="resamplers", wait=True):
+        family = Family.load(folder)
+        kept = family.resamplers | {(m.config.source, m.config.target): m for m in trained}
+        modules = nn.ModuleDict({m.config.name: m for m in kept.values()})
+        write_weights(expanded(folder), "resamplers", modules.state_dict(), resampler_facts(kept))
+        change(folder, lambda _: {"resamplers": [m.config.to_dict() for m in kept.values()]})

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from . import atomic
+from .lock import locked
+from .paths import expanded
 from .registry import read, spelled
 from .sampling import SamplingParams
 
@@ -19,6 +21,7 @@ from .sampling import SamplingParams
 FORMAT = 2
 FILE = "family.json"
 LARGEST = 4 << 20  # bytes of a family.json: class names of ImageNet take 30 KB
+LARGEST_GRID = 4096  # tokens a side; no weights bound it, where positions are computed
 PARTS = ("tokenizer", "conditioner", "models", "resamplers", "eagle", "srgan")
 FACTS = ("scenes", "photos")
 OWN = ("format", "name", "sampling", "calibration", "default")
@@ -182,7 +185,7 @@ def read_json(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is no JSON object, or of a format that this version does not know; the file is named.
     """
-    path = folder / FILE
+    path = expanded(folder) / FILE
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than a family.json can need ({LARGEST:,})")
     try:
@@ -217,22 +220,20 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def change(folder: Path, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
-    """Change a folder's family.json in place, whole or not at all.
+    """Change a folder's family.json in place, whole or not at all; changes of several processes follow one another.
 
     Args:
         folder: of the family.
         update: from the present contents to the keys that change.
     """
-    values = read_json(folder)
-    write_json(folder, {**values, **update(values)})
+    with locked(folder, "a change of the family in", wait=True):
+        values = read_json(folder)
+        write_json(folder, {**values, **update(values)})
 
 
 def write_json(folder: Path, values: Mapping[str, Any]) -> None:
     """Write a folder's family.json, whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".family-") as temporary:
-        path = Path(temporary) / FILE
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        path.replace(folder / FILE)
+    atomic.write_json(folder / FILE, values)
 
 
 @contextmanager
@@ -249,7 +250,11 @@ def told(path: Path, part: str = "") -> Iterator[None]:
             reason = f"has the unknown key {key[1]}"
         elif isinstance(error, TypeError) and (key := re.search(r"missing \d+ required .*?arguments?: (.*)", reason)):
             reason = f"lacks the key {key[1]}"
-        raise ValueError(f"{where}: {reason}") from error
+        raise ValueError(reason if str(path) in reason else f"{where}: {reason}") from error
+
+
+def too_large(side: Any) -> bool:
+    return isinstance(side, (int, float)) and side > LARGEST_GRID
 
 
 def check_numbers(values: Any, where: str, depth: int, limit: int) -> None:
@@ -266,8 +271,12 @@ def check_numbers(values: Any, where: str, depth: int, limit: int) -> None:
             layers = key in ("n_layers", "blocks", "decoder_blocks", "encoder_blocks", "num_layers")
             if layers and isinstance(value, int) and value > depth:
                 raise ValueError(f"{where}.{key} is {value}, and the weights hold {depth} tensors")
+            if key == "grids" and isinstance(value, (list, tuple)) and any(map(too_large, value)):
+                raise ValueError(f"{where}.{key} must be token sides up to {LARGEST_GRID}, got {value}")
             check_numbers(value, f"{where}.{key}", depth, limit)
     elif isinstance(values, (list, tuple)):
+        if len(values) > max(depth, 1) and not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{where} lists {len(values):,} parts, and the weights hold {depth} tensors")
         for value in values:
             check_numbers(value, where, depth, limit)
     elif isinstance(values, (int, float)) and not isinstance(values, bool) and not abs(values) <= limit:

@@ -15,6 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .file_kind import check_kind
+from .paths import expanded
+from .torch_file import KINDS, read_torch
+from .weights import read_tensors
+
 RATIOS = (2, 4)
 
 
@@ -71,16 +76,34 @@ def super_resolve(image: Tensor, ratio: int) -> Tensor:
     return (torch.from_numpy(np.stack(enlarged)).to(image.device) * 2 - 1).clamp(-1, 1)
 
 
+def own_weights(file: Path) -> dict[str, Any]:
+    """What a file of super-resolution weights holds, read without running anything of it.
+
+    Raises:
+        ValueError: there is no such file, it is something else or damaged, or it holds more than tensors and plain
+            values: safetensors files never do.
+    """
+    what = "a file of super-resolution weights (.safetensors is safest; .pth)"
+    if check_kind(file, ("safetensors", *KINDS), what).name == "safetensors":
+        return dict(read_tensors(file)[0])
+    try:
+        state = read_torch(file, "a file of super-resolution weights")
+    except ValueError as error:
+        raise ValueError(f"{error}; weights as .safetensors are safest") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds a {type(state).__name__}, not weights by name; save its state dict")
+    return state
+
+
 @cache
 def own_network(file: Path, device: torch.device) -> Any:
     """The network of a weights file, loaded once a device; spandrel finds out which one it is.
 
     Raises:
         ImportError: spandrel is not installed.
-        ValueError: there is no such file, or spandrel knows no network of such weights.
+        ValueError: there is no such file, it holds more than weights, or spandrel knows no network of such weights.
     """
-    if not file.is_file():
-        raise ValueError(f"there is no file of super-resolution weights {file}")
+    state = own_weights(file)
     try:
         import spandrel
     except ImportError as error:
@@ -89,7 +112,8 @@ def own_network(file: Path, device: torch.device) -> Any:
             f"or use the 'pixel' (Lanczos) up-sampler"
         ) from error
     try:
-        found = spandrel.ModelLoader(device).load_from_file(file)
+        # Not by the file: its loader of .pt runs TorchScript.
+        found = spandrel.ModelLoader(device).load_from_state_dict(spandrel.canonicalize_state_dict(state))
     except Exception as error:  # spandrel passes on whatever a file makes its loaders raise
         raise ValueError(f"spandrel cannot read {file} as a super-resolution network: {error}") from error
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels != 3 or found.scale < 2:
@@ -105,7 +129,7 @@ def super_resolve_with(file: Path, image: Tensor, size: tuple[int, int]) -> Tens
     Raises:
         ImportError, ValueError: see `own_network`.
     """
-    network = own_network(file, image.device)
+    network = own_network(expanded(file), image.device)
     x = ((image + 1) / 2).clamp(0, 1)
     while x.shape[-1] < size[1]:
         x = network(x).float().clamp(0, 1)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .family import Family
+from .paths import expanded
 from .super_resolution import lanczos, super_resolve, super_resolve_with
 
 UPSAMPLERS = ("latent", "pixel", "srgan", "sr")
@@ -24,7 +25,7 @@ def check_upsampler(name: str) -> None:
             f"there is no up-sampler {name!r}; choose one of {', '.join(UPSAMPLERS)}, or a file of super-resolution "
             f"weights ({', '.join(WEIGHTS)})"
         )
-    if not Path(name).is_file():
+    if not expanded(name).is_file():
         raise ValueError(f"there is no file of super-resolution weights {name}")
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from .atomic import partial_folder, take_name, told
+from .file_kind import check_kind
+from .paths import expanded
 
 
 def weights_file(folder: Path, name: str) -> Path:
@@ -22,51 +28,95 @@ def weights_file(folder: Path, name: str) -> Path:
     return file
 
 
-def tensor_count(file: Path) -> int:
-    """Number of tensors that a file holds, from its header alone; ValueError for what is no safetensors file."""
-    try:
-        with safe_open(file, "pt") as opened:
-            return len(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no safetensors file: {error}") from error
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a safetensors file by name, and its metadata; ValueError for another, cut or damaged file."""
+    with opened(file) as source:
+        return {name: source.get_tensor(name) for name in source.keys()}, dict(source.metadata() or {})  # noqa: SIM118
 
 
-def file_metadata(file: Path) -> dict[str, str]:
-    """What a file says of itself; nothing where there is no such file, or it cannot be read."""
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a file by name, from its header alone; errors as of `read_tensors`."""
+    with opened(file) as source:
+        return {name: tuple(source.get_slice(name).get_shape()) for name in source.keys()}  # noqa: SIM118
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a file says of itself, from its header alone; errors as of `read_tensors`."""
+    with opened(file) as source:
+        return dict(source.metadata() or {})
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """An open safetensors file; errors name the file and say what it is."""
+    check_kind(file, ("safetensors",), "a safetensors file")
     try:
-        with safe_open(file, "pt") as opened:
-            return dict(opened.metadata() or {})
-    except (SafetensorError, OSError):
-        return {}
+        with safe_open(expanded(file), framework="pt") as source:
+            yield source
+    except Exception as error:  # kinds of numbers that torch lacks end in KeyError and AttributeError, among others
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise ValueError(f"{file} is no safetensors file that can be read ({reason}): download it again") from error
+
+
+def check_shapes(file: Path, module: nn.Module, described: str = "family.json") -> None:
+    """ValueError unless a file holds the tensors of a module, by names and shapes: its header alone is read."""
+    found, wanted = read_shapes(file), {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    wrong = [f"lacks {name}" for name in wanted if name not in found]
+    wrong += [f"has {name}, which is not asked for" for name in found if name not in wanted]
+    wrong += [
+        f"has {list(found[name])} for {name}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if found.get(name, shape) != shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{file} does not fit {described}: it {', '.join(wrong[:3])}{more}")
 
 
 def read_part(file: Path, module: nn.Module, dtype: torch.dtype) -> None:
     """Put the weights of a file into a module that has none yet (meta tensors); ValueError when they do not fit."""
+    check_shapes(file, module)
     try:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(file).items()}
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in read_tensors(file)[0].items()}
         damaged = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
         if damaged:
             raise ValueError(f"it holds NaN or infinity in {', '.join(damaged[:3])}")
         module.load_state_dict(state, assign=True)
-    except (RuntimeError, ValueError, SafetensorError, OSError) as error:
-        raise ValueError(f"{file} does not fit family.json: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{file} does not fit family.json: {str(error).splitlines()[0]}") from error
     module.requires_grad_(False)
 
 
 def write_weights(folder: Path, name: str, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     """Write one part of a family, in place of the one that may be there, and return its file."""
+    file = folder / f"{name}.safetensors"
+    write_tensors(file, state, metadata)
+    return file
+
+
+def write_tensors(file: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
     for key, value in state.items():
-        tensor = value.contiguous().cpu()
+        tensor = value.detach().contiguous().cpu()
         # The format holds no two tensors of one memory, as tied weights of a checkpoint may be.
         tensors[key] = tensor.clone() if tensor.untyped_storage().data_ptr() in stored else tensor
         stored.add(tensor.untyped_storage().data_ptr())
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as temporary:
-        path = Path(temporary) / f"{name}.safetensors"
-        save_file(tensors, path, metadata)
-        path.chmod(0o644)  # safetensors writes for the owner alone
-        return path.replace(folder / path.name)
+    # Its writer takes a name and makes a file of its own there; bytes would take the memory of all weights again.
+    target = expanded(file).resolve()
+    with partial_folder(target) as temporary:
+        made = temporary / target.name
+        try:
+            save_file(tensors, made, metadata)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code), str(file)) from error
+        made.chmod(0o644)  # safetensors writes for the owner alone
+        with told(file, made), made.open("rb+") as written:
+            os.fsync(written.fileno())
+            take_name(made, target)
 
 
 def save_part(
@@ -91,14 +141,11 @@ def save_part(
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not."""
+    folder = expanded(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists already; choose a new folder or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with partial_folder(folder) as temporary:
         yield temporary
         temporary.chmod(0o755)
         temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

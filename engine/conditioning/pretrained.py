@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..paths import expanded
+
 # The `model_type` of config.json that a class is loaded from. Tar's own type is not known to transformers, so that
 # "AutoModelForCausalLM" refuses it; its scripts name the class.
 TYPES = {"T5EncoderModel": ("t5",), "Qwen2ForCausalLM": ("qwen2", "llava_qwen")}
@@ -29,6 +31,8 @@ def load_pretrained(source: str, kind: str, device: torch.device, dtype: torch.d
         raise ImportError(
             f"{source} runs through transformers: pip install 'mulosd[text]'; or give precomputed features"
         ) from error
+    if source.startswith("~"):
+        source = str(expanded(source))
     try:
         described, _ = transformers.PretrainedConfig.get_config_dict(source)
         found = described.get("model_type")

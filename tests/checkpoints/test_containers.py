@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from released import CONTAINERS, tiny_ar, tiny_ta_tok, tiny_vq
+from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -55,10 +56,11 @@ def test_a_file_cut_short(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"cut\.pt"):
             load_ar(path, heads=2)
     cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(b"\x10\x00")
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    save_file({"a": torch.zeros(4)}, cut)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="a safetensors file that is cut short"):
         load_ar(cut)
-    with pytest.raises(ValueError, match="no checkpoint file"):
+    with pytest.raises(ValueError, match="there is no file"):
         load_ar(tmp_path / "none.pt")
 
 

@@ -7,17 +7,21 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mulosd.engine.decoding import parse
-from mulosd.engine.family import Family, bundled_folder, store_calibration, store_resamplers
+from mulosd.engine.family import Family, add_eagle, bundled_folder, store_calibration, store_resamplers
 from mulosd.engine.family_config import Calibration, FamilyConfig, read_json
+from mulosd.engine.models.eagle import EagleDrafter
 from mulosd.engine.random_family import random_family
 from mulosd.engine.sampling import SamplingParams
+from mulosd.engine.weights import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,74 @@ def test_any_one_change_is_read_or_refused_with_the_files_name(name: str, tmp_pa
             refused[str((*path, last))] = str(error)
     assert len(refused) > 25
     assert [at for at, message in refused.items() if str(folder) not in message] == []
+
+
+LARGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "dimensions": lambda v: v["models"][0].update(dim=1 << 30, head_dim=1 << 30, n_heads=1),
+    "vocabulary": lambda v: v["tokenizer"].update(codebook_size=1 << 30),
+    "grids": lambda v: v["models"][0].update(grids=[2, 4, 1 << 20]),
+    "many grids": lambda v: v["models"][0].update(grids=list(range(1, 200_000))),
+    "levels": lambda v: v["tokenizer"].update(channels=[8] * 200_000),
+    "models": lambda v: v.update(models=v["models"] * 100_000),
+    "up-samplers": lambda v: v.update(resamplers=v["resamplers"] * 20_000),
+}
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("case", LARGE)
+def test_sizes_that_the_weights_do_not_hold_are_refused_before_anything_is_allocated(
+    folder: Path, case: str, weights: bool
+) -> None:
+    """By the headers of the weights; `mulosd info`, which reads no weights, refuses them too."""
+    rewritten(folder, LARGE[case])
+    with pytest.raises(ValueError, match=r"weights|does not fit|token sides|codes|bytes") as raised:
+        Family.load(folder, weights=weights)
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_what_a_weights_file_says_of_itself_is_bounded_too(folder: Path) -> None:
+    file = folder / "resamplers.safetensors"
+    tensors, metadata = read_tensors(file)
+    for blocks, message in (("200000", "the weights hold"), ('"many"', "resamplers"), ("[" * 3000, "resamplers")):
+        values = json.loads(metadata["resamplers"])
+        text = json.dumps(values).replace(f'"blocks": {values[0]["blocks"]}', f'"blocks": {blocks}', 1)
+        write_tensors(file, tensors, {"resamplers": text})
+        with pytest.raises(ValueError, match=message) as raised:
+            Family.load(folder)
+        assert str(folder) in str(raised.value)
+
+
+def test_any_damage_of_a_weights_file_is_refused_with_its_name(folder: Path) -> None:
+    rng, said = np.random.default_rng(8), []
+    for name in ("ar", "resamplers", "tokenizer"):
+        file = folder / f"{name}.safetensors"
+        whole = file.read_bytes()
+        for n in range(20):
+            data = bytearray(whole)
+            at = int(rng.integers(min(len(data), 3000)))
+            if n % 3 == 0:
+                del data[at:]
+            else:
+                data[at] ^= 1 << int(rng.integers(8))
+            file.write_bytes(bytes(data))
+            try:
+                Family.load(folder)
+            except ValueError as error:
+                said.append(str(error))
+        file.write_bytes(whole)
+    assert len(said) > 20
+    assert all(str(folder) in text and "\n" not in text for text in said)
+
+
+def test_a_drafter_that_replaces_another_is_stored_in_one_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that is stopped between its two files leaves a family that loads, with the new drafter."""
+    family = Family.load(folder)
+    config = replace(family.eagle.config, grids=(4, 8))
+    torch.manual_seed(1)
+    monkeypatch.setattr("mulosd.engine.family.change", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        add_eagle(folder, EagleDrafter(config, family.ar))
+    assert Family.load(folder).eagle.config.grids == (4, 8)
 
 
 def test_settings_are_spelled_as_decoders(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mulosd.engine.decoding import DraftOnly
@@ -35,17 +38,22 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files x2.pth, x4.pth and gray.pth, which a stand-in for spandrel reads."""
     networks = {"x2": Network(2), "x4": Network(4), "gray": Network(2, 1)}
 
-    def load(file: Path) -> Network:
-        if file.stem not in networks:
+    def load(state: dict[str, Tensor]) -> Network:
+        (name,) = state
+        if name not in networks:
             raise RuntimeError("unsupported")
-        return networks[file.stem]
+        return networks[name]
 
-    loader = SimpleNamespace(load_from_file=load)
-    module = SimpleNamespace(ModelLoader=lambda device: loader, ImageModelDescriptor=Network)
+    loader = SimpleNamespace(load_from_state_dict=load)
+    module = SimpleNamespace(
+        ModelLoader=lambda device: loader,
+        ImageModelDescriptor=Network,
+        canonicalize_state_dict=lambda state: state.get("params", state),
+    )
     monkeypatch.setitem(sys.modules, "spandrel", module)
     own_network.cache_clear()
     for name in (*networks, "other"):
-        (tmp_path / f"{name}.pth").touch()
+        torch.save({"params": {name: torch.zeros(1)}}, tmp_path / f"{name}.pth")
     return tmp_path
 
 
@@ -77,3 +85,35 @@ def test_what_cannot_serve_is_told(weights: Path, tmp_path: Path, monkeypatch: p
     own_network.cache_clear()
     with pytest.raises(ImportError, match=r"mulosd\[spandrel\]"):
         super_resolve_with(weights / "x2.pth", image, (8, 8))
+
+
+def test_super_resolution_weights_that_are_torchscript_are_refused_before_any_loader_sees_them(
+    tmp_path: Path, weights: Path
+) -> None:
+    """A `.pt` goes to `torch.jit.load` in the loader of spandrel, which runs what is in it."""
+
+    class Program(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    torch.jit.script(Program()).save(str(tmp_path / "program.pt"))
+    with pytest.raises(ValueError, match=r"program\.pt is a TorchScript program, which runs code.*safetensors"):
+        own_network(tmp_path / "program.pt", torch.device("cpu"))
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"params": Trap()}, protocol=2))
+    with pytest.raises(ValueError, match=r"evil\.pth.*safetensors") as raised:
+        own_network(tmp_path / "evil.pth", torch.device("cpu"))
+    assert "weights_only" not in str(raised.value) and not Path("made-by-a-pickle").exists()
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("made-by-a-pickle",)
+
+
+def test_super_resolution_weights_as_safetensors_reach_the_loader_whatever_the_suffix(weights: Path) -> None:
+    for name in ("x2.safetensors", "x4.pt"):
+        save_file({Path(name).stem: torch.zeros(1)}, weights / name)
+        own_network.cache_clear()
+        assert own_network(weights / name, torch.device("cpu")).scale == int(name[1])

@@ -61,8 +61,8 @@ def test_a_table_settles_seed_decoder_and_output(tmp_path: Path, sign: str) -> N
 
 WRONG = {
     "no such file": ("", None, ["p.txt", "not there"]),
-    "no text": ("p.txt", b"apple\n\xff\xfa\n", ["p.txt line 2", "UTF-8"]),
-    "zero byte": ("p.txt", b"apple\n\0\n", ["p.txt line 2", "zero byte"]),
+    "no text": ("p.txt", b"apple\n\xff\xfa\n", ["p.txt", "line 2", "UTF-8"]),
+    "zero byte": ("p.txt", b"apple\n\0\n", ["p.txt", "line 2", "NUL"]),
     "nothing": ("p.txt", b"\n\n", ["p.txt has no prompts"]),
     "another column": (
         "p.csv",
@@ -72,7 +72,7 @@ WRONG = {
     "no column of prompts": ("p.csv", b"apple\npear\n", ["p.csv line 1", "'prompt'"]),
     "comma in a prompt": ("p.csv", b"prompt,seed\na,b,3\n", ["p.csv line 2", "3 cells", "quote"]),
     "seed": ("p.csv", b"prompt,seed\napple,3\napple,x\n", ["p.csv line 3", "seed", "'x'"]),
-    "no JSON": ("p.jsonl", b'{"prompt": "apple"}\n{prompt}\n', ["p.jsonl line 2", "JSON"]),
+    "no JSON": ("p.jsonl", b'{"prompt": "apple"}\n{prompt}\n', ["p.jsonl, line 2", "JSON"]),
     "no object": ("p.jsonl", b'["apple"]\n', ["p.jsonl line 1", "object"]),
     "number as a prompt": ("p.jsonl", b'{"prompt": 3}\n', ["p.jsonl line 1", "prompt must be a text"]),
     "half a sign": ("p.jsonl", b'{"prompt": "apple \\ud800"}\n', ["p.jsonl line 1", "UTF-8"]),

@@ -85,7 +85,7 @@ def test_a_section_says_what_it_may_state(tmp_path: Path, stage: str, change: di
     ("text", "message"),
     [
         (b"family: [", "no YAML that can be read"),
-        (b"\xff\xfe\x00", "no YAML that can be read"),
+        (b"\xff\xfe\x00", "no UTF-16 text"),
         (b"- family", "must hold a mapping"),
         (b"family: x\ndata: 3\n", "data must be an object"),
         (b"family: x\ndata: {kind: folder}\nsampling: {cfg: 3}\n", "sampling: has the unknown key 'cfg'"),

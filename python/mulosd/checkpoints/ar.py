@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.family_config import check_numbers, mapping, told
 from ..engine.models.ar_dtok import PREFIXES, ARDTokConfig
 from ..engine.models.ar_model import ARModel
 from ..engine.models.kinds import AR_MODELS, build, kind_of
 from ..engine.models.llamagen import LlamaGenConfig
-from .container import Checkpoint, fit, read_checkpoint
+from ..engine.paths import expanded
+from ..files.texts import parse_json
+from .container import Checkpoint, check_matrices, count_parts, fit, read_checkpoint
 
 # The head size is in no shape: heads by layers and width of the models that were released or described
 # (LlamaGen's B, L, XL, XXL, XXXL, 1B, 3B, 7B; Tar's S and LP).
@@ -77,7 +79,7 @@ def load_ar(
         ValueError: the file is none of these, is damaged or asks for code to be run, heads are needed, or tensors are
             missing, unexpected or mis-shaped (all are listed).
     """
-    file = Path(path)
+    file = expanded(path)
     if file.is_dir():
         from ..engine.family import Family
 
@@ -85,8 +87,13 @@ def load_ar(
         return family.ar if grid is None else family.model(grid)
     checkpoint = read_checkpoint(file)
     if METADATA in checkpoint.metadata:
-        values = json.loads(checkpoint.metadata[METADATA])
-        return assemble(values.pop("kind"), values, checkpoint.tensors, file, dtype)
+        values = parse_json(checkpoint.metadata[METADATA], f"{file}: {METADATA}")
+        with told(file):
+            check_numbers(mapping(values, METADATA), METADATA, len(checkpoint.tensors), 1 << 31)
+            kind = values.pop("kind")
+            if kind not in AR_MODELS:
+                raise ValueError(f"{METADATA}.kind must be one of {', '.join(AR_MODELS)}, got {kind!r}")
+        return assemble(kind, values, checkpoint.tensors, file, dtype)
     kind, values, tensors = translate(checkpoint, heads)
     if image_positions != "slot":
         if kind != "ar-dtok":
@@ -99,7 +106,7 @@ def assemble(
     kind: str, values: dict[str, Any], tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype
 ) -> ARModel:
     """A model of a configuration with these tensors."""
-    with torch.device("meta"):
+    with told(file), torch.device("meta"):
         model = build(AR_MODELS, kind, values)
     fit(file, tensors, model.state_dict(), describe(model))
     state = {k: v.to(dtype, copy=True) if v.is_floating_point() else v for k, v in tensors.items()}
@@ -126,37 +133,40 @@ def translate(
         heads: attention heads, where sizes or arguments do not tell.
         grid: token side that the model was trained for, where it is known.
     """
-    check_is_ar(checkpoint)
-    t, path = checkpoint.tensors, checkpoint.path
-    vocab, dim = t["tok_embeddings.weight"].shape
-    layers = 1 + max(int(k.split(".")[1]) for k in t if k.startswith("layers."))
-    gate = t["layers.0.feed_forward.w1.weight"]
-    sizes: dict[str, Any] = {
-        "vocab_size": vocab,
-        "dim": dim,
-        "n_layers": layers,
-        "n_heads": count_heads(checkpoint, layers, dim, heads),
-        "ffn_dim": len(gate),
-        "grids": [] if grid is None else [grid],
-    }
-    if "abs_pe" in t:
-        kind, values = "ar-dtok", dtok_values(checkpoint, sizes, t["abs_pe"].shape[-2])
-    elif "cls_embedding.embedding_table.weight" in t:
-        n_classes = len(t["cls_embedding.embedding_table.weight"]) - 1
-        kind, values = "llamagen", LlamaGenConfig("class", **sizes, n_classes=n_classes).to_dict()
-    elif "cls_embedding.uncond_embedding" in t:
-        length, width = t["cls_embedding.uncond_embedding"].shape
-        kind, values = "llamagen", LlamaGenConfig("caption", **sizes, cond_len=length, cond_dim=width).to_dict()
-    else:
-        raise ValueError(
-            f"{path} has no condition that is known: missing: cls_embedding.embedding_table.weight (classes), "
-            f"cls_embedding.uncond_embedding (captions) or abs_pe (Tar)"
-        )
-    with torch.device("meta"):
-        model = build(AR_MODELS, kind, values)
-    known = {k: v for k, v in t.items() if k not in IGNORED}
-    fit(path, known, released(model.state_dict()), describe(model))
-    return kind, values, renamed(known)
+    with told(checkpoint.path):
+        check_is_ar(checkpoint)
+        t, path = checkpoint.tensors, checkpoint.path
+        check_matrices(path, t, ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"))
+        vocab, dim = t["tok_embeddings.weight"].shape
+        layers = count_parts(path, t, "layers.")
+        gate = t["layers.0.feed_forward.w1.weight"]
+        sizes: dict[str, Any] = {
+            "vocab_size": vocab,
+            "dim": dim,
+            "n_layers": layers,
+            "n_heads": count_heads(checkpoint, layers, dim, heads),
+            "ffn_dim": len(gate),
+            "grids": [] if grid is None else [grid],
+        }
+        check_matrices(path, t, ("clip_proj.weight", *(k for k in t if k.startswith("cls_embedding."))))
+        if "abs_pe" in t:
+            kind, values = "ar-dtok", dtok_values(checkpoint, sizes, t["abs_pe"].shape[-2])
+        elif "cls_embedding.embedding_table.weight" in t:
+            n_classes = len(t["cls_embedding.embedding_table.weight"]) - 1
+            kind, values = "llamagen", LlamaGenConfig("class", **sizes, n_classes=n_classes).to_dict()
+        elif "cls_embedding.uncond_embedding" in t:
+            length, width = t["cls_embedding.uncond_embedding"].shape
+            kind, values = "llamagen", LlamaGenConfig("caption", **sizes, cond_len=length, cond_dim=width).to_dict()
+        else:
+            raise ValueError(
+                f"{path} has no condition that is known: missing: cls_embedding.embedding_table.weight (classes), "
+                f"cls_embedding.uncond_embedding (captions) or abs_pe (Tar)"
+            )
+        with torch.device("meta"):
+            model = build(AR_MODELS, kind, values)
+        known = {k: v for k, v in t.items() if k not in IGNORED}
+        fit(path, known, released(model.state_dict()), describe(model))
+        return kind, values, renamed(known)
 
 
 def check_is_ar(checkpoint: Checkpoint) -> None:
@@ -178,16 +188,19 @@ def count_heads(checkpoint: Checkpoint, layers: int, dim: int, heads: int | None
             f"{checkpoint.path} has {layers} layers of {dim} dimensions, which is no released size, and the number of "
             f"heads is in no tensor: give --heads (heads=)"
         )
-    if not isinstance(found, int) or found < 1 or dim % found:
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1 or dim % found:
         raise ValueError(f"{found} heads do not divide the {dim} dimensions of {checkpoint.path}")
     return found
 
 
 def dtok_values(checkpoint: Checkpoint, sizes: dict[str, Any], positions: int) -> dict[str, Any]:
     """Configuration of Tar's AR de-tokenizer: the table of positions holds prefix and grid, less the last token."""
-    args = checkpoint.args
-    prefix = args.get("cls_token_num")
-    tokens = args.get("max_seq_len")
+    prefix, tokens = (checkpoint.args.get(key) for key in ("cls_token_num", "max_seq_len"))
+    if any(n is not None and (not isinstance(n, int) or not 0 <= n <= positions + 1) for n in (prefix, tokens)):
+        raise ValueError(
+            f"{checkpoint.path} has {positions} positions, but its arguments say cls_token_num {prefix!r} and "
+            f"max_seq_len {tokens!r}: it is damaged"
+        )
     if not sizes["grids"]:
         fitting = [p for p in PREFIXES if math.isqrt(max(0, positions + 1 - p)) ** 2 == positions + 1 - p > 0]
         prefix = prefix if prefix is not None or not fitting else fitting[0]

@@ -8,16 +8,17 @@ steps and args beside it), `{"module": …}` (DeepSpeed), `{"state_dict": …}`,
 from __future__ import annotations
 
 import argparse
-import pickle
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from ..engine.file_kind import check_kind
+from ..engine.paths import expanded
+from ..engine.torch_file import KINDS, read_torch, short
+from ..engine.weights import read_tensors
 
 # Training scripts pickle their options beside the weights. Nothing else that pickle can name is ever called.
 ALLOWED: list[Any] = [argparse.Namespace]
@@ -31,71 +32,28 @@ class Checkpoint:
     Attributes:
         path: the file.
         tensors: by name; from a torch file they are mapped, not read, until they are used.
-        args: plain values by name.
         metadata: of a safetensors file.
+        args: plain values by name.
     """
 
     path: Path
     tensors: dict[str, Tensor]
-    args: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint file.
+    """Read a checkpoint file; what it is tells its content, not its suffix.
 
     Raises:
-        ValueError: there is no such file, it is cut short, it holds no weights, or it asks for code to be run.
+        ValueError: there is no such file, it is something else (the message says what), it is cut short, it holds no
+            weights, or it asks for code to be run.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"there is no checkpoint file {file}")
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
-    return unwrapped(file, read_pickle(file))
-
-
-def read_safetensors(file: Path) -> Checkpoint:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-            return Checkpoint(file, tensors, metadata=dict(opened.metadata() or {}))
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error}); fetch it again") from error
-
-
-def read_pickle(file: Path) -> Any:
-    """The contents of a torch file, with tensors mapped from disk where its format allows that."""
-    with torch.serialization.safe_globals(ALLOWED):
-        try:
-            try:
-                return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except (RuntimeError, ValueError) as error:
-                # Files from before torch 1.6 are no zip archives and cannot be mapped.
-                if "mmap" not in str(error):
-                    raise
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(refusal(file, str(error))) from error
-        except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(
-                f"{file} cannot be read as a torch checkpoint ({reason}): it is cut short or another kind of file; "
-                f"fetch it again"
-            ) from error
-
-
-def refusal(file: Path, reason: str) -> str:
-    """Why a pickle was not loaded."""
-    named = re.search(r"GLOBAL ([\w.]+)", reason) or re.search(r"[Uu]nsupported (?:class|global):? ([\w.]+)", reason)
-    if named is None:
-        first = reason.strip().splitlines()[0] if reason.strip() else "damaged"
-        return f"{file} is not a checkpoint that holds only weights ({first})"
-    return (
-        f"{file} was refused: it asks for {named[1]} to be loaded, and a checkpoint may hold tensors, plain values and "
-        f"argparse.Namespace alone, since anything else could run code; if you trust its origin, save its state dict "
-        f"anew"
-    )
+    file = expanded(path)
+    kind = check_kind(file, ("safetensors", *KINDS), "a checkpoint (safetensors, .pt, .pth)")
+    if kind.name == "safetensors":
+        return Checkpoint(file, *read_tensors(file))
+    return unwrapped(file, read_torch(file, "a checkpoint", allowed=ALLOWED))
 
 
 def unwrapped(file: Path, content: Any) -> Checkpoint:
@@ -113,13 +71,13 @@ def unwrapped(file: Path, content: Any) -> Checkpoint:
     if not is_state(state):
         kind = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
-            kind += " of " + (", ".join(map(repr, list(content)[:6])) or "nothing")
+            kind += " of " + (", ".join(repr(short(str(key), 40)) for key in list(content)[:6]) or "nothing")
         raise ValueError(
             f"{file} holds no weights that are known: expected a state dict, bare or under "
             f"{', '.join(map(repr, WRAPPERS))}, or Tar's 'model' with 'sd'; found {kind}"
         )
     tensors = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
-    return Checkpoint(file, tensors, args)
+    return Checkpoint(file, tensors, args=args)
 
 
 def is_state(value: Any) -> bool:
@@ -132,6 +90,33 @@ def plain(args: Any) -> dict[str, Any]:
     if isinstance(args, argparse.Namespace):
         return dict(vars(args))
     return dict(args) if isinstance(args, Mapping) else {}
+
+
+def check_matrices(path: Path, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """ValueError unless those of the named tensors that are there have as many dimensions as weights do: the biases and
+    the tables of a single row, which a name may also be of, have one."""
+    for name in names:
+        if name in tensors and tensors[name].dim() != (1 if name.endswith("bias") else 2):
+            raise ValueError(f"{path} is no whole model: {name} is {list(tensors[name].shape)}")
+
+
+def count_parts(path: Path, tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many parts (layers, levels, blocks) are numbered behind a prefix, by the names that are there.
+
+    A network is built of so many: a single name with a large number must not make a large network.
+
+    Raises:
+        ValueError: the numbers are not 0, 1, 2 and so on.
+    """
+    found = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
+    for number in range(len(found)):
+        if str(number) not in found:
+            odd = min(found - {str(n) for n in range(len(found))}, key=lambda text: (len(text), text))
+            raise ValueError(
+                f"{path} has {len(found)} parts {prefix}N, {prefix}{short(odd, 40)} among them, but "
+                f"{prefix}{number} is missing: it is no whole model"
+            )
+    return len(found)
 
 
 def fit(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:

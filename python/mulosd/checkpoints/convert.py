@@ -16,9 +16,10 @@ from ..engine.conditioning.captions import ENCODER
 from ..engine.family import Family
 from ..engine.family_config import FORMAT, write_json
 from ..engine.models.ar_dtok import PREFIXES
+from ..engine.paths import expanded
 from ..engine.weights import new_folder, write_weights
 from .ar import HEADS, METADATA, check_is_ar, translate
-from .container import Checkpoint, read_checkpoint
+from .container import Checkpoint, count_parts, read_checkpoint
 from .source import locate
 from .ta_tok import translate_ta_tok
 from .vq import translate_vq
@@ -77,7 +78,7 @@ def convert_llamagen(
     Raises:
         ValueError: a file is not what it should be (all that is missing or mis-shaped is named), or `output` exists.
     """
-    check_output(output)
+    output = check_output(output)
     report("reading", 0, 3)
     tokenizer_values, tokenizer = translate_vq(
         read_checkpoint(locate(vq, ("vq_ds16_t2i.pt", "vq_ds16_c2i.pt"), "--vq"))
@@ -146,7 +147,7 @@ def convert_tar(
     Raises:
         ValueError: as `convert_llamagen`.
     """
-    check_output(output)
+    output = check_output(output)
     total = len(ar) + 2
     report("reading", 0, total)
     tokenizer_values, tokenizer = translate_vq(read_checkpoint(locate(vq, ("vq_ds16_t2i.pt",), "--vq")))
@@ -174,10 +175,12 @@ def convert_tar(
     return assemble(output, SAMPLING["tar"], tokens, conditioner, models, parts, report)
 
 
-def check_output(output: Path) -> None:
-    """ValueError when the folder is there already: nothing is read before that is known."""
+def check_output(output: Path) -> Path:
+    """The folder to make; ValueError when it is there already: nothing is read before that is known."""
+    output = expanded(output)
     if output.exists():
         raise ValueError(f"{output} exists already; choose a new folder or remove it")
+    return output
 
 
 def image_size(checkpoint: Checkpoint) -> int | None:
@@ -201,7 +204,7 @@ def ar_part(
     """Configuration, with its kind, and weights of an AR checkpoint, checked against each other."""
     check_is_ar(checkpoint)
     t = checkpoint.tensors
-    layers = 1 + max(int(k.split(".")[1]) for k in t if k.startswith("layers."))
+    layers = count_parts(checkpoint.path, t, "layers.")
     known = "n_head" in checkpoint.args or (layers, len(t["norm.weight"])) in HEADS
     kind, values, tensors = translate(checkpoint, None if known else heads, grid)
     if prefix is not None:

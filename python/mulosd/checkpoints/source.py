@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..engine.paths import expanded
+
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:/[\w./-]+)?")
 
 
@@ -21,7 +23,7 @@ def locate(source: str | Path, names: Sequence[str], what: str) -> Path:
         ValueError: there is no such file, folder or repository, or it cannot be reached.
         ImportError: a repository was named, and huggingface_hub is not installed.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         return path
     if path.is_dir():

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.family_config import told
 from ..engine.models.ta_tok import TATok, TATokConfig
-from .container import Checkpoint, fit, read_checkpoint
+from .container import Checkpoint, check_matrices, count_parts, fit, read_checkpoint
 
 BOOK = "bottleneck.regularizer."
 # What only understanding images needs, or nothing at all.
@@ -54,29 +55,31 @@ def load_ta_tok(path: str | Path) -> TATok:
 
 def translate_ta_tok(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and float32 tensors of the decode path: the codebook comes with all its projections applied."""
-    # Newer releases of transformers save the decoder without the inner name.
-    t = {
-        k.replace("decoder.vision_model.", "decoder."): v
-        for k, v in checkpoint.tensors.items()
-        if not k.startswith(IGNORED) and not k.startswith(("decoder.vision_model.head.", "decoder.head."))
-    }
-    missing = [k for k in NEEDED if k not in t]
-    if missing:
-        raise ValueError(f"{checkpoint.path} is no TA-Tok of Tar; missing: {', '.join(missing)}")
-    dim, code_dim = t["decoder.embeddings.patch_embedding.weight"].shape
-    places = len(t["decoder.embeddings.position_embedding.weight"])
-    config = TATokConfig(
-        len(t[f"{BOOK}embedding.weight"]),
-        code_dim,
-        dim,
-        1 + max(int(k.split(".")[3]) for k in t if k.startswith("decoder.encoder.layers.")),
-        ffn_dim=len(t["decoder.encoder.layers.0.mlp.fc1.weight"]),
-        position_side=math.isqrt(places),
-    )
-    what = f"a TA-Tok of {config.codebook_size} codes and {config.n_layers} layers"
-    fit(checkpoint.path, t, released(config), what)
-    tensors = {"codebook": codes(t, normalised(checkpoint.args)), **decoder(t)}
-    return config.to_dict(), {k: v.to(torch.float32, copy=True) for k, v in tensors.items()}
+    with told(checkpoint.path):
+        # Newer releases of transformers save the decoder without the inner name.
+        t = {
+            k.replace("decoder.vision_model.", "decoder."): v
+            for k, v in checkpoint.tensors.items()
+            if not k.startswith(IGNORED) and not k.startswith(("decoder.vision_model.head.", "decoder.head."))
+        }
+        missing = [k for k in NEEDED if k not in t]
+        if missing:
+            raise ValueError(f"{checkpoint.path} is no TA-Tok of Tar; missing: {', '.join(missing)}")
+        check_matrices(checkpoint.path, t, NEEDED)
+        dim, code_dim = t["decoder.embeddings.patch_embedding.weight"].shape
+        places = len(t["decoder.embeddings.position_embedding.weight"])
+        config = TATokConfig(
+            len(t[f"{BOOK}embedding.weight"]),
+            code_dim,
+            dim,
+            count_parts(checkpoint.path, t, "decoder.encoder.layers."),
+            ffn_dim=len(t["decoder.encoder.layers.0.mlp.fc1.weight"]),
+            position_side=math.isqrt(places),
+        )
+        what = f"a TA-Tok of {config.codebook_size} codes and {config.n_layers} layers"
+        fit(checkpoint.path, t, released(config), what)
+        tensors = {"codebook": codes(t, normalised(checkpoint.args)), **decoder(t)}
+        return config.to_dict(), {k: v.to(torch.float32, copy=True) for k, v in tensors.items()}
 
 
 def normalised(args: Mapping[str, Any]) -> bool:

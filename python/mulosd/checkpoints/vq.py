@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..engine.family_config import told
 from ..engine.models.tokenizer import Tokenizer
 from ..engine.models.vq import VQ, VQConfig
-from .container import Checkpoint, fit, read_checkpoint
+from ..engine.paths import expanded
+from .container import Checkpoint, check_matrices, count_parts, fit, read_checkpoint
 
 # Usage counters of training.
 IGNORED = ("quantize.codebook_used",)
@@ -27,7 +28,7 @@ def load_vq(path: str | Path) -> VQ | Tokenizer:
     Raises:
         ValueError: the file is no VQ tokenizer, is damaged, or tensors are missing, unexpected or mis-shaped.
     """
-    file = Path(path)
+    file = expanded(path)
     if file.is_dir():
         from ..engine.family import Family
 
@@ -44,33 +45,32 @@ def load_vq(path: str | Path) -> VQ | Tokenizer:
 
 def translate_vq(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of a VQ tokenizer, checked against each other."""
-    t = {k: v for k, v in checkpoint.tensors.items() if k not in IGNORED}
-    for needed in ("quantize.embedding.weight", "encoder.conv_out.weight", "decoder.conv_out.weight"):
-        if needed not in t:
+    with told(checkpoint.path):
+        t = {k: v for k, v in checkpoint.tensors.items() if k not in IGNORED}
+        for needed in ("quantize.embedding.weight", "encoder.conv_out.weight", "decoder.conv_out.weight"):
+            if needed not in t:
+                raise ValueError(
+                    f"{checkpoint.path} is no VQ tokenizer of LlamaGen: {needed} is missing "
+                    f"(it holds {', '.join(list(t)[:4])} and so on)"
+                )
+        check_matrices(checkpoint.path, t, ("quantize.embedding.weight",))
+        codes, dim = t["quantize.embedding.weight"].shape
+        levels = count_parts(checkpoint.path, t, "encoder.conv_blocks.")
+        first = [t.get(f"encoder.conv_blocks.{i}.res.0.conv1.weight") for i in range(levels)]
+        missing = [f"encoder.conv_blocks.{i}.res.0.conv1.weight" for i, w in enumerate(first) if w is None]
+        if missing or not levels:
             raise ValueError(
-                f"{checkpoint.path} is no VQ tokenizer of LlamaGen: {needed} is missing "
-                f"(it holds {', '.join(list(t)[:4])} and so on)"
+                f"{checkpoint.path} is no whole VQ tokenizer; missing: {', '.join(missing) or 'its levels'}"
             )
-    codes, dim = t["quantize.embedding.weight"].shape
-    levels = count(t, "encoder.conv_blocks.")
-    first = [t.get(f"encoder.conv_blocks.{i}.res.0.conv1.weight") for i in range(levels)]
-    missing = [f"encoder.conv_blocks.{i}.res.0.conv1.weight" for i, w in enumerate(first) if w is None]
-    if missing or not levels:
-        raise ValueError(f"{checkpoint.path} is no whole VQ tokenizer; missing: {', '.join(missing) or 'its levels'}")
-    config = VQConfig(
-        codes,
-        dim,
-        len(t["encoder.conv_out.weight"]),
-        tuple(len(w) for w in first if w is not None),
-        count(t, "encoder.conv_blocks.0.res."),
-        count(t, "decoder.conv_blocks.0.res."),
-    )
-    with torch.device("meta"):
-        wanted = VQ(config).state_dict()
-    fit(checkpoint.path, t, wanted, f"a VQ-{config.patch} tokenizer of {codes} codes")
-    return config.to_dict(), t
-
-
-def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered parts follow a prefix."""
-    return 1 + max((int(k[len(prefix) :].split(".")[0]) for k in tensors if k.startswith(prefix)), default=-1)
+        config = VQConfig(
+            codes,
+            dim,
+            len(t["encoder.conv_out.weight"]),
+            tuple(len(w) for w in first if w is not None),
+            count_parts(checkpoint.path, t, "encoder.conv_blocks.0.res."),
+            count_parts(checkpoint.path, t, "decoder.conv_blocks.0.res."),
+        )
+        with torch.device("meta"):
+            wanted = VQ(config).state_dict()
+        fit(checkpoint.path, t, wanted, f"a VQ-{config.patch} tokenizer of {codes} codes")
+        return config.to_dict(), t

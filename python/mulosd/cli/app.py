@@ -9,6 +9,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .._version import __version__
+from ..screen import printable
 from . import bench, calibrate, convert, decoders, diagnose, evaluate, generate, info, train
 from .console import stderr
 from .respelled import Respelled
@@ -25,7 +26,9 @@ class Commands(TyperGroup):
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             if ctx.params.get("traceback") or not is_mistake(error):
                 raise
-            stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            # One line, whatever is in a file's name; why no backend serves a call takes several.
+            lines = "\n" if isinstance(error, RuntimeError) else ""
+            stderr.print(f"[bold red]error:[/] {escape(printable(str(error), keep=lines))}", soft_wrap=True)
             raise typer.Exit(2) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -160,10 +159,11 @@ def plot(
     if not report_file.is_file():
         raise ValueError(f"there is no report {report_file}; `mulosd bench decode --json` writes one")
 
+    from ..files.texts import read_json
     from ..measure.plots import plot_frontier
 
     try:
-        report = json.loads(report_file.read_text(encoding="utf-8"))
+        report = read_json(report_file)
         known = all({"spec", "accuracy", "kid", "nll"} <= row.keys() for row in report["rows"])
     except (ValueError, KeyError, TypeError, AttributeError):
         known = False

@@ -73,6 +73,7 @@ def calibrate(
     from .. import Engine, MuloSD
     from ..engine.calibrate import calibrate as run
     from ..engine.family import store_calibration
+    from ..engine.lock import locked
     from ..measure.prompts import default_prompts, read_prompts
     from .features import read_features
 
@@ -88,31 +89,34 @@ def calibrate(
         raise ValueError(f"--trials must be at least 1, got {trials}")
     own = None if prompts_file is None else read_prompts(prompts_file)
     engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
+    folder = engine.family.path
+    if folder is None:
+        raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")
     given = None
     if features is not None:
         given = read_features(features, engine.family, None if own is None else len(own))
         own = own or [str(i) for i in range(len(given))]
-    folder = engine.family.path
-    if folder is None:
-        raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")
-    if keep:
-        given_prompts = own or default_prompts(engine, prompts, seed)
-        found = chosen(engine, given_prompts, keep, wanted, rejection, trials, seed)
+    asked = own or default_prompts(engine, prompts, seed)
+    # Of one family at a time: the settings of another that ends meanwhile may be what this one draws with.
+    with locked(folder, "a calibration of", name="calibrate"):
+        if keep:
+            store_calibration(folder, chosen(engine, asked, keep, wanted, rejection, trials, seed), default=default)
+            return
+        found = run(
+            engine,
+            asked,
+            rejection=rejection,
+            scale=wanted.scale,
+            pool=POOL if wanted.pool is None else wanted.pool,
+            radius=RADIUS if wanted.radius is None else wanted.radius,
+            upsampler=wanted.upsampler,
+            seed=seed,
+            features=given,
+        )
+        found = replace(
+            found, window=wanted.window, draft_guesses=wanted.draft_guesses, draft_window=wanted.draft_window
+        )
         store_calibration(folder, found, default=default)
-        return
-    found = run(
-        engine,
-        own or default_prompts(engine, prompts, seed),
-        rejection=rejection,
-        scale=wanted.scale,
-        pool=POOL if wanted.pool is None else wanted.pool,
-        radius=RADIUS if wanted.radius is None else wanted.radius,
-        upsampler=wanted.upsampler,
-        seed=seed,
-        features=given,
-    )
-    found = replace(found, window=wanted.window, draft_guesses=wanted.draft_guesses, draft_window=wanted.draft_window)
-    store_calibration(folder, found, default=default)
     stdout.print(
         f"scale {found.scale}, {found.upsampler} up-sampler: tau {found.tau:.3g} rejects {found.rejection:.2%} of "
         f"draft tokens; stored in {folder / 'family.json'}",

@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ..screen import Screen, printable
+
 if TYPE_CHECKING:
     import mulosd
 
 
-class Pipe(Console):
+class Pipe(Screen):
     """A console that raises when nobody reads it, where rich ends the program."""
 
     def on_broken_pipe(self) -> NoReturn:
@@ -61,7 +63,7 @@ def silence(file: IO[str]) -> None:
         os.close(nowhere)
 
 
-stdout = Console()
+stdout = Screen()
 stderr = Diagnostics(stderr=True)
 
 STAGES = {
@@ -80,7 +82,7 @@ def examples(*lines: str) -> str:
 
 
 def warn(text: str) -> None:
-    stderr.print(f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=True)
+    stderr.print(f"[bold yellow]warning:[/] {escape(printable(text, keep=''))}", soft_wrap=True)
 
 
 @contextmanager

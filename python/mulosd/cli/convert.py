@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..files.texts import read_lines
 from .console import count_bar, examples, stdout
 from .files import check_parent
 
@@ -72,7 +73,7 @@ def llamagen(
     if class_names is not None:
         if not class_names.is_file():
             raise ValueError(f"--class-names {class_names}: there is no such file")
-        names = [line.strip() for line in class_names.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in read_lines(class_names) if line.strip()]
 
     import torch
 

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,9 @@ from rich.markup import escape
 
 from .._version import __version__
 from ..atomic import atomic, write_json
+from ..engine.atomic import is_stream
+from ..engine.lock import locked
+from ..screen import printable
 from .console import Lines, silence
 from .image_files import read_settings, save_image
 
@@ -156,6 +159,25 @@ def draw(
                 engine.abort(number)
 
 
+@contextmanager
+def alone(stats: Path | None) -> Iterator[None]:
+    """Write a statistics file while no other process does; ValueError when one does: each would drop what the other
+    has drawn."""
+    if stats is None or is_stream(stats):
+        yield
+        return
+    folder = stats.absolute().parent
+    made = not folder.is_dir()
+    folder.mkdir(exist_ok=True)
+    try:
+        with locked(stats, "writing of --stats"):
+            yield
+    finally:
+        if made:
+            with suppress(OSError):  # it holds something by now
+                folder.rmdir()
+
+
 @dataclass
 class Record:
     """What became of the jobs of a call: files, lines and the statistics file.
@@ -212,9 +234,12 @@ class Record:
         self.entries[job] = {**job.entry, **update.stats.to_dict()}
         self.write_stats()
         count = f"{self.done}  " if len(self.jobs) > 1 else ""
-        self.lines.print(f"{count}[bold]{escape(job.file)}[/]  seed {job.seed}\n  {escape(str(update.stats))}")
+        self.lines.print(
+            f"{count}[bold]{escape(printable(job.file, keep=''))}[/]  seed {job.seed}\n  {escape(str(update.stats))}"
+        )
 
     def write_stats(self) -> None:
-        if self.stats is not None:
+        # What goes to a pipe cannot be replaced by the next state: it gets the last one.
+        if self.stats is not None and (len(self.entries) == len(self.jobs) or not is_stream(self.stats)):
             entries = [self.entries[job] for job in self.jobs if job in self.entries]
             write_json(self.stats, {"version": __version__, "images": entries, "warnings": self.warnings})

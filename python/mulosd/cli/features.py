@@ -24,12 +24,12 @@ def read_features(path: Path, family: Family, prompts: int | None) -> Condition:
     import numpy as np
     import torch
 
-    if not path.is_file():
-        raise ValueError(f"--features {path}: there is no such file")
+    from ..files.arrays import read_npy
+
+    array = read_npy(path, "an array of numbers (.npy, as numpy.save writes it) for --features")
     try:
-        array = np.load(path, allow_pickle=False)
         found = torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else np.ascontiguousarray(array))
-    except (ValueError, EOFError, OSError, AttributeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"--features {path}: this is no array of numbers as numpy.save writes it ({error})") from error
     if found.dim() == (2 if found.is_floating_point() else 1):
         found = found[None]

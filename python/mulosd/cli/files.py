@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..engine.atomic import is_stream
 from .image_files import FORMATS, check_suffix
 
 OTHER_FORMATS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic", ".svg", ".pdf")
@@ -21,6 +22,8 @@ def check_file(option: str, path: Path, made: Path | None = None) -> None:
         raise ValueError(f"{option} - is standard output, which takes none of this; name a file")
     if path.is_dir():
         raise ValueError(f"{option} {path} is a directory; name a file in it")
+    if is_stream(path):
+        return  # /dev/null, /dev/stdout or a pipe is written to; nothing is made beside it
     if made is None or path.absolute().parent != made.absolute():
         check_parent(option, path)
 

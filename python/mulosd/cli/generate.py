@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from .._version import __version__
 from .console import Lines, Pipe, examples, stage_bar, stderr, warn
-from .drawing import Job, Record, draw, missing
+from .drawing import Job, Record, alone, draw, missing
 from .files import Output, check_below, check_file
 from .image_files import check_suffix
 from .options import (
@@ -112,7 +112,8 @@ def generate(
     record.keep([job for i, job in enumerate(jobs) if i not in set(todo)])
     if record.entries:
         lines.print(f"{record.done} there already, in {escape(str(where.path))} (--overwrite draws them again)")
-    run(engine, [jobs[i] for i in todo], params, record, f" with --seed {default}" if seed == "random" else "")
+    with alone(stats):
+        run(engine, [jobs[i] for i in todo], params, record, f" with --seed {default}" if seed == "random" else "")
     if sheet is not None:
         write_sheet(jobs, sheet)
         lines.print(f"[bold]{escape(str(sheet))}[/]")

@@ -53,16 +53,16 @@ def save_image(file: BinaryIO, image: Image, settings: Mapping[str, str], suffix
 
 def read_settings(path: Path | str) -> dict[str, str] | None:
     """The settings that an image file states, as texts; None when it is no whole image or states none."""
-    from PIL import Image, UnidentifiedImageError
+    from ..files.images import opened
 
     try:
-        with Image.open(path) as image:
+        with opened(Path(path)) as image:
             image.load()
             if image.format == "PNG":
                 found = {k: str(v) for k, v in image.info.items() if isinstance(k, str) and k != "Software"}
             else:
                 comment = image.getexif().get_ifd(DETAILS).get(COMMENT, b"")
                 found = json.loads(bytes(comment).removeprefix(CHARSET)) if comment else {}
-    except (OSError, ValueError, SyntaxError, TypeError, UnidentifiedImageError):
+    except Exception:  # decoders of damaged files raise whatever comes
         return None
     return found if isinstance(found, dict) and "prompt" in found else None

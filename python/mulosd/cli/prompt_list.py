@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..engine.paths import expanded
+from ..files.texts import parse_json, read_text, text_of
 
 COLUMNS = ("prompt", "seed", "decoder", "output")
 STDIN = "-"
@@ -40,36 +42,23 @@ def read_prompt_list(name: str) -> list[Asked]:
         ValueError: no such file, no text, no prompt, or a line that cannot be; the message names file and line.
     """
     if name == STDIN:
-        text = decoded(sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode(), "stdin")
+        given = sys.stdin.buffer if hasattr(sys.stdin, "buffer") else io.BytesIO(sys.stdin.read().encode())
+        text = text_of(given, "stdin")
         kind, label = ".jsonl" if text.lstrip().startswith("{") else ".txt", "stdin"
     else:
-        path = Path(name)
+        path = expanded(name)
         if not path.is_file():
             what = "a directory" if path.is_dir() else "not there"
             raise ValueError(f"--prompts {name} is {what}; name a file with one prompt a line, CSV or JSONL")
-        text, kind, label = decoded(path.read_bytes(), name), path.suffix.lower(), name
-    if kind in (".json", ".yaml", ".yml", ".toml", ".parquet", ".xlsx", ".ods"):
-        raise ValueError(f"--prompts {name}: {kind[1:]} is not read; write text, CSV or JSONL (an object a line)")
+        kind, label = path.suffix.lower(), name
+        if kind in (".json", ".yaml", ".yml", ".toml", ".parquet", ".xlsx", ".ods"):
+            raise ValueError(f"--prompts {name}: {kind[1:]} is not read; write text, CSV or JSONL (an object a line)")
+        text = read_text(path)
     read = {".csv": table, ".tsv": table, ".jsonl": objects, ".ndjson": objects}.get(kind, lines)
     asked = list(read(text, label))
     if not asked:
         raise ValueError(f"{label} has no prompts; write one a line")
     return asked
-
-
-def decoded(data: bytes, label: str) -> str:
-    """The text of a file, without its byte order mark; ValueError names file and line."""
-    code = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = data.decode(code)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{label} line {line} is no UTF-8 text ({error.reason}); save the file as UTF-8") from error
-    if "\0" in text:
-        raise ValueError(
-            f"{label} line {text[: text.index(chr(0))].count(chr(10)) + 1} holds a zero byte: this is no text"
-        )
-    return text
 
 
 def lines(text: str, label: str) -> Iterator[Asked]:
@@ -109,10 +98,7 @@ def objects(text: str, label: str) -> Iterator[Asked]:
         place = f"{label} line {number}"
         if not line.strip():
             continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{place} is no JSON ({error}); write an object a line") from error
+        values = parse_json(line, label, number)
         if not isinstance(values, dict):
             raise ValueError(f'{place} is no object; write such as {{"prompt": "a cat", "seed": 7}}')
         check_columns(list(values), place)

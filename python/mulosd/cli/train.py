@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import examples, stdout
+from .console import count_bar, examples, stdout
 from .files import check_file, check_images, check_parent
 from .options import DeviceOption
 
@@ -95,7 +95,7 @@ def run_stages(
     at_least(1, steps=steps)
 
     from ..train.config import TrainingFile
-    from ..train.stages import run_stage
+    from ..train.stages import check_data, run_stage
     from ..train.upsampler import varied
 
     for variant in variants:
@@ -103,10 +103,12 @@ def run_stages(
     if len(stages) > 1:
         written = TrainingFile.load(config).values
         stages = tuple(s for s in stages if s in written or s not in OPTIONAL)
+    with count_bar() as bar:
+        check_data(stages, TrainingFile.load(config), bar)
     for variant in variants:
-        run_stage(stages[0], config, run, device=device, steps=steps, variant=variant)
+        run_stage(stages[0], config, run, device=device, steps=steps, variant=variant, checked=True)
     for stage in () if variants else stages:
-        run_stage(stage, config, run, device=device, steps=steps)
+        run_stage(stage, config, run, device=device, steps=steps, checked=True)
 
 
 def stage_command(stages: tuple[str, ...]) -> Callable[..., None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..files.arrays import read_npz
+from ..files.images import reason
 from .scenes import is_held_out
 
+FORMATS = ("WEBP", "PNG", "JPEG")
 KEYS = ("data", "offs", "label", "classes")
 
 
@@ -46,15 +48,11 @@ class Photos:
         Raises:
             ValueError: no such file, not such an archive, or a name for a class that it lacks.
         """
-        if not path.is_file():
-            raise ValueError(f"there is no archive of photos {path}")
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"{path} is no archive of photos: it is no .npz file")
-        with np.load(path, allow_pickle=False) as opened:
-            missing = [key for key in KEYS if key not in opened.files]
-            if missing:
-                raise ValueError(f"{path} is no archive of photos: it lacks the arrays {missing}")
-            data, offsets, label, stored = (opened[key] for key in KEYS)
+        found = read_npz(path, KEYS, "an archive of photos (.npz)")
+        data, offsets, label, stored = (found[key] for key in KEYS)
+        kinds = ((data, "u", 1), (offsets, "iu", 1), (label, "iu", 1), (stored, "U", 1))
+        if any(array.dtype.kind not in kind or array.ndim != ndim for array, kind, ndim in kinds):
+            raise ValueError(f"{path} is no archive of photos: its arrays are of other types or shapes")
         given = dict(names or {})
         unknown = sorted(set(given) - set(stored.tolist()))
         if unknown:
@@ -69,8 +67,14 @@ class Photos:
                 f"data.names: several classes are called {', '.join(twice)}; give those the very same names "
                 f"to make one class of them, or others to tell them apart"
             )
-        if offsets.shape != (len(label) + 1,) or offsets[-1] > len(data):
+        if (
+            offsets.shape != (len(label) + 1,)
+            or offsets[-1] > len(data)
+            or (np.diff(offsets.astype(np.int64)) < 0).any()
+        ):
             raise ValueError(f"{path} is no archive of photos: {len(label)} labels, {len(offsets)} offsets")
+        if len(label) and not 0 <= label.min() <= label.max() < len(stored):
+            raise ValueError(f"{path} is no archive of photos: labels go to {label.max()}, of {len(stored)} classes")
         return cls(data, offsets.astype(np.int64), table[label], tuple(kept))
 
     def __len__(self) -> int:
@@ -86,7 +90,10 @@ class Photos:
 
     def image(self, i: int) -> Image.Image:
         """An image as RGB."""
-        return Image.open(io.BytesIO(self.encoded(i))).convert("RGB")
+        try:
+            return Image.open(io.BytesIO(self.encoded(i)), formats=FORMATS).convert("RGB")
+        except Exception as error:  # decoders of damaged files raise whatever comes
+            raise ValueError(f"photo {i} of the archive cannot be read as an image: {reason(error)}") from error
 
     def picture(self, i: int, size: int) -> NDArray[np.uint8]:
         """An image as it is, at `size` px a side: uint8 [S, S, 3]."""

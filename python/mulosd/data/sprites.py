@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..atomic import atomic
+from ..engine.paths import expanded
+from ..files.images import opened, reason
+from ..files.texts import parse_json, read_json
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,18 @@ class Sprites:
     @classmethod
     def load(cls, path: Path) -> Sprites:
         """Read a sheet written by `save`."""
-        image = Image.open(path)
-        names = image.info.get("names")
+        path = expanded(path)
+        try:
+            with opened(path) as image:
+                names = image.info.get("names")
+                sheet = np.asarray(image.convert("RGBA"))
+        except Exception as error:  # decoders of damaged files raise whatever comes
+            raise ValueError(f"{path} cannot be read as a sprite sheet: {reason(error)}") from error
         if names is None:
             raise ValueError(f"{path} is not a sprite sheet: it has no 'names' in its PNG metadata")
-        listed = json.loads(names)
-        sheet = np.asarray(image.convert("RGBA"))
-        s = sheet.shape[0]
+        listed, s = parse_json(str(names), f"{path}: names"), sheet.shape[0]
+        if not isinstance(listed, list) or sheet.shape[1] != s * len(listed):
+            raise ValueError(f"{path} is not a sprite sheet: {sheet.shape[1]} x {s} px are no row of its sprites")
         return cls(tuple(listed), np.ascontiguousarray(sheet.reshape(s, len(listed), s, 4).transpose(1, 0, 2, 3)))
 
 
@@ -81,8 +89,11 @@ def render_icons(pack: Path, icons: dict[str, str], size: int) -> Sprites:
         from resvg_py import svg_to_bytes
     except ImportError as error:
         raise ImportError("rendering icons needs resvg-py: pip install 'mulosd[train]'") from error
+    pack = expanded(pack)
     path = pack / "icons.json" if pack.is_dir() else pack
-    data = json.loads(path.read_text())
+    data = read_json(path, kind=dict)
+    if not isinstance(data.get("icons"), dict):
+        raise ValueError(f"{path} is no icon pack of Iconify: it lacks the object 'icons'")
     missing = [key for key in icons.values() if key not in data["icons"]]
     if missing:
         raise ValueError(f"{path} has no icons {missing}; it has {len(data['icons'])}, see its keys")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from ..engine.paths import expanded
 from .pixels import eight_bits, on_white, upright
 
 # In upper case too.
@@ -37,6 +38,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ValueError: there is no such file, it is no image, damaged, cut short, or larger than LIMIT pixels.
     """
+    path = expanded(path)
     try:
         with opened(path) as image:
             image.load()
@@ -77,7 +79,7 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         ValueError: there is no such folder, or one in it may not be read.
     """
-    return sorted(path for path in visible(folder) if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in visible(expanded(folder)) if path.suffix.lower() in SUFFIXES)
 
 
 def visible(folder: Path) -> list[Path]:
@@ -102,6 +104,7 @@ def check_images(
     ratio: float = 8.0,
     decode: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    beside: Callable[[Path], str] | None = None,
 ) -> list[Path]:
     """Check all images of a folder before long work starts with them.
 
@@ -112,6 +115,7 @@ def check_images(
         ratio: of the longer to the shorter side that is allowed.
         decode: read every image whole, not its header alone: finds what is cut short or damaged, and takes longer.
         progress: called with (what, done, total) after each image.
+        beside: says what is wrong with what belongs to an image, such as its caption, or nothing.
 
     Returns:
         the images, sorted.
@@ -119,6 +123,7 @@ def check_images(
     Raises:
         ValueError: there are too few, or some cannot be used: up to ten are named with the reason.
     """
+    folder = expanded(folder)
     paths = list_images(folder)
     if len(paths) < least:
         others = Counter(path.suffix.lower() for path in visible(folder)) - Counter(p.suffix.lower() for p in paths)
@@ -127,9 +132,23 @@ def check_images(
             f"{folder} holds {len(paths)} images ({' '.join(sorted(SUFFIXES))}), {least} are needed"
             + (f"; it also holds what is not read: {also}" if also else "")
         )
+    check_files(folder, paths, side, ratio, decode, progress, beside)
+    return paths
+
+
+def check_files(
+    folder: Path,
+    paths: Sequence[Path],
+    side: int = 1,
+    ratio: float = 8.0,
+    decode: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    beside: Callable[[Path], str] | None = None,
+) -> None:
+    """Check some images of a folder; arguments and errors are those of `check_images`."""
     wrong = []
     for done, path in enumerate(paths, 1):
-        if complaint := complain(path, side, ratio, decode):
+        if complaint := complain(path, side, ratio, decode) or (beside(path) if beside else ""):
             wrong.append(f"{path.relative_to(folder)} ({complaint})")
         if progress is not None:
             progress("checking images", done, len(paths))
@@ -139,7 +158,6 @@ def check_images(
             f"{len(wrong)} of {len(paths)} images in {folder} cannot be used: {', '.join(wrong[:SHOWN])}{more}; "
             f"repair them or take them out"
         )
-    return paths
 
 
 def complain(path: Path, side: int, ratio: float, decode: bool) -> str:

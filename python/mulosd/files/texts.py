@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..engine.paths import expanded
+
 LIMIT = 256 * 2**20
 DEPTH = 64
 # The longest first: the mark of UTF-32 (LE) starts with that of UTF-16.
@@ -32,6 +34,7 @@ def read_text(path: Path, limit: int = LIMIT) -> str:
         ValueError: there is no such file, it has more than `limit` bytes, or it is no UTF-8 or UTF-16 text; the message
             names the file, and the byte and line of what cannot be read.
     """
+    path = expanded(path)
     try:
         with path.open("rb") as file:
             return text_of(file, str(path), limit)

@@ -16,7 +16,7 @@ from ..engine.decoding.base import Decoder
 from ..engine.decoding.draft_only import DraftOnly
 from ..engine.decoding.mulo import MuloSD
 from ..engine.decoding.spec import parse, spell
-from .journal import Journal
+from .journal import open_runs
 from .judge import Judge
 from .machine import now
 from .metrics.kid import MIN_SET
@@ -188,9 +188,9 @@ def measure(
     plan = {"prompts": prompts, "decoders": [spell(d) for d in decoders], "timed": turns, "batch": batch_for_quality}
     if engines is not None:
         plan["engines"] = [name for name, _ in engines]
-    journal = Journal(runs, {**about, **plan})
-    for drawn in draw(engine, prompts, jobs, samples, params, seed, journal, progress):
-        samples[drawn.turn].add(jobs[drawn.number], drawn)
+    with open_runs(runs, {**about, **plan}) as journal:
+        for drawn in draw(engine, prompts, jobs, samples, params, seed, journal, progress):
+            samples[drawn.turn].add(jobs[drawn.number], drawn)
 
     judge = Judge(engine, real_scenes=real_scenes, seed=seed)
     rows = []

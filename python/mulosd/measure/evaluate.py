@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..atomic import atomic, write_json
 from ..engine.decoding.spec import parse, spell
+from ..engine.paths import expanded
 from .journal import open_folder
 from .judge import Judge
 from .machine import now
@@ -123,15 +124,15 @@ def evaluate(
         "batch": batch_size,
         "dtype": str(engine.dtype).removeprefix("torch."),
     }
-    journal = open_folder(folder, about, overwrite)
-
+    folder = expanded(folder)
     asked = [prompt for prompt in prompts for _ in range(num_images)]
     starts = range(0, len(asked), batch_size)
     jobs = [Job(list(range(start, min(start + batch_size, len(asked)))), timed=True) for start in starts]
-    for drawn in draw(engine, asked, jobs, samples, params, seed, journal, progress):
-        samples[drawn.turn].add(jobs[drawn.number], drawn)
-    for one in samples:
-        save_images(folder / "images" / one.folder, one.images, seed)
+    with open_folder(folder, about, overwrite) as journal:
+        for drawn in draw(engine, asked, jobs, samples, params, seed, journal, progress):
+            samples[drawn.turn].add(jobs[drawn.number], drawn)
+        for one in samples:
+            save_images(folder / "images" / one.folder, one.images, seed)
 
     judge = Judge(engine, real_scenes=real, seed=seed, reference=found)
     # A half of the prompts must hold two images.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,9 @@ from numpy.typing import NDArray
 
 from ..atomic import atomic
 from ..data.family import PhotoSplit
+from ..engine.paths import expanded
+from ..files.arrays import read_npz
+from ..files.texts import parse_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 FILE = "reference.npz"
 NETWORK = "EfficientNet-Lite0"
 LEVELS = 255
+ARRAYS = ("features", "scale", "classes", "about")
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,16 @@ class KeptFeatures:
     @classmethod
     def load(cls, path: Path) -> KeptFeatures:
         """Read what `save` wrote; ValueError for another file."""
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"{path} holds no features of photos; `mulosd train reference` makes such a file")
-        with np.load(path, allow_pickle=False) as opened:
-            missing = sorted({"features", "scale", "classes", "about"} - set(opened.files))
-            if missing:
-                raise ValueError(f"{path} holds no features of photos: it lacks the arrays {missing}")
-            real, other, rebuilt = opened["features"].astype(np.float32) * opened["scale"]
-            return cls(json.loads(str(opened["about"])), real, other, rebuilt, tuple(opened["classes"].tolist()))
+        path = expanded(path)
+        found = read_npz(path, ARRAYS, "a file of features of photos, which `mulosd train reference` makes")
+        try:
+            real, other, rebuilt = found["features"].astype(np.float32) * found["scale"]
+            about = parse_json(str(found["about"]), f"{path}: about")
+            if not isinstance(about, dict) or real.ndim != 2 or len(found["classes"]) != len(other):
+                raise ValueError("its arrays do not belong together")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} holds no features of photos: {error}") from error
+        return cls(about, real, other, rebuilt, tuple(found["classes"].tolist()))
 
     def differing(self, about: dict[str, Any]) -> list[str]:
         """In what they differ from the features that a description (`describe`) asks for."""

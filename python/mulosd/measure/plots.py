@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..atomic import atomic
 from .decode import KNOBS
 from .measures import MEASURES, Measure, seconds
 from .rows import Figure, Row, rows_of
@@ -103,7 +104,8 @@ def plot_frontier(report: dict[str, Any], path: Path) -> None:
         "95 % intervals; the grey line is the frontier, labels are the settings",
         fontsize=10,
     )
-    figure.savefig(path, dpi=150)
+    with atomic(path) as file:
+        figure.savefig(file, dpi=150, format=path.suffix[1:].lower() or "png")
     plt.close(figure)
 
 

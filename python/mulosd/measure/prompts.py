@@ -10,6 +10,7 @@ import numpy as np
 from ..data.family import PhotoSplit, class_names, scene_config
 from ..data.scenes import scenes
 from ..engine.conditioning import ClassConditioner
+from ..engine.paths import expanded
 from ..files.texts import read_lines
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def shown_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
 
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a text file, one a line; blank lines are skipped. ValueError when there is no file or no prompt."""
+    path = expanded(path)
     if not path.is_file():
         raise ValueError(f"there is no file of prompts {path}")
     prompts = [line.strip() for line in read_lines(path) if line.strip()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,8 @@ from PIL import Image, ImageOps
 
 from ..data.family import scene_config, sprites
 from ..data.scenes import Renderer, scenes
-from ..files.images import SUFFIXES, list_images, read_image
+from ..engine.paths import expanded
+from ..files.images import SUFFIXES, check_files, list_images, read_image
 from .images import ImageSet
 from .kept_features import KeptFeatures
 from .prompts import made_of
@@ -97,6 +99,7 @@ def folder_reference(folder: Path, count: int, size: int, seed: int = 0) -> Refe
     Raises:
         ValueError: no such folder, fewer than `count` images, or a file that is no image.
     """
+    folder = expanded(folder)
     if not folder.is_dir():
         raise ValueError(f"--reference {folder}: there is no such folder; give one with images, or 'builtin'")
     files = list_images(folder)
@@ -106,6 +109,8 @@ def folder_reference(folder: Path, count: int, size: int, seed: int = 0) -> Refe
             f"add some, or ask for fewer with --real"
         )
     random.Random(seed).shuffle(files)
+    # All that is wrong is told at once, before anything is drawn.
+    check_files(folder, files[: 2 * count], ratio=math.inf, decode=True)
     images = np.stack([middle_square(file, size) for file in files[: 2 * count]])
     halves = ImageSet(images[:count]), ImageSet(images[count:])
     return Reference(f"{count} of {len(files)} images of {folder}", *halves)

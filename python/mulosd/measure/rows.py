@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..atomic import atomic
+from ..files.texts import read_json as read_object
 from .machine import Machine
 from .statistics import Z95
 
@@ -142,8 +142,8 @@ def rows_of(report: Mapping[str, Any]) -> list[Row]:
 def read_json(path: Path) -> list[Row]:
     """The rows of a report that `--json` wrote; ValueError for another file."""
     try:
-        return rows_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return rows_of(read_object(path, kind=dict))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no rows of a measurement ({error})") from error
 
 

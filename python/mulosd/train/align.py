@@ -20,7 +20,9 @@ from ..engine.family import Family, store_resamplers
 from ..engine.family_config import change
 from ..engine.likelihood import log_probabilities, teacher_forced
 from ..engine.models.upsampler import LatentResampler
+from ..engine.paths import expanded
 from ..engine.weights import new_folder
+from .checkpoint import alone
 from .config import images_of
 from .loop import LoopConfig, Task, train
 from .own_samples import Prompts, SamplePool, training_prompts
@@ -172,10 +174,12 @@ def align_upsampler(
         ValueError: there is no such family, scale, latent up-sampler or folder, nothing to draft for, or `output`
             exists already.
     """
+    output = expanded(output)
     family, ratio = start(folder, output, scale)
-    source = images_of(family, images, config=config)
-    task = AlignTask(family, ratio, training_prompts(family, source, prompts), source, seed=seed, **options)
-    averaged = train(task, short_loop(steps, lr, device, save_every), run, seed=seed, name="align", device=device)
+    with alone(run, "align") as run:
+        source = images_of(family, images, config=config)
+        task = AlignTask(family, ratio, training_prompts(family, source, prompts), source, seed=seed, **options)
+        averaged = train(task, short_loop(steps, lr, device, save_every), run, seed=seed, name="align", device=device)
     aligned = LatentResampler(replace(task.resampler.config, temperature=task.temperature))
     aligned.load_state_dict(averaged)
     with copy_of(family, output, ratio) as new:

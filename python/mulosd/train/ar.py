@@ -14,7 +14,7 @@ from ..engine.conditioning import ClassConditioner, Conditioner, PhraseCondition
 from ..engine.family import Family
 from ..engine.models.tokenizer import Tokenizer
 from ..engine.models.transformer import Transformer, TransformerConfig
-from .checkpoint import averaged, load_averaged, part
+from .checkpoint import averaged, fitting, load_averaged, part
 from .config import TrainingFile
 from .loop import Task
 from .sources import ImageSource
@@ -166,9 +166,10 @@ def ar_task(config: TrainingFile, run: Path) -> ARTask:
         start_from(start, task, text=not told)
     if told:
         learnt = averaged(run, "captions")
-        task.conditioner.weights["text"].load_state_dict(part(learnt, "text."))
-        if task.ar.position_cond is not None:
-            task.ar.position_cond.load_state_dict(part(learnt, "position."))
+        with fitting(run / "captions.pt"):
+            task.conditioner.weights["text"].load_state_dict(part(learnt, "text."))
+            if task.ar.position_cond is not None:
+                task.ar.position_cond.load_state_dict(part(learnt, "position."))
     return task
 
 
@@ -176,7 +177,9 @@ def text_task(config: TrainingFile, run: Path) -> ARTask:
     """The task of the stage `text`: the conditioner is trained further, the transformer frozen."""
     config.phrases("text")
     task = untrained(config, run, "text")
-    task.module.load_state_dict(averaged(run, "ar"))
+    weights = averaged(run, "ar")
+    with fitting(run / "ar.pt"):
+        task.module.load_state_dict(weights)
     return task
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from ..atomic import atomic
 from ..data.photos import Photos
+from ..files.arrays import read_npz
 from ..measure.readers.classes import FILE, ClassReader
 from ..measure.readers.lite0 import Lite0Features
+from ..screen import Screen
 from .config import TrainingFile
 
 CHUNK = 256
@@ -30,11 +31,11 @@ def photo_features(
     """
     digest = np.frombuffer(photos.digest(), np.uint8)
     if path.is_file():
-        with np.load(path) as opened:
-            if not np.array_equal(opened["archive"], digest):
-                raise ValueError(f"{path} holds features of another archive; remove it")
-            kept: NDArray[np.float32] = opened["features"].astype(np.float32)
-            return kept
+        found = read_npz(path, ("archive", "features"), "a file of kept features; remove it to make it anew")
+        if not np.array_equal(found["archive"], digest) or len(found["features"]) != len(photos):
+            raise ValueError(f"{path} holds features of another archive; remove it")
+        kept: NDArray[np.float32] = found["features"].astype(np.float32)
+        return kept
     parts = []
     for start in range(0, len(photos), CHUNK):
         numbers = range(start, min(start + CHUNK, len(photos)))
@@ -67,7 +68,7 @@ def train_classifier(config: TrainingFile, run: Path, *, device: str = "cpu") ->
         "training": reader.accuracy_of(photos.classes[train].tolist(), features[train])["value"],
     }
     reader.save(run / FILE)
-    Console().print(
+    Screen().print(
         f"classifier: {found['value']:.3f} of {found['pictures']} held-out photos right ({found['top5']:.3f} among "
         f"five; {mean:.3f} as a mean of classes), {reader.figures['training']:.3f} in training"
     )

@@ -16,14 +16,18 @@ from ..engine.conditioning import ClassConditioner, PhraseConditioner
 from ..engine.family import Family
 from ..engine.family_config import check_keys, mapping, told
 from ..engine.models.text import SPECIALS, TextEncoder, TextEncoderConfig, Vocabulary
+from ..engine.paths import expanded
 from ..engine.registry import read
 from ..engine.sampling import SamplingParams
+from ..files.texts import read_text
 from .loop import LoopConfig
-from .sources import Augmentation, FolderSource, ImageSource, PhotoSource, SceneSource
+from .sources import Augmentation, FolderSource, ImageSource, PhotoSource, SceneSource, check_folder
 
 KINDS = ("scenes", "folder", "photos")
 IGNORED = ("a", "an", "the", "and", "on", "of", "to", "with", "background", "is")
 T = TypeVar("T")
+# Of a training file: bytes, levels and entries. Lists of objects and their icons are the longest that there are.
+LARGEST, DEPTH, ENTRIES = 4 << 20, 32, 200_000
 SCALARS = ("bool", "float", "int", "str")
 RELATION_SYNONYMS = {"left of": ("left",), "right of": ("right",), "above": ("over",), "below": ("under", "beneath")}
 
@@ -37,7 +41,9 @@ class TrainingFile:
             if key not in values:
                 raise ValueError(f"{path} lacks the section {key!r}; it has {list(values)}")
         self.name: str = values["family"]
-        self.seed: int = int(values.get("seed", 0))
+        if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
+            raise ValueError(f"{path}: family must be its name, a text of printable characters, got {self.name!r}")
+        self.seed: int = int(str(read(f"{path}: seed", values.get("seed", 0), "int")))
         self.data: dict[str, Any] = dict(mapping(values["data"], f"{path}: data"))
         self.sampling = self.build("sampling", lambda given: SamplingParams(**given), self.values.get("sampling"))
         if self.data.get("kind") not in KINDS:
@@ -50,14 +56,17 @@ class TrainingFile:
             import yaml
         except ImportError as error:
             raise ImportError("training files are YAML: pip install 'mulosd[train]'") from error
-        if not path.is_file():
+        path = expanded(path)
+        if not path.exists():
             raise ValueError(f"there is no training file {path}; configs/emoji.yaml is an example")
+        text = read_text(path, LARGEST)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold a mapping at its top level")
+            values = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())[:300]}") from error
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise ValueError(f"{path} must hold a mapping at its top level; configs/emoji.yaml is an example")
+        check_plain(values, path)
         return cls(values, path)
 
     def section(self, name: str) -> dict[str, Any]:
@@ -90,7 +99,7 @@ class TrainingFile:
 
     def resolve(self, path: str) -> Path:
         """A path of the file, relative to the file's own folder."""
-        return (self.path.parent / path).resolve()
+        return (self.path.parent / expanded(path)).resolve()
 
     def loop(self, section: str, steps: int | None = None) -> LoopConfig:
         """The loop of a section; `steps` overrides its number of steps, and shortens the decay to fit."""
@@ -202,18 +211,35 @@ class TrainingFile:
             self._photos = Photos.load(self.resolve(self.data["path"]), self.data.get("names"))
         return self._photos
 
-    def source(self, held_out: bool = False) -> ImageSource:
-        """Images and captions of one split."""
+    def source(self, held_out: bool = False, captions: bool = True) -> ImageSource:
+        """Images and captions of one split; without `captions`, those of a folder are not read."""
         if self.data["kind"] == "folder":
-            return FolderSource(self.resolve(self.data["path"]), held_out)
+            return FolderSource(self.resolve(self.data["path"]), held_out, captions=captions)
         if self.data["kind"] == "photos":
             augmentation = self.build("data.augment", lambda given: Augmentation(**given), self.data.get("augment"))
             return PhotoSource(self.photos(), held_out, self.held_out_share, augmentation)
         return SceneSource(Renderer(self.scenes(), Sprites.load(self.resolve(self.data["sprites"]))), held_out)
 
-    def validation_source(self, stage: str) -> ImageSource | None:
+    def validation_source(self, stage: str, captions: bool = True) -> ImageSource | None:
         """Held-out images for a stage whose loop validates."""
-        return self.source(held_out=True) if self.loop(stage).validate_every else None
+        return self.source(True, captions) if self.loop(stage).validate_every else None
+
+
+def check_plain(values: Any, path: Path) -> None:
+    """ValueError for values nested deep, or with more entries than a training file needs.
+
+    Anchors of YAML let a few lines mean a billion entries, or a list that holds itself.
+    """
+    level, total = [values], 0
+    for _ in range(DEPTH):
+        nodes = [node.values() if isinstance(node, dict) else node for node in level if isinstance(node, (dict, list))]
+        total += sum(map(len, nodes))
+        if total > ENTRIES:
+            raise ValueError(f"{path} has more than {ENTRIES:,} entries, anchors written out; make it shorter")
+        level = [child for node in nodes for child in node]
+        if not level:
+            return
+    raise ValueError(f"{path} is nested more than {DEPTH} deep")
 
 
 def keywords(task: Callable[..., Any]) -> dict[str, str]:
@@ -249,7 +275,9 @@ def images_of(
     if config is not None:
         return TrainingFile.load(config).source(held_out)
     if images is not None:
-        return FolderSource(images, held_out)
+        captions = not isinstance(family.conditioner, ClassConditioner)
+        check_folder(expanded(images), family.image_sizes[-1], captions)
+        return FolderSource(images, held_out, captions=captions)
     if "scenes" not in family.config.facts:
         return None
     return SceneSource(Renderer(scene_config(family), sprites(family)), held_out)

@@ -20,10 +20,12 @@ from ..engine.likelihood import log_probabilities, teacher_forced
 from ..engine.models.ar_model import ARModel
 from ..engine.models.eagle import EagleDrafter
 from ..engine.models.transformer import Transformer
+from ..engine.paths import expanded
 from ..engine.upsampling import downsample, upsample
 from ..engine.weights import save_part
 from .align import copy_of, entropy, short_loop, start
 from .ar import with_grids
+from .checkpoint import alone
 from .config import images_of
 from .loop import Task, train
 from .own_samples import Prompts, SamplePool, draw, training_prompts
@@ -194,19 +196,21 @@ def distill_drafter(
 
     Arguments, but for `config`, and errors are those of `align_upsampler`; `options` are those of `DistillTask`.
     """
+    output = expanded(output)
     before, ratio = start(folder, output, scale)
     family = with_own_drafter(before, before.drafter_grid(ratio))
     grid, target = before.drafter_grid(ratio), before.grids[-1]
     latent = {(grid, target), (target, grid)} <= set(before.resamplers)
-    task = DistillTask(
-        family,
-        ratio,
-        training_prompts(before, images_of(before, images), prompts),
-        method="latent" if latent else "pixel",
-        seed=seed,
-        **options,
-    )
-    averaged = train(task, short_loop(steps, lr, device, save_every), run, seed=seed, name="distill", device=device)
+    with alone(run, "distill") as run:
+        task = DistillTask(
+            family,
+            ratio,
+            training_prompts(before, images_of(before, images), prompts),
+            method="latent" if latent else "pixel",
+            seed=seed,
+            **options,
+        )
+        averaged = train(task, short_loop(steps, lr, device, save_every), run, seed=seed, name="distill", device=device)
     task.module.load_state_dict(averaged)
     with copy_of(before, output, ratio) as new:
         kept = {id(model): name for name, model in before._models().items()}

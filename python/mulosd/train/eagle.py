@@ -14,8 +14,9 @@ from ..engine.family import Family, add_eagle
 from ..engine.models.eagle import EagleConfig, EagleDrafter
 from ..engine.models.tokenizer import Tokenizer
 from ..engine.models.transformer import Transformer
+from ..engine.paths import expanded
 from .ar import dropped_condition, same_conditions, trained_ar
-from .checkpoint import load_averaged
+from .checkpoint import checkpoint, load_averaged
 from .config import TrainingFile
 from .loop import Task
 from .sources import ImageSource
@@ -147,10 +148,11 @@ def attach(config_path: Path, run: Path, folder: Path) -> Path:
     Raises:
         ValueError: the folder is no family, the run has no drafter, or its sizes do not fit the family.
     """
-    config = TrainingFile.load(config_path)
+    config, run, folder = TrainingFile.load(config_path), expanded(run), expanded(folder)
     family = Family.load(folder)
+    checkpoint(run, "eagle")  # whether there is one
     try:
         drafter = trained_drafter(config, run, trained_here(family)[0])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"the drafter of {run} does not fit family {family.name!r}: {error}") from error
     return add_eagle(family.path or folder, drafter)

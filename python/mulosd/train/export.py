@@ -12,6 +12,7 @@ from ..engine.conditioning import PhraseConditioner
 from ..engine.family import Family
 from ..engine.family_config import FamilyConfig
 from ..engine.models.upsampler import LatentResampler
+from ..engine.paths import expanded
 from ..engine.weights import new_folder
 from ..measure.readers.classes import FILE as CLASSIFIER
 from ..measure.readers.objects import FILE as READER
@@ -50,7 +51,7 @@ def export(
         ValueError: a stage or a variant is missing from the run, the text encoder has lost the order of objects that
             the stage captions taught it, or `output` exists already.
     """
-    config = TrainingFile.load(config_path)
+    config, run, output = TrainingFile.load(config_path), expanded(run), expanded(output)
     conditioner, transformer = trained_ar(config, run)
     if isinstance(conditioner, PhraseConditioner) and "captions" in config.values:
         check_order(conditioner, config.scenes())

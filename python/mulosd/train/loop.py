@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from .checkpoint import read, write
+from ..engine.atomic import append_line
+from ..engine.paths import expanded
+from ..screen import Screen
+from .checkpoint import fitting, read, write
 
 
 def processors() -> int:
@@ -154,6 +156,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
     torch.set_num_threads(config.threads)
     # Averages of vanishing gradients become denormal numbers, which slow a CPU down many times.
     torch.set_flush_denormal(True)
+    run = expanded(run)
     run.mkdir(parents=True, exist_ok=True)
     where = torch.device(device)
     module = task.module.to(where)
@@ -162,18 +165,19 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
     checkpoint = run / f"{name}.pt"
     start = 0
     best: Best | None = None
-    console = Console()
+    console = Screen()
     if checkpoint.exists():
         state = read(checkpoint, where)
-        module.load_state_dict(state["module"])
-        ema = state["ema"]
-        for (stepper, _), values in zip(steppers, state["optimizers"], strict=True):
-            stepper.load_state_dict(values)
-        task.load_state(state.get("task", {}))
-        start = state["step"]
-        best = Best(**state["best"]) if state.get("best") and config.validate_every else None
+        with fitting(checkpoint):
+            module.load_state_dict(state["module"])
+            ema = {k: state["ema"][k] for k in ema}
+            for (stepper, _), values in zip(steppers, state["optimizers"], strict=True):
+                stepper.load_state_dict(values)
+            task.load_state(state.get("task", {}))
+            start = state["step"]
+            best = Best(**state["best"]) if state.get("best") and config.validate_every else None
         console.print(f"{name}: resuming at step {start} from {checkpoint}")
-    log = (run / f"{name}.jsonl").open("a")
+    log = run / f"{name}.jsonl"
     console.print(f"{name}: {sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters")
     begun, seen = time.perf_counter(), start
 
@@ -196,8 +200,7 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
             found = task.validate(where)
         shown = "  ".join(f"{k} {v:.4g}" for k, v in found.items())
         console.print(f"{name} {step}/{config.steps}  held out: {shown}")
-        log.write(json.dumps({"step": step, **{f"held_out_{k}": v for k, v in found.items()}}) + "\n")
-        log.flush()
+        append_line(log, json.dumps({"step": step, **{f"held_out_{k}": v for k, v in found.items()}}))
         if best is not None and not found["loss"] < best.loss:
             return best
         return Best({k: v.clone() for k, v in ema.items()}, step, found["loss"])
@@ -234,13 +237,11 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
             left = (config.steps - step - 1) / max(speed, 1e-9)
             shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
             console.print(f"{name} {step + 1}/{config.steps}  {shown}  {speed:.2f} steps/s  {left / 60:.1f} min left")
-            log.write(json.dumps({"step": step + 1, "steps_per_s": speed, **figures}) + "\n")
-            log.flush()
+            append_line(log, json.dumps({"step": step + 1, "steps_per_s": speed, **figures}))
             begun, seen = time.perf_counter(), step + 1
         if config.validate_every and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps):
             best = validate(step + 1)
             begun, seen = time.perf_counter(), step + 1
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps or given_up(step + 1):
             save(step + 1)
-    log.close()
     return ema if best is None else best.ema

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..engine.paths import expanded
 from ..measure.sheets import contact_sheet
 from .config import TrainingFile
 from .losses import psnr
@@ -30,7 +31,7 @@ def preview(config_path: Path, run: Path, path: Path, *, count: int = 8, size: i
     Raises:
         ValueError: the run has no tokenizer.
     """
-    config = TrainingFile.load(config_path)
+    config, run = TrainingFile.load(config_path), expanded(run)
     tokenizer = trained_tokenizer(config, run)
     side = size or max(config.section("tokenizer")["batch"])
     source = config.source(held_out=True)

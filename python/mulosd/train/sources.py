@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,8 +13,11 @@ from PIL import Image, ImageEnhance
 
 from ..data.photos import Photos, resized
 from ..data.scenes import Renderer, is_held_out, sample_scene
-from ..files.images import SUFFIXES, list_images, read_image
+from ..engine.paths import expanded
+from ..files.images import SUFFIXES, check_images, list_images, read_image
 from ..files.texts import read_text
+
+Progress = Callable[[str, int, int], None]
 
 
 class ImageSource(Protocol):
@@ -137,12 +141,21 @@ class PhotoSource:
 
 
 class FolderSource:
-    """Images of a folder with captions from `NAME.txt` beside each, or from the file name ("a_red_car-3.png")."""
+    """Images of a folder with captions from `NAME.txt` beside each, or from the file name ("a_red_car-3.png").
 
-    def __init__(self, folder: Path, held_out: bool = False, share: float = 0.05) -> None:
+    Args:
+        folder: with images, also in subfolders.
+        held_out: the held-out split instead of the training split.
+        share: of images that are held out, by a hash of their names.
+        captions: read them; without, every caption is empty.
+    """
+
+    def __init__(self, folder: Path, held_out: bool = False, share: float = 0.05, captions: bool = True) -> None:
+        folder = expanded(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder of images")
         self.paths = [p for p in list_images(folder) if is_held_out(p.name, share) == held_out]
+        self.captions = captions
         if not self.paths:
             raise ValueError(f"{folder} has no {'held-out ' if held_out else ''}images ({', '.join(sorted(SUFFIXES))})")
 
@@ -159,7 +172,34 @@ class FolderSource:
         side = min(image.size)
         left, top = ((n - side) // 2 for n in image.size)
         square = image.crop((left, top, left + side, top + side))
-        return self.caption(path), [np.asarray(square.resize((s, s), Image.Resampling.BOX)) for s in sizes]
+        caption = self.caption(path) if self.captions else ""
+        return caption, [np.asarray(square.resize((s, s), Image.Resampling.BOX)) for s in sizes]
 
     def image(self, rng: np.random.Generator, size: int, crop: int) -> NDArray[np.uint8]:
         return random_crop(self.captioned(rng, (size,))[1][0], crop, rng)
+
+
+def check_folder(folder: Path, side: int, captions: bool, progress: Progress | None = None) -> None:
+    """Read a folder of training images whole before hours are spent on it.
+
+    Args:
+        folder: with images, also in subfolders.
+        side: px that the shorter side of each must have: what the largest grid needs.
+        captions: read those beside images too.
+        progress: called with (what, done, total).
+
+    Raises:
+        ValueError: there are no images, or some cannot be used: up to ten are named with the reason.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of images")
+    check_images(folder, side=side, decode=True, progress=progress, beside=poor_caption if captions else None)
+
+
+def poor_caption(path: Path) -> str:
+    """What is wrong with the caption of an image, or nothing."""
+    try:
+        caption = FolderSource.caption(path)
+    except ValueError as error:
+        return f"its caption: {error}"
+    return "" if caption else f"its caption {path.with_suffix('.txt').name} is empty"

@@ -125,7 +125,9 @@ def srgan_config(config: TrainingFile) -> SuperResolverConfig:
 def srgan_task(config: TrainingFile, run: Path) -> SuperResolverTask:
     """The task of the stage `srgan`."""
     options = config.options("srgan", SuperResolverTask, "model")
-    return SuperResolverTask(srgan_config(config), trained_tokenizer(config, run), config.source(), **options)
+    return SuperResolverTask(
+        srgan_config(config), trained_tokenizer(config, run), config.source(captions=False), **options
+    )
 
 
 def trained_srgan(config: TrainingFile, run: Path) -> SuperResolver:

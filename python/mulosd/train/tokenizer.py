@@ -147,8 +147,8 @@ def tokenizer_config(config: TrainingFile) -> TokenizerConfig:
 def tokenizer_task(config: TrainingFile, run: Path) -> TokenizerTask:
     """The task of the stage `tokenizer`."""
     options = config.options("tokenizer", TokenizerTask, "model")
-    held_out = config.validation_source("tokenizer")
-    return TokenizerTask(tokenizer_config(config), config.source(), held_out, **options)
+    held_out = config.validation_source("tokenizer", captions=False)
+    return TokenizerTask(tokenizer_config(config), config.source(captions=False), held_out, **options)
 
 
 def trained_tokenizer(config: TrainingFile, run: Path) -> Tokenizer:

@@ -17,11 +17,12 @@ from ..engine.family import Family, store_resamplers
 from ..engine.family_config import check_keys, mapping
 from ..engine.models.kinds import ImageTokenizer
 from ..engine.models.upsampler import LatentResampler, ResamplerConfig
-from .checkpoint import checkpoint, load_averaged
+from ..engine.paths import expanded
+from .checkpoint import alone, checkpoint, load_averaged
 from .config import TrainingFile, keywords
 from .loop import LoopConfig, train
 from .losses import ImageTask, feature_maps, psnr
-from .sources import FolderSource, ImageSource
+from .sources import FolderSource, ImageSource, check_folder
 from .token_pool import TokenPool
 from .tokenizer import tokenizer_config, trained_tokenizer
 
@@ -176,7 +177,9 @@ def resampler_configs(config: TrainingFile) -> list[ResamplerConfig]:
 def resampler_task(config: TrainingFile, run: Path) -> ResamplerTask:
     """The task of the stage `upsampler`."""
     options = config.options("upsampler", ResamplerTask, "model", "pairs", "variants")
-    return ResamplerTask(resampler_configs(config), trained_tokenizer(config, run), config.source(), **options)
+    return ResamplerTask(
+        resampler_configs(config), trained_tokenizer(config, run), config.source(captions=False), **options
+    )
 
 
 def trained_resamplers(config: TrainingFile, run: Path, variant: str | None = None) -> Resamplers:
@@ -255,6 +258,7 @@ def train_upsampler(
     Raises:
         ValueError: there is no such family or folder, or the family has no such scale.
     """
+    folder = expanded(folder)
     family = Family.load(folder)
     if family.path is None or not folder.is_dir():
         raise ValueError(f"--family {folder}: name a folder; a family that came with the package is not rewritten")
@@ -268,21 +272,23 @@ def train_upsampler(
         for g in drafters
         for a, b in ([(g, target), (target, g)] if down else [(g, target)])
     ]
-    torch.manual_seed(0)
-    task = ResamplerTask(
-        pairs,
-        family.tokenizer,
-        FolderSource(images),
-        batch=batch,
-        cross_entropy=0.0,
-        commitment=commitment,
-        pixel=pixel,
-        perceptual=perceptual,
-        adversarial=adversarial,
-    )
-    length = 10_000 if steps is None else steps
-    loop = LoopConfig(length, lr, decay=max(1, length // 5), precision=precision, save_every=save_every)
-    averaged = train(task, loop, run, seed=0, name="upsampler", device=device)
+    check_folder(expanded(images), family.image_sizes[-1], captions=False)
+    with alone(run, "upsampler") as run:
+        torch.manual_seed(0)
+        task = ResamplerTask(
+            pairs,
+            family.tokenizer,
+            FolderSource(images, captions=False),
+            batch=batch,
+            cross_entropy=0.0,
+            commitment=commitment,
+            pixel=pixel,
+            perceptual=perceptual,
+            adversarial=adversarial,
+        )
+        length = 10_000 if steps is None else steps
+        loop = LoopConfig(length, lr, decay=max(1, length // 5), precision=precision, save_every=save_every)
+        averaged = train(task, loop, run, seed=0, name="upsampler", device=device)
     trained = {p.name: LatentResampler(p) for p in pairs}
     nn.ModuleDict(trained).load_state_dict(averaged)
     store_resamplers(folder, list(trained.values()))

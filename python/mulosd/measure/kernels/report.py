@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...atomic import atomic
 from ..plots import check_plot, pyplot
 from ..rows import Row
 from ..table import Column, figure, table
@@ -112,5 +113,6 @@ def plot_kernels(rows: Sequence[Row], path: Path) -> None:
     handles = [patches.Patch(color=c, label=kind) for kind, c in {**BARS, "peer": PEER}.items() if kind in shown]
     axes[0, 0].legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=7, frameon=False)
     plot.tight_layout()
-    plot.savefig(path, dpi=150)
+    with atomic(path) as file:
+        plot.savefig(file, dpi=150, format=path.suffix[1:].lower() or "png")
     plt.close(plot)

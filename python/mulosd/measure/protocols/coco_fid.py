@@ -7,7 +7,6 @@ is clean-fid (https://github.com/GaParmar/clean-fid) or torch-fidelity (https://
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, ClassVar
 
 from PIL.Image import Image
 
+from ...engine.paths import expanded
+from ...files.texts import read_json
 from .base import Item, Protocol, Score, installed, save
 
 SOURCE = (
@@ -43,14 +44,15 @@ class CocoFID(Protocol):
 
     @classmethod
     def open(cls, prompts: Path, reference: str, limit: int | None) -> CocoFID:
+        prompts = expanded(prompts)
         if not prompts.is_file():
             raise ValueError(f"--prompts {prompts}: there is no such file; get {SOURCE}")
         try:
-            annotations = json.loads(prompts.read_text(encoding="utf-8"))["annotations"]
+            annotations = read_json(prompts)["annotations"]
             captions = sorted((int(a["image_id"]), int(a["id"]), str(a["caption"])) for a in annotations)
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"--prompts {prompts} holds no captions of MS-COCO; get {SOURCE}") from None
-        if not reference.startswith(STATISTICS) and reference != "builtin" and not Path(reference).is_dir():
+        if not reference.startswith(STATISTICS) and reference != "builtin" and not expanded(reference).is_dir():
             raise ValueError(
                 f"--reference {reference}: there is no such folder; give the real images (val2014, from "
                 f"http://images.cocodataset.org/zips/val2014.zip) or stats:NAME of clean-fid's make_custom_stats"
@@ -63,7 +65,8 @@ class CocoFID(Protocol):
         if not items:
             raise ValueError(f"--prompts {prompts} holds no captions; get {SOURCE}")
         random.Random(SEED).shuffle(items)
-        return cls(items[: USUAL if limit is None else limit], USUAL, reference)
+        known = reference == "builtin" or reference.startswith(STATISTICS)
+        return cls(items[: USUAL if limit is None else limit], USUAL, reference if known else str(expanded(reference)))
 
     def files(self, item: Item) -> list[Path]:
         return [Path(f"{item.key}.png")]

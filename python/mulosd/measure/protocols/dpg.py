@@ -12,6 +12,8 @@ from typing import ClassVar
 
 from PIL import Image
 
+from ...engine.paths import expanded
+from ...files.texts import read_text
 from .base import Item, Protocol, Score, first, refuse_reference, save
 
 SOURCE = "the folder dpg_bench/prompts of https://github.com/TencentQQGYLab/ELLA"
@@ -26,11 +28,12 @@ class DPG(Protocol):
 
     @classmethod
     def open(cls, prompts: Path, reference: str, limit: int | None) -> DPG:
+        prompts = expanded(prompts)
         refuse_reference(cls.name, reference)
         files = sorted(prompts.glob("*.txt")) if prompts.is_dir() else []
         if not files:
             raise ValueError(f"--prompts {prompts}: there is no folder of .txt prompts; get {SOURCE}")
-        items = [Item(file.stem, file.read_text(encoding="utf-8").strip()) for file in files]
+        items = [Item(file.stem, read_text(file).strip()) for file in files]
         empty = [item.key for item in items if not item.prompt]
         if empty:
             raise ValueError(f"--prompts {prompts}: {empty[0]}.txt is empty; get {SOURCE}")

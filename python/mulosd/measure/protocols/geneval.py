@@ -14,6 +14,8 @@ from typing import ClassVar
 from PIL.Image import Image
 
 from ...atomic import atomic
+from ...engine.paths import expanded
+from ...files.texts import parse_json, read_lines
 from .base import Item, Protocol, Score, first, refuse_reference, save
 
 SOURCE = "prompts/evaluation_metadata.jsonl of https://github.com/djghosh13/geneval"
@@ -29,13 +31,14 @@ class GenEval(Protocol):
 
     @classmethod
     def open(cls, prompts: Path, reference: str, limit: int | None) -> GenEval:
+        prompts = expanded(prompts)
         refuse_reference(cls.name, reference)
         if not prompts.is_file():
             raise ValueError(f"--prompts {prompts}: there is no such file; get {SOURCE}")
         items = []
-        for number, line in enumerate(prompts.read_text(encoding="utf-8").splitlines()):
+        for number, line in enumerate(read_lines(prompts)):
             try:
-                metadata = json.loads(line)
+                metadata = parse_json(line, str(prompts), number + 1)
                 missing = [key for key in KEYS if key not in metadata]
             except (ValueError, TypeError):
                 missing = list(KEYS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import ClassVar
 
 from PIL.Image import Image
 
+from ...engine.paths import expanded
+from ...files.texts import read_json
 from .base import Item, Protocol, Score, first, installed, refuse_reference, save
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
@@ -35,6 +36,7 @@ class HPSv2(Protocol):
 
     @classmethod
     def open(cls, prompts: Path, reference: str, limit: int | None) -> HPSv2:
+        prompts = expanded(prompts)
         refuse_reference(cls.name, reference)
         items: list[Item] = []
         for style in STYLES:
@@ -42,7 +44,7 @@ class HPSv2(Protocol):
             if not file.is_file():
                 raise ValueError(f"--prompts {prompts}: there is no {style}.json; get {SOURCE}")
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))
+                found = read_json(file)
             except ValueError:
                 found = None
             if not isinstance(found, list) or not found or not all(isinstance(p, str) and p.strip() for p in found):

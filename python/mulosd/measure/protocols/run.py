@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...atomic import write_json
 from ...engine.decoding.spec import spell
+from ...engine.paths import expanded
 from ...engine.stats import GenerationStats
 from ..evaluate import samples_of
 from ..journal import open_folder
@@ -67,7 +68,7 @@ def run_protocol(
         "batch": batch_size,
         "dtype": str(engine.dtype).removeprefix("torch."),
     }
-    journal = open_folder(folder, about, overwrite)
+    folder = expanded(folder)
     folders = [folder / "images" / one.folder for one in samples]
     n, together = protocol.images, max(1, batch_size // protocol.images)
     asked = [item.prompt for item in protocol.items for _ in range(n)]
@@ -78,14 +79,15 @@ def run_protocol(
     def complete(number: int, turn: int) -> bool:
         return all(protocol.complete(folders[turn], item) for item in items[number])
 
-    for drawn in draw(
-        engine, asked, jobs, samples, params, seed, journal, progress,
-        batch_size=batch_size, warm_up=False, replay=False, kept=complete,
-    ):  # fmt: skip
-        for place, item in enumerate(items[drawn.number]):
-            # Complete ones stand, should a job have lost others.
-            if not protocol.complete(folders[drawn.turn], item):
-                protocol.write(folders[drawn.turn], item, drawn.images[place * n : (place + 1) * n])
+    with open_folder(folder, about, overwrite) as journal:
+        for drawn in draw(
+            engine, asked, jobs, samples, params, seed, journal, progress,
+            batch_size=batch_size, warm_up=False, replay=False, kept=complete,
+        ):  # fmt: skip
+            for place, item in enumerate(items[drawn.number]):
+                # Complete ones stand, should a job have lost others.
+                if not protocol.complete(folders[drawn.turn], item):
+                    protocol.write(folders[drawn.turn], item, drawn.images[place * n : (place + 1) * n])
     for (number, turn), record in journal.records.items():
         stats = [GenerationStats(**s) for s in record["stats"]]
         samples[turn].cost(jobs[number], record["seconds"], stats)

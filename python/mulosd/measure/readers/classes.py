@@ -11,12 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ...atomic import atomic
 from ...engine.conditioning import ClassConditioner
+from ...engine.family_config import told
+from ...engine.paths import expanded
+from ...engine.weights import read_tensors, write_tensors
+from ...files.texts import parse_json
 from ..statistics import wilson
 
 FILE = "classifier.safetensors"
@@ -91,20 +92,23 @@ class ClassReader:
     @classmethod
     def load(cls, path: Path) -> ClassReader:
         """Read what `save` wrote; ValueError when there is no such file or it is something else."""
-        if not path.is_file():
+        path = expanded(path)
+        if not path.exists():
             raise ValueError(f"there is no reader of classes at {path}; `mulosd train classifier` makes one")
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
+        state, metadata = read_tensors(path)
         if "classes" not in metadata:
             raise ValueError(f"{path} is no reader of classes: its metadata lack 'classes'")
-        state, described = load_file(path), json.loads(metadata["classes"])
-        return cls(state["weight"], state["bias"], described["names"], described["figures"])
+        described = parse_json(metadata["classes"], f"{path}: classes")
+        with told(path):
+            names, figures = described["names"], described["figures"]
+            if not isinstance(figures, dict) or not all(isinstance(name, str) for name in names):
+                raise ValueError("its names or its figures are none")
+            return cls(state["weight"], state["bias"], names, figures)
 
     def save(self, path: Path) -> None:
         """Write the head in float16, with names and figures in the metadata."""
         described = json.dumps({"names": self.names, "figures": self.figures})
-        with atomic(path) as file:
-            file.write(save({"weight": self.weight.half(), "bias": self.bias.half()}, {"classes": described}))
+        write_tensors(path, {"weight": self.weight.half(), "bias": self.bias.half()}, {"classes": described})
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features [n, d] -> float32 [n, classes]."""

@@ -16,9 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from ...engine.family_config import check_numbers, told
+from ...engine.paths import expanded
+from ...engine.weights import check_shapes, read_tensors, write_tensors
+from ...files.texts import parse_json
 
 FILE = "reader.safetensors"
 CELL_PX = 16  # side of a cell in the reader's input: the stride of its network
@@ -54,6 +57,8 @@ class ReaderConfig:
         object.__setattr__(self, "channels", tuple(self.channels))
         if not self.names or len(set(self.names)) != len(self.names):
             raise ValueError(f"a reader needs distinct object names, got {list(self.names)}")
+        if not all(isinstance(n, int) and n > 0 for n in (self.cells, self.sprite_cells)):
+            raise ValueError(f"cells and sprite_cells must be at least 1, got {self.cells} and {self.sprite_cells}")
         if len(self.channels) != 3 or any(c < 8 or c % 8 for c in self.channels):
             raise ValueError(f"channels must be three multiples of 8, got {self.channels}")
 
@@ -158,25 +163,28 @@ class Reader:
         Raises:
             ValueError: no such file, not a reader, or a reader that does not know all of `names`.
         """
-        if not path.is_file():
+        path = expanded(path)
+        if not path.exists():
             raise ValueError(f"there is no reader at {path}; train one with mulosd.train.reader")
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
+        state, metadata = read_tensors(path)
         if "reader" not in metadata:
             raise ValueError(f"{path} is not a reader: its metadata lack 'reader'")
-        config = ReaderConfig(**json.loads(metadata["reader"]))
+        with told(path):
+            config = ReaderConfig(**parse_json(metadata["reader"], "reader"))
+            check_numbers(asdict(config), "reader", len(state) + len(config.names), 1 << 20)
+            with torch.device("meta"):
+                net = ReaderNet(config)
         unknown = sorted(set(names or ()) - set(config.names))
         if unknown:
             raise ValueError(f"the reader {path} does not know {unknown}; it knows {list(config.names)}")
-        net = ReaderNet(config)
-        net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        check_shapes(path, net, "its own description")
+        net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
         return cls(net)
 
     def save(self, path: Path) -> None:
         """Write the weights in float16, with the configuration in the metadata."""
-        state = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in self.net.state_dict().items()}
-        save_file(state, path, metadata={"reader": json.dumps(asdict(self.config))})
-        path.chmod(0o644)  # safetensors writes for the owner alone, and an installed package is read by everyone
+        state = {k: v.to(torch.float16) for k, v in self.net.state_dict().items()}
+        write_tensors(path, state, {"reader": json.dumps(asdict(self.config))})
 
     def read(self, images: NDArray[np.uint8], threshold: float = 0.5, batch: int = 64) -> list[list[Reading]]:
         """Objects of images.
