@@ -96,9 +96,9 @@ def calibrate(
     if features is not None:
         given = read_features(features, engine.family, None if own is None else len(own))
         own = own or [str(i) for i in range(len(given))]
-    asked = own or default_prompts(engine, prompts, seed)
     # Of one family at a time: the settings of another that ends meanwhile may be what this one draws with.
     with locked(folder, "a calibration of", name="calibrate"):
+        asked = own or default_prompts(engine, prompts, seed)
         if keep:
             store_calibration(folder, chosen(engine, asked, keep, wanted, rejection, trials, seed), default=default)
             return
