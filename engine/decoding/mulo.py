@@ -246,6 +246,7 @@ class Candidates:
             self.islands,
             self.depth,
             resampled=self.resampled,
+            rejected=self.rejected,
         )
 
     def settle(self, draft: Tensor, top: int, bottom: int) -> Steps:
