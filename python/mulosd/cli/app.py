@@ -9,7 +9,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import bench, calibrate, convert, decoders, diagnose, evaluate, generate, info, train
+from . import bench, calibrate, convert, decoders, diagnose, evaluate, generate, info, serve, train
 from .console import stderr
 from .respelled import Respelled
 
@@ -69,6 +69,7 @@ def root(
 
 app.command("generate", epilog=generate.EXAMPLES, cls=Respelled)(generate.generate)
 app.command("evaluate", epilog=evaluate.EXAMPLES, cls=Respelled)(evaluate.evaluate)
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("info", epilog=info.EXAMPLES)(info.info)
 app.command("calibrate", epilog=calibrate.EXAMPLES, cls=Respelled)(calibrate.calibrate)
 app.command("decoders", epilog=decoders.EXAMPLES)(decoders.decoders)
