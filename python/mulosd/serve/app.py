@@ -102,7 +102,10 @@ def log_failure(task: asyncio.Task[None]) -> None:
 
 def add_images(app: FastAPI, server: Server) -> None:
     """Routes that make images."""
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    names = ["image_generation.partial_image", "image_generation.completed", "error"]
+    data = {"type": "string", "contentMediaType": "application/json"}
+    event = {"type": "object", "properties": {"event": {"type": "string", "enum": names}, "data": data}}
+    stream = {"text/event-stream": {"schema": event}}
 
     @app.post(
         IMAGES,
