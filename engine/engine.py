@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import SEEDS, seeds_of, setting, shown, texts_of, tokens_of, whole
+from .arguments import SEEDS, seeds_of, shown, texts_of, tokens_of, whole
 from .cache import KVCache
 from .conditioning import Condition, check_condition
 from .decoding.base import Decoder
@@ -31,7 +31,16 @@ from .stats import GenerationStats, Progress, Recorder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Engine", "GenerationResult", "Update"]
+__all__ = ["Engine", "EngineLoad", "GenerationResult", "Update"]
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """What an engine has under way: requests waiting and running, and bytes of KV cache that the running may hold."""
+
+    waiting: int = 0
+    running: int = 0
+    kv_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,22 @@ class Engine:
                 warnings.append(f"family {self.family.name!r} {warning}")
         return warnings
 
+    def resolve(self, decoder: DecoderLike = None, sampling: SamplingLike = None) -> tuple[Decoder, SamplingParams]:
+        """The decoder and the sampling parameters that a request runs with, every open setting filled in.
+
+        Raises:
+            ValueError: as `add_request`, without any work.
+        """
+        chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
+        self.scheduler.check(chosen, 2 if params.guided else 1)
+        return chosen, params
+
+    def load(self) -> EngineLoad:
+        """What is under way. It waits for a step of another thread, if there is one."""
+        with self._lock:
+            scheduler = self.scheduler
+            return EngineLoad(len(scheduler.waiting), len(scheduler.running), scheduler.bytes)
+
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -202,7 +227,7 @@ class Engine:
         decoder: DecoderLike = None,
         sampling: SamplingLike = None,
         seed: int = 0,
-        previews: bool = False,
+        previews: bool | int = False,
         progress: Callable[[Progress], None] | None = None,
         features: Condition | None = None,
     ) -> int:
@@ -213,7 +238,7 @@ class Engine:
 
         Args:
             prompt, decoder, sampling, seed: as for `generate`.
-            previews: also report the draft and every verified band, as images.
+            previews: also report the draft and every verified band, as images; a number is at most so many of them.
             progress, features: as for `generate`; features of this one prompt.
 
         Raises:
@@ -225,8 +250,10 @@ class Engine:
             self.check_prompts([prompt])
         else:
             check_condition(features, self.family.null_features(1), 1)
-        seed, previews = whole("seed", seed, 0, SEEDS - 1), setting("previews", previews, "bool")
-        chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
+        seed = whole("seed", seed, 0, SEEDS - 1)
+        if not isinstance(previews, bool):
+            previews = whole("previews", previews, 0)
+        chosen, params = self.resolve(decoder, sampling)
         return self._add(prompt, seed, chosen, params, progress, condition=features, previews=previews)
 
     def step(self) -> list[Update]:
@@ -338,7 +365,7 @@ class Engine:
         progress: Callable[[Progress], None] | None = None,
         *,
         condition: Condition | None = None,
-        previews: bool = False,
+        previews: bool | int = False,
         claimed: bool = False,
     ) -> int:
         if progress is not None and not callable(progress):
@@ -398,12 +425,18 @@ class Engine:
         try:
             recorder, final = request.recorder, update.kind == "final"
             with recorder.stage("decode") if final else nullcontext():
-                [image] = self.to_images(update.tokens[None])
+                image = request.shown(update.tokens)
+                if image is None:
+                    [image] = self.to_images(update.tokens[None])
             if final:
                 recorder.report("decode", 1, 1)
                 recorder.stop()
         except Exception as error:
             self.scheduler.abort(update.request)
             return Update(update.request, "failed", error=error)
-        redrawn = None if update.resampled is None else update.resampled.cpu()
-        return replace(update, image=image, tokens=update.tokens.cpu(), resampled=redrawn)
+        else:
+            request.last = (update.tokens, image)
+        resampled = None if update.resampled is None else update.resampled.cpu()
+        rejected = None if update.rejected is None else update.rejected.cpu()
+        tokens = update.tokens.cpu()
+        return replace(update, image=image, tokens=tokens, resampled=resampled, rejected=rejected)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from .batch import Draw, Feed, Result
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Outcome:
     """What a plan ends with: tokens int64 [H, W]; shares rejected and resampled, islands and depth if it verified;
-    tokens that a verification of a draft tree brought; which tokens were resampled, bool [H, W], if candidates were
-    verified.
+    tokens that a verification of a draft tree brought; which tokens were resampled and which of them had fallen
+    below tau, bool [H, W], if candidates were verified.
     """
 
     tokens: Tensor
@@ -33,6 +34,7 @@ class Outcome:
     depth: int | None = None
     accepted: float | None = None
     resampled: Tensor | None = None
+    rejected: Tensor | None = None
 
 
 # How a decoder makes one image: a generator that yields the feeds that it waits for and is sent their results.
@@ -55,6 +57,7 @@ class Update:
         stats: of a final image.
         resampled: of a final image, see `GenerationResult`; bool [H, W] on the CPU.
         error: why a request failed; the others are unharmed.
+        rejected: of a final image, bool [H, W] on the CPU: the tokens that fell below tau, where `resampled` is given.
     """
 
     request: int
@@ -65,6 +68,7 @@ class Update:
     stats: GenerationStats | None = None
     error: Exception | None = None
     resampled: Tensor | None = None
+    rejected: Tensor | None = None
 
 
 def no_cache(grid: int) -> KVCache:
@@ -83,11 +87,12 @@ class Request:
         sampling: how tokens are drawn.
         recorder: counts, times, progress.
         mask: bool [cond_len], prefix slots that may be seen; None is all.
-        previews: whether to report what is worth showing before the end.
+        previews: whether to report what is worth showing before the end; a number is how much of it is still wanted.
         cache, drafter_cache: give the KV cache of a grid, of the AR model and of its drafter; the scheduler sets them.
 
     The other attributes are the scheduler's: the number, the plan and the bytes of cache that it may hold; the feeds
-    that the plan waits for, and what is there of their results; and the updates that are not reported yet.
+    that the plan waits for, and what is there of their results; and the updates that are not reported yet. `last` is
+    the engine's: the tokens and the image of the latest preview.
     """
 
     family: Family
@@ -96,7 +101,7 @@ class Request:
     sampling: SamplingParams
     recorder: Recorder = field(default_factory=Recorder)
     mask: Tensor | None = None
-    previews: bool = True
+    previews: bool | int = True
     cache: Callable[[int], KVCache] = no_cache
     drafter_cache: Callable[[int], KVCache] = no_cache
     lanes: list[Lane] = field(default_factory=list)
@@ -108,6 +113,7 @@ class Request:
     parts: dict[int, Logits] = field(default_factory=dict)
     fed: int = 0
     updates: list[Update] = field(default_factory=list)
+    last: tuple[Tensor, Image] | None = None
 
     def lane(self, grid: int, drafter: bool = False) -> Lane:
         """Rows of the KV cache of a grid; the condition prefix, if the model has one, is yet to be fed."""
@@ -130,7 +136,15 @@ class Request:
     def show(self, kind: str, tokens: Tensor, row: int = 0) -> None:
         """Report tokens [h, W] from a row on, if previews are wanted."""
         if self.previews:
+            if self.previews is not True:
+                self.previews -= 1
             self.updates.append(Update(self.number, kind, tokens=tokens.clone(), row=row))
+
+    def shown(self, tokens: Tensor) -> Image | None:
+        """The image of these tokens if the latest preview was just that: a last band may be the whole image."""
+        if self.last is None or not torch.equal(self.last[0], tokens):
+            return None
+        return self.last[1]
 
     @property
     def ready(self) -> bool:
@@ -184,7 +198,14 @@ class Request:
         stats = self.recorder.stats
         for name in ("rejection", "coverage", "islands", "depth", "accepted"):
             setattr(stats, name, getattr(outcome, name))
-        return Update(self.number, "final", tokens=outcome.tokens, stats=stats, resampled=outcome.resampled)
+        return Update(
+            self.number,
+            "final",
+            tokens=outcome.tokens,
+            stats=stats,
+            resampled=outcome.resampled,
+            rejected=outcome.rejected,
+        )
 
     def close(self) -> None:
         """End the plan and give all cache rows back."""

@@ -84,19 +84,25 @@ class Scheduler:
         """Bytes of KV cache that a request of this decoder holds."""
         return branches * decoder.bytes_per_row(self.family, collapse=self.config.collapse_prefix)
 
-    def add(self, request: Request, decoder: Decoder) -> int:
-        """Queue a request; returns its number.
-
-        Raises:
-            ValueError: it could never run within the budget.
-        """
-        need = self.bytes_of(decoder, len(request.features))
+    def check(self, decoder: Decoder, branches: int) -> int:
+        """Bytes of KV cache that a request of this decoder holds; ValueError when it could never run within the
+        budget."""
+        need = self.bytes_of(decoder, branches)
         budget = self.config.kv_budget
         if budget is not None and need > budget:
             raise ValueError(
                 f"one request of decoder {decoder.name!r} needs {need / 2**20:.1f} MiB of KV cache, the budget is "
                 f"{budget / 2**20:.1f} MiB: raise kv_budget, or use a smaller grid or a narrower type"
             )
+        return need
+
+    def add(self, request: Request, decoder: Decoder) -> int:
+        """Queue a request; returns its number.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        need = self.check(decoder, len(request.features))
         self._number += 1
         request.number, request.bytes, request.plan = self._number, need, decoder.plan(request)
         request.cache, request.drafter_cache = self.cache, self.drafter_cache
@@ -144,6 +150,7 @@ class Scheduler:
             if budget is not None and self.bytes + first.bytes > budget:
                 break
             self.running.append(self.waiting.pop(first.number))
+            first.recorder.admit()
             self._advance(self.running[-1])
         for request in self.running:
             request.recorder.stats.batch = max(request.recorder.stats.batch, len(self.running))

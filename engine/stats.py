@@ -28,7 +28,7 @@ class GenerationStats:
     positions whose pooled mass fell below tau, `coverage` the share that was resampled, `islands` their number, `depth`
     the forwards that resampling takes at least (None for decoders that do not verify). `accepted` is the mean number of
     tokens that the verification of a draft tree brought, the one drawn behind the accepted path included (None for
-    decoders without trees).
+    decoders without trees). `waited` are the seconds before the scheduler took the request up, part of the total.
     """
 
     decoder: str
@@ -44,6 +44,7 @@ class GenerationStats:
     depth: int | None = None
     accepted: float | None = None
     spelling: str = ""
+    waited: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -92,6 +93,10 @@ class Recorder:
             yield
         finally:
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    def admit(self) -> None:
+        """Note how long the request waited for the scheduler."""
+        self.stats.waited = time.perf_counter() - self._begun
 
     def stop(self) -> None:
         """Set the total of seconds: all since the recorder was made."""

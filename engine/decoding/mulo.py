@@ -252,6 +252,7 @@ class Candidates:
             self.islands,
             self.depth,
             resampled=self.resampled,
+            rejected=self.rejected,
         )
 
     def settle(self, draft: Tensor, top: int, bottom: int) -> Steps:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .engine.async_engine import AsyncEngine, EngineBusy
+    from .engine.async_engine import AsyncEngine, EngineBusy, EngineClosed, EngineDead
     from .engine.decoding import DraftOnly, Eagle, Jacobi, Lantern, MuloSD, Product, Serial, ZipAR
-    from .engine.engine import Engine, GenerationResult, Update
+    from .engine.engine import Engine, EngineLoad, GenerationResult, Update
     from .engine.family import list_families
     from .engine.sampling import SamplingParams
     from .engine.scheduler import SchedulerConfig
@@ -25,6 +25,9 @@ _SOURCE = {
     "Eagle": "decoding",
     "Engine": "engine",
     "EngineBusy": "async_engine",
+    "EngineClosed": "async_engine",
+    "EngineDead": "async_engine",
+    "EngineLoad": "engine",
     "GenerationResult": "engine",
     "GenerationStats": "stats",
     "Jacobi": "decoding",
@@ -46,6 +49,9 @@ __all__ = [
     "Eagle",
     "Engine",
     "EngineBusy",
+    "EngineClosed",
+    "EngineDead",
+    "EngineLoad",
     "GenerationResult",
     "GenerationStats",
     "Jacobi",

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from .._version import __version__
 from ..screen import printable
-from . import bench, calibrate, convert, decoders, diagnose, evaluate, generate, info, train
+from . import bench, calibrate, convert, decoders, diagnose, evaluate, generate, info, serve, train
 from .console import stderr
 from .respelled import Respelled
 
@@ -72,6 +72,7 @@ def root(
 
 app.command("generate", epilog=generate.EXAMPLES, cls=Respelled)(generate.generate)
 app.command("evaluate", epilog=evaluate.EXAMPLES, cls=Respelled)(evaluate.evaluate)
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("info", epilog=info.EXAMPLES)(info.info)
 app.command("calibrate", epilog=calibrate.EXAMPLES, cls=Respelled)(calibrate.calibrate)
 app.command("decoders", epilog=decoders.EXAMPLES)(decoders.decoders)

@@ -32,12 +32,17 @@ def check_suffix(option: str, path: Path) -> None:
         )
 
 
-def save_image(file: BinaryIO, image: Image, settings: Mapping[str, str], suffix: str = ".png") -> None:
-    """Write an image in the format of a suffix; `read_settings` finds the settings in it."""
+def save_image(
+    file: BinaryIO, image: Image, settings: Mapping[str, str], suffix: str = ".png", quality: int | None = None
+) -> None:
+    """Write an image in the format of a suffix; `read_settings` finds the settings in it. A `quality` from 0 to 100
+    makes JPEG and WebP smaller and less true."""
     from PIL.Image import Exif
     from PIL.PngImagePlugin import PngInfo
 
     kind, options = FORMATS[suffix.lower()]
+    if quality is not None and kind != "PNG":
+        options = {"quality": quality}
     if kind == "PNG":
         info = PngInfo()
         for key, value in {**settings, "Software": f"mulosd {__version__}"}.items():

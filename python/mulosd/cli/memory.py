@@ -8,11 +8,11 @@ import re
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
-def parse_memory(text: str) -> int:
+def parse_memory(text: str, option: str = "--memory") -> int:
     """Bytes of "24GiB", "16g" or "8000000000"; ValueError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
     if found is None:
-        raise ValueError(f"--memory {text}: write a number with a unit, such as 24GiB or 16GB")
+        raise ValueError(f"{option} {text}: write a number with a unit, such as 24GiB or 16GB")
     return int(float(found[1]) * UNITS[found[2] or ""])
 
 

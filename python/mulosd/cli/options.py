@@ -83,28 +83,7 @@ def spell_sampling(sampling: SamplingParams) -> str:
 
 
 def sized(decoder: Decoder, size: int | None, family: Family) -> Decoder:
-    """A decoder that draws images of `size` px; None is what it draws anyway.
+    """A decoder that draws images of `size` px, see `engine.decoding.size.sized`; None is what it draws anyway."""
+    from ..engine.decoding.size import sized as of_size
 
-    Raises:
-        ValueError: the family has no such grid, or the decoder cannot draw it; the message says what can.
-    """
-    from ..engine.decoding import DECODERS
-    from ..engine.decoding.base import OneGrid
-
-    if size is None:
-        return decoder
-    sizes = family.image_sizes
-    if size not in sizes:
-        raise ValueError(f"--size {size}: family {family.name!r} draws {', '.join(map(str, sizes))} px")
-    grid = size // family.patch
-    if isinstance(decoder, OneGrid):
-        if decoder.grid not in (None, grid):
-            raise ValueError(f"--size {size} is grid={grid}, but the decoder has grid={decoder.grid}; give one of them")
-        return decoder.changed(grid=grid)
-    if size != sizes[-1]:
-        able = [n for n, kind in DECODERS.items() if issubclass(kind, OneGrid) and (n != "eagle" or family.eagle)]
-        raise ValueError(
-            f"--size {size}: decoder {decoder.name!r} draws {sizes[-1]} px alone, the largest size; for {size} px take "
-            f"--decoder {' or '.join(able)}"
-        )
-    return decoder
+    return decoder if size is None else of_size(decoder, size, family, "--")
