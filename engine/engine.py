@@ -285,9 +285,14 @@ class Engine:
             self.abort(number)
 
     def warmup(self, decoder: DecoderLike = None) -> None:
-        """Make one image and forget it, so that the first request meets warm caches, buffers and kernels."""
+        """Make one image and forget it, so that the first request meets warm caches, buffers and kernels.
+
+        On a GPU its steps are then captured for as many requests as the scheduler runs at a time.
+        """
         condition = Condition(self.family.null_features(1))
         self.generate(self.family.conditioner.example, decoder=decoder, features=condition)
+        with self._lock, torch.inference_mode():
+            self.scheduler.capture()
 
     def to_images(self, tokens: Tensor) -> list[Image]:
         """Decode tokens [B, H, W] to RGB images."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ..family import Family
 from ..request import Request, prefix
 from ..sampling import Purpose
@@ -54,7 +52,7 @@ class DraftOnly(Decoder):
         grid = family.drafter_grid(self.scale or 0)
         with request.recorder.stage("draft"):
             lane = request.lane(grid)
-            draft = torch.zeros(grid * grid, dtype=torch.int64, device=request.features.device)
+            draft = lane.tokens
             first = yield from prefix(lane)
             noise = request.noise(Purpose.DRAFT)
             how = Drafting(self.draft_window, self.draft_guesses)
