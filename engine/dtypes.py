@@ -12,3 +12,10 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return DTYPES[dtype] if isinstance(dtype, str) else dtype
+
+
+def settled_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> torch.dtype:
+    """A dtype by name; None is bfloat16 on a GPU, whose matrix units float32 does not use, and float32 elsewhere."""
+    if dtype is None:
+        return torch.bfloat16 if str(device).startswith("cuda") else torch.float32
+    return checked_dtype(dtype)

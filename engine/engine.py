@@ -20,9 +20,10 @@ from .cache import KVCache
 from .conditioning import Condition
 from .decoding.base import Decoder
 from .decoding.spec import DecoderLike, decoder_of, spell
-from .dtypes import checked_dtype
+from .dtypes import settled_dtype
 from .family import Family
 from .likelihood import nll
+from .precision import exact_float32
 from .request import Request, Update
 from .sampling import SamplingLike, SamplingParams
 from .scheduler import Scheduler, SchedulerConfig
@@ -66,7 +67,9 @@ class Engine:
     Args:
         family: a loaded family.
         device: a torch device.
-        dtype: "float32" (exact), "bfloat16" or "float16" for the AR model; the tokenizer stays in float32.
+        dtype: "float32" (exact, and never TF32), "bfloat16" or "float16" for the AR model and its keys and values; the
+            tokenizer stays in float32. None is bfloat16 on a GPU and float32 elsewhere. In the narrow types an image
+            may depend on the batch that it was made in.
         config: limits of what runs at a time.
     """
 
@@ -75,11 +78,11 @@ class Engine:
         family: Family,
         *,
         device: str = "cpu",
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = None,
         config: SchedulerConfig | None = None,
     ) -> None:
         self.config = config or SchedulerConfig()
-        self.dtype = checked_dtype(dtype)
+        self.dtype = settled_dtype(dtype, device)
         try:
             kind = torch.device(device).type
         except RuntimeError as error:
@@ -104,11 +107,11 @@ class Engine:
         family: str | Path = "emoji",
         *,
         device: str = "cpu",
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = None,
         config: SchedulerConfig | None = None,
     ) -> Engine:
         """Load a bundled family by name, or a family folder; ValueError lists what there is."""
-        kind = checked_dtype(dtype)
+        kind = settled_dtype(dtype, device)
         return cls(Family.load(family, dtype=kind), device=device, dtype=kind, config=config)
 
     @property
@@ -284,21 +287,25 @@ class Engine:
         finally:
             self.abort(number)
 
-    def warmup(self, decoder: DecoderLike = None) -> None:
+    def warmup(self, decoder: DecoderLike = None, sampling: SamplingLike = None) -> None:
         """Make one image and forget it, so that the first request meets warm caches, buffers and kernels.
 
-        On a GPU its steps are then captured for as many requests as the scheduler runs at a time.
+        On a GPU its steps are then captured for as many requests as the scheduler runs at a time; the sampling
+        parameters are part of a step.
+
+        Args:
+            decoder, sampling: as for `generate`, those that requests will ask for.
         """
         condition = Condition(self.family.null_features(1))
-        self.generate(self.family.conditioner.example, decoder=decoder, features=condition)
-        with self._lock, torch.inference_mode():
+        self.generate(self.family.conditioner.example, decoder=decoder, sampling=sampling, features=condition)
+        with self._lock, torch.inference_mode(), exact_float32(self.family.device):
             self.scheduler.capture()
 
     def to_images(self, tokens: Tensor) -> list[Image]:
         """Decode tokens [B, H, W] to RGB images."""
         from PIL import Image
 
-        with torch.inference_mode(), self._lock:
+        with torch.inference_mode(), self._lock, exact_float32(self.family.device):
             pixels = self.family.tokenizer.decode(tokens.to(self.family.device))
         if not bool(torch.isfinite(pixels).all()):
             raise ValueError(
@@ -321,7 +328,7 @@ class Engine:
         """
         if tokens.dim() != 3 or len(prompts) != tokens.shape[0]:
             raise ValueError(f"{len(prompts)} prompts need tokens [B, H, W], got {tuple(tokens.shape)}")
-        with self._lock:
+        with self._lock, exact_float32(self.family.device):
             return nll(self.family, self.family.condition(list(prompts)), tokens).cpu()
 
     @torch.inference_mode()
@@ -338,7 +345,7 @@ class Engine:
         claimed: bool = False,
     ) -> int:
         stats = GenerationStats(decoder.name, decoder.settings(), seed, spelling=spell(decoder))
-        with self._lock:
+        with self._lock, exact_float32(self.family.device):
             recorder = Recorder(progress, stats)
             with recorder.stage("text"):
                 found = self.family.condition([prompt]) if condition is None else condition
@@ -374,7 +381,8 @@ class Engine:
                 "this engine was used before the process forked, and the threads of torch do not survive that: make "
                 "the engine in the child, or start processes by spawn (multiprocessing.set_start_method('spawn'))"
             )
-        self._raw += self.scheduler.step()
+        with exact_float32(self.family.device):
+            self._raw += self.scheduler.step()
         while self._raw:
             update = self._raw[0]
             request = self._requests.get(update.request)
@@ -391,6 +399,12 @@ class Engine:
             return update
         try:
             recorder, final = request.recorder, update.kind == "final"
+            tokens = update.tokens.cpu()
+            if bool((tokens < 0).any()):
+                raise ValueError(
+                    f"the model of family {self.family.name!r} gave NaN or infinite logits: its weights are damaged, "
+                    f"or too large for {self.dtype}"
+                )
             with recorder.stage("decode") if final else nullcontext():
                 [image] = self.to_images(update.tokens[None])
             if final:
@@ -400,4 +414,4 @@ class Engine:
             self.scheduler.abort(update.request)
             return Update(update.request, "failed", error=error)
         redrawn = None if update.resampled is None else update.resampled.cpu()
-        return replace(update, image=image, tokens=update.tokens.cpu(), resampled=redrawn)
+        return replace(update, image=image, tokens=tokens, resampled=redrawn)

@@ -231,15 +231,15 @@ class Scheduler:
         return sum(n * self._bytes_per_row(key) for key, n in held.items())
 
     def _generous(self, key: CacheKey, lacking: Mapping[CacheKey, int], request: Request) -> int:
-        """Rows to make of a cache that needs `lacking[key]`: all that may ever be needed on a GPU, where a cache that
-        grows takes its graphs with it; elsewhere twice as many as before."""
+        """Rows to make of a cache that needs `lacking[key]`: all that may ever be needed on a GPU, guided or not, where
+        a cache that grows takes its graphs with it; elsewhere twice as many as before."""
         least, branches = lacking[key], len(request.features)
         before = len(self.caches[key].used) if key in self.caches else 0
         device = self._model(key)[0].device
         each, wanted = self._bytes_per_row(key), max(least, 2 * before)
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0]
-            wanted = max(wanted, min(branches * self.config.max_running, free // 2 // each))
+            wanted = max(wanted, min(2 * self.config.max_running, free // 2 // each))
         if self.config.kv_budget is not None:
             # A request takes rows of every cache that it holds: the room is shared out alike.
             left = max(0, self.config.kv_budget - self._held(lacking))

@@ -60,7 +60,7 @@ def measure(kind: str, name: str, device: str) -> Runs:
     expected = counted(Engine(make(), config=config), Log(), [decoder] * 6, SAMPLING, PROMPTS[kind])
     with FakeCuda() as log:
         engine = Engine(make(), device=device, dtype="float32", config=config)
-        engine.warmup(decoder)
+        engine.warmup(decoder, SAMPLING)
         one = counted(engine, log, [decoder], SAMPLING, PROMPTS[kind])
         six = counted(engine, log, [decoder] * 6, SAMPLING, PROMPTS[kind])
         staggered = counted(engine, log, [decoder] * 6, SAMPLING, PROMPTS[kind], gap=7)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .console import examples, stdout
-from .options import DecoderOption, DeviceOption, Dtype, DtypeOption, SeedOption, read_decoder
+from .options import DecoderOption, DeviceOption, DtypeOption, SeedOption, read_decoder
 
 EXAMPLES = examples(
     "mulosd calibrate --family families/mine",
@@ -40,7 +40,7 @@ def calibrate(
         typer.Option("--default", help="Make this scale and up-sampler what is used where none is asked for."),
     ] = False,
     seed: SeedOption = 0,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Find the tau at which a wanted share of draft tokens is rejected, and store it in the family.
@@ -65,7 +65,7 @@ def calibrate(
             "leave everything else out"
         )
     own = None if prompts_file is None else read_prompts(prompts_file)
-    engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
+    engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value)
     given = None
     if features is not None:
         given = read_features(features, engine.family, None if own is None else len(own))
