@@ -13,7 +13,7 @@ from .dispatch import execute, index_of
 from .tensors import inner_of, log_of, on_device, plain, wrap
 
 # What the native module says of itself.
-NATIVE = SimpleNamespace(MAX_VOCAB=65536, MAX_SIDE=128)
+NATIVE = SimpleNamespace(MAX_VOCAB=65536, MAX_SIDE=128, compiled_archs=lambda: [90])
 # Modules of kernels that ask whether they can run on this machine.
 DOORS = (
     "native",

@@ -9,7 +9,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import bench, calibrate, convert, decoders, diagnose, evaluate, generate, info, train
+from . import bench, calibrate, convert, decoders, diagnose, doctor, evaluate, generate, info, train
 from .console import stderr
 from .respelled import Respelled
 
@@ -72,6 +72,7 @@ app.command("evaluate", epilog=evaluate.EXAMPLES, cls=Respelled)(evaluate.evalua
 app.command("info", epilog=info.EXAMPLES)(info.info)
 app.command("calibrate", epilog=calibrate.EXAMPLES, cls=Respelled)(calibrate.calibrate)
 app.command("decoders", epilog=decoders.EXAMPLES)(decoders.decoders)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("diagnose", epilog=diagnose.EXAMPLES)(diagnose.diagnose)
 app.add_typer(bench.app, name="bench")
 app.add_typer(convert.app, name="convert")
