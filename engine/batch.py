@@ -18,6 +18,7 @@ from .cache import Lane
 from .collapse import weigh
 from .models.eagle import EagleDrafter, Model
 from .sampling import Logits, Noise, SamplingParams
+from .transfer import upload
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Draw:
         noise: of the request and the purpose.
         positions: raster positions of the tokens to sample, one for each row of logits.
         params: how.
+        into: int64 [N], where the tokens are put at their positions, instead of returning them and their logits. Best
+            the lane's own `tokens`: steps that a CUDA graph replays write these themselves.
     """
 
     noise: Noise
     positions: Sequence[int]
     params: SamplingParams
+    into: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Feed:
 
     Args:
         lane: whose.
-        tokens: int64 [n], or None for the condition prefix, which every lane is fed first.
+        tokens: int64 [n], or None for the condition prefix, which every lane is fed first; with `sources`, int64 [N].
         positions: raster positions of the tokens; a `range` of step 1 needs no mask.
         logits: "all" for the logits that follow each token, "last" for those after the last one, "none" to write the
             cache only, or the indices of the tokens whose logits are wanted.
@@ -66,6 +70,7 @@ class Feed:
         keep: return the features behind the wanted tokens too.
         dtype: type of the layers' activations and weights for these tokens; None is the model's own. Keys and values
             stay in the cache's.
+        sources: which of `tokens` are fed, by raster position.
     """
 
     lane: Lane
@@ -78,6 +83,20 @@ class Feed:
     features: Tensor | None = None
     keep: bool = False
     dtype: torch.dtype | None = None
+    sources: Sequence[int] | None = None
+
+    def values(self) -> Tensor:
+        """The tokens int64 [n] that are fed."""
+        tokens, sources = cast(Tensor, self.tokens), self.sources
+        if sources is None:
+            return tokens
+        return tokens[span(sources) or upload(sources, tokens.device)]
+
+    @property
+    def held(self) -> bool:
+        """Whether the tokens lie in the memory of the lane, which steps of fixed shapes read."""
+        lane = self.lane
+        return self.sources is not None and self.tokens is lane.tokens and lane.memory is lane.cache.tokens
 
     @property
     def narrowed(self) -> torch.dtype | None:
@@ -96,6 +115,13 @@ class Feed:
         if isinstance(self.logits, str):
             return range(self.count) if self.logits == "all" else []
         return self.logits
+
+
+def span(positions: Sequence[int]) -> slice | None:
+    """Positions as a slice, if they follow one another."""
+    if isinstance(positions, range) and positions.step == 1:
+        return slice(positions.start, positions.stop)
+    return slice(positions[0], positions[0] + 1) if len(positions) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -140,7 +166,7 @@ class Batch:
                 self.slots = torch.arange(self.start, self.kv_len, device=self.device).expand(self.rows, -1)
             else:
                 self.kv_len = max(max(f.positions) for f in self.feeds) + 1 + cond_len
-                self.slots = self.spread([torch.tensor(f.positions, device=self.device) for f in self.feeds]) + cond_len
+                self.slots = self.spread([upload(f.positions, self.device) for f in self.feeds]) + cond_len
         # A collapsed prefix is one slot that counts for as many as it stands for.
         self.extra: Tensor | None = None
         if self.cache.collapse:
@@ -156,7 +182,7 @@ class Batch:
         each = torch.arange(self.count, device=self.device)
         self.slots = self.spread([each + s for s in starts])
         self.block = self.spread([t.block for t in trees])
-        self.at = self.spread([torch.tensor(f.positions, device=self.device) for f in self.feeds])
+        self.at = self.spread([upload(f.positions, self.device) for f in self.feeds])
         self.turn = None if cache.rotary is None else cache.rotary[self.at + cond_len]
         if self.start is None:
             committed = torch.arange(cache.slots, device=self.device) < self.slots[:, :1]
@@ -168,13 +194,17 @@ class Batch:
         branches = {f.lane.branches for f in self.feeds}
         if len(branches) == 1:
             return stacked.repeat_interleave(branches.pop(), dim=0)
-        return stacked.repeat_interleave(torch.tensor([f.lane.branches for f in self.feeds], device=self.device), dim=0)
+        counts = [f.lane.branches for f in self.feeds]
+        return stacked.repeat_interleave(upload(counts, self.device), dim=0, output_size=sum(counts))
 
     def _valid(self) -> Tensor | None:
         if all(f.lane.valid is None for f in self.feeds):
             return None
-        ones = torch.ones(self.cache.slots, dtype=torch.bool, device=self.device)
-        return self.spread([ones if f.lane.valid is None else f.lane.valid for f in self.feeds])
+        ones = torch.ones(self.cache.slots, dtype=torch.bool)
+        each = torch.stack([ones if f.lane.valid is None else f.lane.valid for f in self.feeds])
+        if self.device.type == "cuda":
+            each = each.pin_memory().to(self.device, non_blocking=True)
+        return self.spread(list(each))
 
     def embed(self, model: Model) -> Tensor:
         """Embedded tokens [rows * count, dim], for a feature drafter fused with the features before them."""
@@ -182,7 +212,7 @@ class Batch:
         if self.feeds[0].tokens is None and not isinstance(model, EagleDrafter):
             return model.embed_prefix(torch.cat([f.lane.features for f in self.feeds]), grid).flatten(0, 1)
         table = self.cache.position
-        tokens = torch.stack([f.tokens for f in self.feeds if f.tokens is not None])
+        tokens = torch.stack([f.values() for f in self.feeds if f.tokens is not None])
         cond_len = self.feeds[0].lane.cond_len
         x = self.spread(list(model.tok_embeddings(tokens)))
         if table is not None:

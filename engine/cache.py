@@ -1,6 +1,8 @@
 """The KV cache of one model on one grid, and the lanes that requests hold of it.
 
-Keys and values lie by row and slot. A lane is one request on one grid: its CFG pair is one unit, two adjacent rows.
+Keys and values lie by row and slot. A lane is one request on one grid: its CFG pair is one unit, two adjacent rows, the
+first of them even. The tokens of a lane lie beside them by raster position: a step of a fixed shape reads what it feeds
+there and writes what it draws there, so that the host need not see either.
 
 Slot = condition length + raster position, always: a rejected token is overwritten in place, nothing is paged or moved.
 """
@@ -8,6 +10,7 @@ Slot = condition length + raster position, always: a rejected token is overwritt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 from .collapse import run_prefix
 from .models.ar_model import ARModel
 from .models.eagle import Model
+from .transfer import upload
 
 # Unconditional prefixes kept: under caption masks there is one for each length of caption.
 KEPT_NULLS = 16
@@ -29,9 +33,10 @@ class KVCache:
         grid: side length in tokens.
         rows: how many to begin with; the cache doubles when they run out.
         collapse: hold the prefix in one slot (see `collapse`).
+        most: rows that it is expected to grow to; up to there the tokens of its lanes stay where they are.
     """
 
-    def __init__(self, model: Model, grid: int, rows: int = 2, *, collapse: bool = False) -> None:
+    def __init__(self, model: Model, grid: int, rows: int = 2, *, collapse: bool = False, most: int = 0) -> None:
         self.model, self.grid, self.collapse = model, grid, collapse
         self.cond_len = prefix_slots(model, collapse)
         self.slots = self.cond_len + grid * grid
@@ -46,9 +51,13 @@ class KVCache:
         self.null: dict[bytes, tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
         self.used: list[bool] = []
         self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-        # The runner's steps of fixed shapes by (tokens a row, keys, masked, logits): they hold addresses of this cache.
-        self.steps: dict[tuple[int, int, bool, bool], Any] = {}
+        # The runner's steps of fixed shapes by what tells them apart: they hold addresses of this cache.
+        self.steps: dict[Any, Any] = {}
+        # What the tokens of a lane are given beside their embedding, of the first lane that was given any.
+        self.everywhere: Tensor | None = None
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        self.tokens = self._token_memory(max(1, rows, most))
         self._allocate(max(1, rows))
 
     @staticmethod
@@ -58,6 +67,10 @@ class KVCache:
         heads = 2 * c.n_layers * model.n_kv_heads
         return heads * (prefix_slots(model, collapse) + grid * grid) * c.head_dim * model.dtype.itemsize
 
+    def _token_memory(self, rows: int) -> Tensor:
+        """Tokens int64 [rows, N + 1] by raster position; the last column takes what nobody asked for."""
+        return torch.zeros(rows, self.grid * self.grid + 1, dtype=torch.int64, device=self.model.device)
+
     def _allocate(self, rows: int) -> None:
         """Grow to so many rows. The books change once the memory is there: a failure leaves the cache as it was."""
         c, dtype, device = self.model.config, self.model.dtype, self.model.device
@@ -66,21 +79,49 @@ class KVCache:
         grown = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * c.n_layers)]
         for new, before in zip(grown, (*self.k, *self.v), strict=False):
             new[: len(before)] = before
-        self.k, self.v = grown[: c.n_layers], grown[c.n_layers :]
+        tokens = self.tokens
+        if len(tokens) < rows:
+            tokens = self._token_memory(rows)
+            tokens[: len(self.tokens)] = self.tokens
+        if self.steps and device.type == "cuda":
+            torch.cuda.synchronize(device)  # graphs that may still run are about to go, with the memory they use
+        self.k, self.v, self.tokens = grown[: c.n_layers], grown[c.n_layers :], tokens
         self.used += [False] * (rows - len(self.used))
         self._views.clear()
         self.steps.clear()
+        # The memory of graphs that are gone is not for new ones to share: they would hold what torch gives back.
+        self._pool = None
+
+    def reserve(self, rows: int) -> None:
+        """Have at least so many rows; OutOfMemoryError leaves the cache as it was."""
+        if rows > len(self.used):
+            self._allocate(rows)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all rows, used or not: keys and values."""
+        return len(self.used) * self.bytes_per_row(self.model, self.grid, collapse=self.collapse)
 
     @property
     def device(self) -> torch.device:
         """Where the keys and values lie."""
         return self.k[0].device
 
+    def guard(self) -> AbstractContextManager[None]:
+        """Makes the device of the cache current: a graph is captured and replayed on the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     def graph_pool(self) -> Any:
         """The memory pool that the CUDA graphs of this cache share: they never run at the same time."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         return self._pool
+
+    def capture_stream(self) -> torch.cuda.Stream:
+        """The stream on which graphs of this cache are captured, apart from those of all others."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        return self._stream
 
     def rows(self, first: int, n: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [n, slots, H, D] of adjacent rows, one pair a layer."""
@@ -92,20 +133,26 @@ class KVCache:
         return self._views[key]
 
     def take(self, n: int) -> int:
-        """Lend `n` adjacent rows, zeroed; returns the first."""
-        run = 0
-        for row, used in enumerate(self.used):
-            run = 0 if used else run + 1
-            if run == n:
-                first = row + 1 - n
-                break
-        else:
-            first = len(self.used) - run
+        """Lend `n` adjacent rows, zeroed; returns the first, a multiple of `n`."""
+        first = self._free(n)
+        if first is None:
             self._allocate(len(self.used) + max(len(self.used), n))
-        self.used[first : first + n] = [True] * n
+            first = self._free(n)
+        if first is None:  # the last run of free rows began at no multiple of n
+            self._allocate(-(-len(self.used) // n) * n + n)
+            first = len(self.used) - n
         for layer in (*self.k, *self.v):
             layer[first : first + n].zero_()
+        self.tokens[first].zero_()
+        self.used[first : first + n] = [True] * n
         return first
+
+    def _free(self, n: int) -> int | None:
+        """The first of `n` adjacent free rows, a multiple of `n`."""
+        for first in range(0, len(self.used) + 1 - n, n):
+            if not any(self.used[first : first + n]):
+                return first
+        return None
 
     def release(self, first: int, n: int) -> None:
         """Take rows back."""
@@ -139,13 +186,20 @@ class Lane:
         self.cache, self.branches = cache, features.shape[0]
         self.first_row = cache.take(self.branches) if first_row is None else first_row
         self.features = features
+        # Tokens int64 [N] by raster position, for the decoder to use.
+        self.memory = cache.tokens
+        self.tokens = self.memory[self.first_row, : cache.grid * cache.grid]
         self.everywhere = cache.model.embed_global(features, cache.grid)
-        # None: every slot up to a query holds a token. Otherwise bool [slots], slots that may be seen.
+        if cache.everywhere is None:
+            cache.everywhere = self.everywhere
+        # None: every slot up to a query holds a token. Otherwise bool [slots], slots that may be seen: on the host,
+        # which plans them. `changes` counts theirs.
         self.valid: Tensor | None = None
+        self.changes = 0
         self.mask = mask
         if mask is not None and not cache.collapse:
-            self.valid = torch.ones(cache.slots, dtype=torch.bool, device=features.device)
-            self.valid[: self.cond_len] = mask.to(features.device)
+            self.valid = torch.ones(cache.slots, dtype=torch.bool)
+            self.valid[: self.cond_len] = mask
         if cache.collapse:
             # Slots that the one prefix slot stands for, beside itself.
             seen = cache.model.config.cond_len if mask is None else int(mask.sum())
@@ -168,6 +222,10 @@ class Lane:
     def guided(self) -> bool:
         return self.branches == 2
 
+    def image(self) -> Tensor:
+        """A copy of the tokens, int64 [H, W]: the memory is the next request's once this lane is closed."""
+        return self.tokens.clone().view(self.grid, self.grid)
+
     def hide(self, positions: Sequence[int]) -> None:
         """Make raster positions invisible until they are shown again."""
         self._show(positions, False)
@@ -181,15 +239,16 @@ class Lane:
         if not positions:
             return
         if self.valid is None:
-            self.valid = torch.ones(self.cache.slots, dtype=torch.bool, device=self.features.device)
-        self.valid[torch.tensor(positions, device=self.valid.device) + self.cond_len] = value
+            self.valid = torch.ones(self.cache.slots, dtype=torch.bool)
+        self.valid[torch.tensor(positions) + self.cond_len] = value
+        self.changes += 1
 
     def move(self, sources: Sequence[int], start: int) -> None:
         """Copy the keys and values in the slots of raster positions `sources` to those from `start` on."""
         if list(sources) == list(range(start, start + len(sources))):
             return
         rows = slice(self.first_row, self.first_row + self.branches)
-        taken = torch.tensor(sources, device=self.features.device) + self.cond_len
+        taken = upload([source + self.cond_len for source in sources], self.features.device)
         begin = start + self.cond_len
         for layer in (*self.cache.k, *self.cache.v):
             layer[rows, begin : begin + len(sources)] = layer[rows, taken]

@@ -30,3 +30,10 @@ def checked_device(device: str | torch.device) -> torch.device:
     if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
         raise ValueError(f"there is no device {str(device)!r}: torch sees {torch.cuda.device_count()} CUDA device(s)")
     return found
+
+
+def settled_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> torch.dtype:
+    """A dtype by name; None is bfloat16 on a GPU, whose matrix units float32 does not use, and float32 elsewhere."""
+    if dtype is None:
+        return torch.bfloat16 if str(device).startswith("cuda") else torch.float32
+    return checked_dtype(dtype)

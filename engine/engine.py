@@ -20,9 +20,10 @@ from .cache import KVCache
 from .conditioning import Condition, check_condition
 from .decoding.base import Decoder
 from .decoding.spec import DecoderLike, decoder_of, spell
-from .dtypes import checked_device, checked_dtype
+from .dtypes import checked_device, settled_dtype
 from .family import Family
 from .likelihood import nll
+from .precision import exact_float32
 from .request import Request, Update
 from .sampling import SamplingLike, SamplingParams
 from .scheduler import Scheduler, SchedulerConfig
@@ -75,7 +76,9 @@ class Engine:
     Args:
         family: a loaded family.
         device: a torch device.
-        dtype: "float32" (exact), "bfloat16" or "float16" for the AR model; the tokenizer stays in float32.
+        dtype: "float32" (exact, and never TF32), "bfloat16" or "float16" for the AR model and its keys and values; the
+            tokenizer stays in float32. None is bfloat16 on a GPU and float32 elsewhere. In the narrow types an image
+            may depend on the batch that it was made in.
         config: limits of what runs at a time.
     """
 
@@ -84,16 +87,16 @@ class Engine:
         family: Family,
         *,
         device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = None,
         config: SchedulerConfig | None = None,
     ) -> None:
         self.config = SchedulerConfig() if config is None else config
         for name, value, kind in (("family", family, Family), ("config", self.config, SchedulerConfig)):
             if not isinstance(value, kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {shown(value)}")
-        self.dtype = checked_dtype(dtype)
-        device = checked_device(device)
-        self.family = family.to(device, self.dtype)
+        where = checked_device(device)
+        self.dtype = settled_dtype(dtype, where)
+        self.family = family.to(where, self.dtype)
         self.scheduler = Scheduler(self.family, self.config)
         self._requests: dict[int, Request] = {}
         # Updates without images yet, and updates that nobody has been given yet.
@@ -111,11 +114,11 @@ class Engine:
         family: str | Path = "emoji",
         *,
         device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = None,
         config: SchedulerConfig | None = None,
     ) -> Engine:
         """Load a bundled family by name, or a family folder; ValueError lists what there is."""
-        kind = checked_dtype(dtype)
+        kind = settled_dtype(dtype, device)
         return cls(Family.load(family, dtype=kind), device=device, dtype=kind, config=config)
 
     @property
@@ -314,17 +317,26 @@ class Engine:
         finally:
             self.abort(number)
 
-    def warmup(self, decoder: DecoderLike = None) -> None:
-        """Make one image and forget it, so that the first request meets warm caches, buffers and kernels."""
+    def warmup(self, decoder: DecoderLike = None, sampling: SamplingLike = None) -> None:
+        """Make one image and forget it, so that the first request meets warm caches, buffers and kernels.
+
+        On a GPU its steps are then captured for as many requests as the scheduler runs at a time; the sampling
+        parameters are part of a step.
+
+        Args:
+            decoder, sampling: as for `generate`, those that requests will ask for.
+        """
         condition = Condition(self.family.null_features(1))
-        self.generate(self.family.conditioner.example, decoder=decoder, features=condition)
+        self.generate(self.family.conditioner.example, decoder=decoder, sampling=sampling, features=condition)
+        with self._lock, torch.inference_mode(), exact_float32(self.family.device):
+            self.scheduler.capture()
 
     def to_images(self, tokens: Tensor) -> list[Image]:
         """Decode tokens [B, H, W] to RGB images."""
         from PIL import Image
 
         tokens = tokens_of(tokens, self.family.ar.config.vocab_size)
-        with torch.inference_mode(), self._lock:
+        with torch.inference_mode(), self._lock, exact_float32(self.family.device):
             pixels = self.family.tokenizer.decode(tokens.to(self.family.device))
         if not bool(torch.isfinite(pixels).all()):
             raise ValueError(
@@ -352,7 +364,7 @@ class Engine:
         self.family.model(tokens.shape[1])  # there is such a grid
         self.check_prompts(prompts)
         drawn = None if seeds is None else seeds_of(seeds, len(prompts), 1)
-        with self._lock:
+        with self._lock, exact_float32(self.family.device):
             return nll(self.family, self.family.condition(prompts, drawn), tokens).cpu()
 
     @torch.inference_mode()
@@ -371,7 +383,7 @@ class Engine:
         if progress is not None and not callable(progress):
             raise ValueError(f"progress must be a function of a Progress, got {shown(progress)}")
         stats = GenerationStats(decoder.name, decoder.settings(), seed, spelling=spell(decoder))
-        with self._lock:
+        with self._lock, exact_float32(self.family.device):
             recorder = Recorder(progress, stats)
             with recorder.stage("text"):
                 found = self.family.condition([prompt], [seed]) if condition is None else condition
@@ -407,7 +419,8 @@ class Engine:
                 "this engine was used before the process forked, and the threads of torch do not survive that: make "
                 "the engine in the child, or start processes by spawn (multiprocessing.set_start_method('spawn'))"
             )
-        self._raw += self.scheduler.step()
+        with exact_float32(self.family.device):
+            self._raw += self.scheduler.step()
         while self._raw:
             update = self._raw[0]
             request = self._requests.get(update.request)
@@ -424,6 +437,12 @@ class Engine:
             return update
         try:
             recorder, final = request.recorder, update.kind == "final"
+            tokens = update.tokens.cpu()
+            if bool((tokens < 0).any()):
+                raise ValueError(
+                    f"the model of family {self.family.name!r} gave NaN or infinite logits: its weights are damaged, "
+                    f"or too large for {self.dtype}"
+                )
             with recorder.stage("decode") if final else nullcontext():
                 image = request.shown(update.tokens)
                 if image is None:
@@ -438,5 +457,4 @@ class Engine:
             request.last = (update.tokens, image)
         resampled = None if update.resampled is None else update.resampled.cpu()
         rejected = None if update.rejected is None else update.rejected.cpu()
-        tokens = update.tokens.cpu()
         return replace(update, image=image, tokens=tokens, resampled=resampled, rejected=rejected)

@@ -90,9 +90,10 @@ class Request:
         previews: whether to report what is worth showing before the end; a number is how much of it is still wanted.
         cache, drafter_cache: give the KV cache of a grid, of the AR model and of its drafter; the scheduler sets them.
 
-    The other attributes are the scheduler's: the number, the plan and the bytes of cache that it may hold; the feeds
-    that the plan waits for, and what is there of their results; and the updates that are not reported yet. `last` is
-    the engine's: the tokens and the image of the latest preview.
+    The other attributes are the scheduler's: the number, the plan, the bytes of cache that it may hold and in which
+    caches (grid, whether it is the feature drafter's); the feeds that the plan waits for, and what is there of their
+    results; and the updates that are not reported yet. `last` is the engine's: the tokens and the image of the latest
+    preview.
     """
 
     family: Family
@@ -107,6 +108,7 @@ class Request:
     lanes: list[Lane] = field(default_factory=list)
     number: int = 0
     bytes: int = 0
+    holds: tuple[tuple[int, bool], ...] = ()
     plan: Plan | None = None
     pending: list[Feed] | None = None
     results: list[Result] = field(default_factory=list)
@@ -129,9 +131,9 @@ class Request:
         """Sample tokens int64 [n] from logits [n, V] at raster positions."""
         return sample(logits, [noise], [positions], self.sampling)
 
-    def drawing(self, noise: Noise, positions: Sequence[int]) -> Draw:
-        """What a feed needs to sample the tokens at these positions."""
-        return Draw(noise, positions, self.sampling)
+    def drawing(self, noise: Noise, positions: Sequence[int], into: Tensor | None = None) -> Draw:
+        """What a feed needs to sample the tokens at these positions, and to put them into tokens [N]."""
+        return Draw(noise, positions, self.sampling, into)
 
     def show(self, kind: str, tokens: Tensor, row: int = 0) -> None:
         """Report tokens [h, W] from a row on, if previews are wanted."""
@@ -159,10 +161,11 @@ class Request:
         stop = min(feed.count, self.fed + limit)
         if self.fed == 0 and stop == feed.count:
             return feed
-        last = stop == feed.count
+        last, own = stop == feed.count, feed.sources is None
         return replace(
             feed,
-            tokens=feed.tokens[self.fed : stop],
+            tokens=feed.tokens[self.fed : stop] if own else feed.tokens,
+            sources=None if feed.sources is None else feed.sources[self.fed : stop],
             positions=feed.positions[self.fed : stop],
             logits=feed.logits if last or feed.logits == "all" else "none",
             draw=feed.draw if last else None,

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..kernels.local_resample import OP as LOCAL_RESAMPLE
 from ..kernels.local_resample.call import Call
-from .batch import Batch, Feed, Result, grouped
-from .graphs import StaticStep, key_of
+from .batch import Batch, Feed, Result, grouped, span
+from .graphs import can_serve, parts, step_of
 from .models.eagle import Model
 from .sampling import Logits, Noise, SamplingParams
+from .transfer import upload
 
 
 def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:
@@ -27,35 +28,36 @@ def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:
 
     Args:
         static: use steps of fixed shapes, which CUDA graphs replay; None is on a GPU only.
+
+    Feeds of all caches that no such step serves share one forward a model.
     """
     results: list[Result] = [Result(None, None)] * len(feeds)
+    fixed = wants_static(feeds[0], static)
+    served = [i for i, feed in enumerate(feeds) if fixed and can_serve(feed)]
     by_model: dict[tuple[int, torch.dtype | None], list[int]] = {}
     for i, feed in enumerate(feeds):
-        by_model.setdefault((id(feed.lane.cache.model), feed.narrowed), []).append(i)
-    for indices in by_model.values():
+        if i not in served:
+            by_model.setdefault((id(feed.lane.cache.model), feed.narrowed), []).append(i)
+    for indices in parts(feeds, served):
         part = [feeds[i] for i in indices]
-        step = static_step(part, static)
+        step = step_of(part)
         if step is None:
             found = forward(part[0].lane.cache.model, part)
         else:
             found = [Result(logits, None) for logits in step.run(part)]
         for i, result in zip(indices, found, strict=True):
             results[i] = result
+    for indices in by_model.values():
+        part = [feeds[i] for i in indices]
+        for i, result in zip(indices, forward(part[0].lane.cache.model, part), strict=True):
+            results[i] = result
     draw(feeds, results)
     return results
 
 
-def static_step(feeds: Sequence[Feed], wanted: bool | None) -> StaticStep | None:
-    """The step of a fixed shape that serves these feeds, if one does and is wanted."""
-    cache = feeds[0].lane.cache
-    if wanted is False or (wanted is None and cache.device.type != "cuda"):
-        return None
-    key = key_of(feeds)
-    if key is None:
-        return None
-    if key not in cache.steps:
-        cache.steps[key] = StaticStep(cache, *key)
-    return cache.steps[key]
+def wants_static(feed: Feed, wanted: bool | None) -> bool:
+    """Whether steps of fixed shapes are wanted; None is on a GPU only."""
+    return feed.lane.cache.device.type == "cuda" if wanted is None else wanted
 
 
 def forward(model: Model, feeds: Sequence[Feed]) -> list[Result]:
@@ -91,7 +93,7 @@ def select(model: Model, batches: list[Batch], hidden: Tensor, n: int) -> list[R
     if not index:
         return found
     if len(index) < len(hidden):
-        hidden = hidden[torch.tensor(index, device=hidden.device)]
+        hidden = hidden[upload(index, hidden.device)]
     logits = model.logits(hidden)
     for i, begin, count, feed in places:
         if count:
@@ -106,28 +108,41 @@ def select(model: Model, batches: list[Batch], hidden: Tensor, n: int) -> list[R
 
 def draw(feeds: Sequence[Feed], results: list[Result]) -> None:
     """Sample for all feeds that ask for it, one call for each set of sampling parameters."""
-    by_params: dict[tuple[SamplingParams, bool], list[int]] = {}
+    by_params: dict[tuple[SamplingParams, bool, int], list[int]] = {}
     for i, feed in enumerate(feeds):
         logits = results[i].logits
         if feed.draw is not None and logits is not None:
-            by_params.setdefault((feed.draw.params, logits.uncond is None), []).append(i)
-    for (params, _), indices in by_params.items():
+            # A GPU draws the random numbers in the same kernel, of one purpose a call.
+            purpose = int(feed.draw.noise.purpose) if logits.cond.is_cuda else 0
+            by_params.setdefault((feed.draw.params, logits.uncond is None, purpose), []).append(i)
+    for (params, *_), indices in by_params.items():
         rows = [r.logits for r in (results[i] for i in indices) if r.logits is not None]
         draws = [d for d in (feeds[i].draw for i in indices) if d is not None]
         tokens = sample(Logits.cat(rows), [d.noise for d in draws], [d.positions for d in draws], params).split(
             [len(d.positions) for d in draws]
         )
-        for i, drawn in zip(indices, tokens, strict=True):
-            results[i] = replace(results[i], tokens=drawn)
+        for i, d, drawn in zip(indices, draws, tokens, strict=True):
+            if d.into is None:
+                results[i] = replace(results[i], tokens=drawn)
+            else:
+                d.into[span(d.positions) or upload(d.positions, d.into.device)] = drawn
+                results[i] = replace(results[i], logits=None)
 
 
 def sample(
     logits: Logits, noises: Sequence[Noise], positions: Sequence[Sequence[int]], params: SamplingParams
 ) -> Tensor:
-    """Tokens int64 [n] from logits [n, V], one request's noise and positions after the other."""
-    gumbel = [noise.rows(where) for noise, where in zip(noises, positions, strict=True)]
-    logits, params = params.prepare(logits, [p for where in positions for p in where])
-    noise = gumbel[0] if len(gumbel) == 1 else torch.cat(gumbel)
+    """Tokens int64 [n] from logits [n, V], one request's noise and positions after the other; one purpose for all."""
+    places = [p for where in positions for p in where]
+    logits, params = params.prepare(logits, places)
+    noise = seed = position = None
+    if logits.cond.is_cuda:
+        seeds = [noise.seed for noise, where in zip(noises, positions, strict=True) for _ in where]
+        seed, position = upload([seeds, places], logits.cond.device).unbind()
+    else:
+        # Kept by the requests: on a CPU the random numbers cost more than what is done with them.
+        gumbel = [noise.rows(where) for noise, where in zip(noises, positions, strict=True)]
+        noise = gumbel[0] if len(gumbel) == 1 else torch.cat(gumbel)
     # The arguments fit by construction: the op is called past its checks.
     call = Call(
         logits.cond,
@@ -137,8 +152,8 @@ def sample(
         params.temperature,
         params.top_k,
         params.top_p,
-        seed=None,
-        position=None,
-        purpose=0,
+        seed=seed,
+        position=position,
+        purpose=int(noises[0].purpose),
     )
     return cast(Tensor, LOCAL_RESAMPLE(call))

@@ -14,6 +14,7 @@ from ..kernels import philox
 from ..kernels.sampling import processed_logits
 from .arguments import check_settings, shown
 from .registry import read
+from .transfer import upload
 
 Purpose = philox.Purpose
 
@@ -89,16 +90,20 @@ class SamplingParams:
             values[name] = read(f"sampling {name}", value, names[name].__name__)
         return replace(self, **values)
 
-    def prepare(self, logits: Logits, positions: Sequence[int]) -> tuple[Logits, SamplingParams]:
-        """Logits [n, V] of raster positions with what the kernels do not know applied, and what is left for them."""
+    def prepare(self, logits: Logits, positions: Sequence[int] | Tensor) -> tuple[Logits, SamplingParams]:
+        """Logits [n, V] of raster positions with what the kernels do not know applied, and what is left for them.
+
+        Positions int64 [n] on the device are not looked at by the host.
+        """
         uncond = logits.uncond
         if uncond is None or (self.cfg_interval < 0 and not self.cfg_in_model_dtype):
             return logits, self
-        if 0 <= self.cfg_interval <= max(positions, default=0) - 2:
-            last = self.cfg_interval + 1
-            guided = torch.tensor([p <= last for p in positions], device=uncond.device)[:, None]
+        last = self.cfg_interval + 1
+        if last > 0 and (isinstance(positions, Tensor) or max(positions, default=0) > last):
+            where = positions if isinstance(positions, Tensor) else upload(positions, uncond.device)
             # Guidance between equal logits gives those very logits, whatever its scale.
-            logits = Logits(logits.cond, torch.where(guided, uncond, logits.cond), logits.dtype)
+            uncond = torch.where((where <= last)[:, None], uncond, logits.cond)
+            logits = Logits(logits.cond, uncond, logits.dtype)
         if not self.cfg_in_model_dtype or logits.uncond is None:
             return logits, self
         cond, uncond = logits.cond.to(logits.dtype), logits.uncond.to(logits.dtype)

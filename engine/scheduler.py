@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,13 @@ from .batch import Feed
 from .cache import KVCache
 from .decoding.base import Decoder
 from .family import Family
+from .graphs import capture_all
+from .models.eagle import Model
 from .request import Request, Update
 from .runner import run
+
+# The grid of a KV cache, and whether it is the feature drafter's.
+CacheKey = tuple[int, bool]
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,9 @@ class SchedulerConfig:
     """How much runs at a time.
 
     Args:
-        max_running: requests under way at a time.
-        kv_budget: bytes of KV cache; None is no limit.
+        max_running: requests under way at a time. On a GPU the caches are made for so many at once, as far as
+            `kv_budget` and half of the free memory go.
+        kv_budget: bytes of KV cache, used or not; None is no limit.
         max_tokens: tokens in one forward, of one branch; longer feeds are cut, the rest of the requests wait a step.
         static: run steps of fixed shapes where they serve, which CUDA graphs replay; None is on a GPU only. On a CPU
             they give the same tokens, a little slower.
@@ -55,7 +61,7 @@ class Scheduler:
     def __init__(self, family: Family, config: SchedulerConfig | None = None) -> None:
         self.family, self.config = family, config or SchedulerConfig()
         # By grid, and whether it is the feature drafter's.
-        self.caches: dict[tuple[int, bool], KVCache] = {}
+        self.caches: dict[CacheKey, KVCache] = {}
         self.waiting: dict[int, Request] = {}
         self.running: list[Request] = []
         # What `step` has not returned yet: it outlives a step that is interrupted.
@@ -69,16 +75,30 @@ class Scheduler:
 
     def cache(self, grid: int) -> KVCache:
         """The KV cache of a grid."""
-        if (grid, False) not in self.caches:
-            collapse = self.config.collapse_prefix
-            self.caches[grid, False] = KVCache(self.family.model(grid), grid, 2, collapse=collapse)
-        return self.caches[grid, False]
+        return self._cache((grid, False))
 
     def drafter_cache(self, grid: int) -> KVCache:
         """The KV cache of the feature drafter of a grid."""
-        if (grid, True) not in self.caches:
-            self.caches[grid, True] = KVCache(self.family.eagle_drafter(grid), grid, 2)
-        return self.caches[grid, True]
+        return self._cache((grid, True))
+
+    def _cache(self, key: CacheKey, rows: int = 2) -> KVCache:
+        """A cache, made with so many rows where it is not there yet."""
+        if key not in self.caches:
+            most = 2 * self.config.max_running
+            model, collapse = self._model(key)
+            self.caches[key] = KVCache(model, key[0], rows, collapse=collapse, most=most)
+        return self.caches[key]
+
+    def _model(self, key: CacheKey) -> tuple[Model, bool]:
+        """The model of a cache, and whether its prefix is collapsed."""
+        grid, drafter = key
+        if drafter:
+            return self.family.eagle_drafter(grid), False
+        return self.family.model(grid), self.config.collapse_prefix
+
+    def _bytes_per_row(self, key: CacheKey) -> int:
+        model, collapse = self._model(key)
+        return KVCache.bytes_per_row(model, key[0], collapse=collapse)
 
     def bytes_of(self, decoder: Decoder, branches: int) -> int:
         """Bytes of KV cache that a request of this decoder holds."""
@@ -105,6 +125,7 @@ class Scheduler:
         need = self.check(decoder, len(request.features))
         self._number += 1
         request.number, request.bytes, request.plan = self._number, need, decoder.plan(request)
+        request.holds = decoder.caches(self.family)
         request.cache, request.drafter_cache = self.cache, self.drafter_cache
         self.waiting[self._number] = request
         return self._number
@@ -123,6 +144,12 @@ class Scheduler:
     def busy(self) -> bool:
         """Whether any request waits or runs, or has something to tell."""
         return bool(self.waiting or self.running or self.news)
+
+    def capture(self) -> None:
+        """Capture the steps that the caches have used, for every number of requests that may be under way."""
+        for cache in self.caches.values():
+            if cache.device.type == "cuda" and self.config.static is not False:
+                capture_all(cache, self.config.max_running)
 
     @torch.inference_mode()
     def step(self) -> list[Update]:
@@ -149,11 +176,85 @@ class Scheduler:
             first = next(iter(self.waiting.values()))
             if budget is not None and self.bytes + first.bytes > budget:
                 break
+            try:
+                if not self._make_room(first):
+                    break
+            except torch.OutOfMemoryError as error:
+                if self.running:
+                    break  # those under way leave room when they are done
+                del self.waiting[first.number]
+                self.news.append(Update(first.number, "failed", error=error))
+                continue
             self.running.append(self.waiting.pop(first.number))
             first.recorder.admit()
             self._advance(self.running[-1])
         for request in self.running:
             request.recorder.stats.batch = max(request.recorder.stats.batch, len(self.running))
+
+    def _make_room(self, request: Request) -> bool:
+        """Have the rows that a request takes, beside those under way; False: the budget allows them later.
+
+        Raises:
+            OutOfMemoryError: the device has no memory for them; nothing has changed.
+        """
+        budget = self.config.kv_budget
+        needs = {key: self._rows(key, [*self.running, request]) for key in request.holds}
+        lacking = {key: rows for key, rows in needs.items() if not self._has(key, rows)}
+        if not lacking:
+            return True
+        if budget is not None:
+            # Caches that nobody uses give way, if that helps; one that is needed itself is made again.
+            idle = [key for key, cache in self.caches.items() if not any(cache.used)]
+            again = {key: needs[key] for key in idle if key in needs}
+            if self._held({**lacking, **again}, without=idle) > budget:
+                return False
+            while self._held(lacking) > budget:
+                key = idle.pop()
+                del self.caches[key]
+                if key in again:
+                    lacking[key] = again[key]
+        for key in list(lacking):
+            wanted = self._generous(key, lacking, request)
+            try:
+                self._cache(key, wanted).reserve(wanted)
+            except torch.OutOfMemoryError:
+                if wanted == lacking[key]:
+                    raise
+                torch.cuda.empty_cache()
+                self._cache(key, lacking[key]).reserve(lacking[key])
+        return True
+
+    def _has(self, key: CacheKey, rows: int) -> bool:
+        return key in self.caches and len(self.caches[key].used) >= rows
+
+    def _rows(self, key: CacheKey, requests: Sequence[Request]) -> int:
+        """Rows of a cache that requests take at most, whatever order they come and go in: pairs begin at even rows, so
+        that beside them a single row may stand in the way of one."""
+        each = [len(r.features) for r in requests if key in r.holds]
+        return len(each) * max(each)
+
+    def _held(self, rows: Mapping[CacheKey, int], without: Sequence[CacheKey] = ()) -> int:
+        """Bytes of all caches but some, those named with so many rows at least."""
+        held = {key: len(cache.used) for key, cache in self.caches.items() if key not in without}
+        held.update({key: max(n, held.get(key, 0)) for key, n in rows.items()})
+        return sum(n * self._bytes_per_row(key) for key, n in held.items())
+
+    def _generous(self, key: CacheKey, lacking: Mapping[CacheKey, int], request: Request) -> int:
+        """Rows to make of a cache that needs `lacking[key]`: all that may ever be needed on a GPU, guided or not, where
+        a cache that grows takes its graphs with it; elsewhere twice as many as before."""
+        least, branches = lacking[key], len(request.features)
+        before = len(self.caches[key].used) if key in self.caches else 0
+        device = self._model(key)[0].device
+        each, wanted = self._bytes_per_row(key), max(least, 2 * before)
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+            wanted = max(wanted, min(2 * self.config.max_running, free // 2 // each))
+        if self.config.kv_budget is not None:
+            # A request takes rows of every cache that it holds: the room is shared out alike.
+            left = max(0, self.config.kv_budget - self._held(lacking))
+            more = branches * (left // max(1, request.bytes))
+            wanted = min(wanted, least + more)
+        return max(least, wanted)
 
     def _choose(self) -> list[tuple[Request, Feed]]:
         """The feeds of this step: what fits the token budget, those first that waited longest."""
@@ -178,6 +279,8 @@ class Scheduler:
         try:
             results = run([feed for _, feed in turn], self.config.static)
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
             return [error] if len(turn) == 1 else [self._run([one])[0] for one in turn]
         for (request, feed), result in zip(turn, results, strict=True):
             request.take(feed, result)

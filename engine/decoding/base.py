@@ -63,6 +63,10 @@ class Decoder:
         """Grids on which a request holds a KV cache: what admission counts."""
         return (family.grids[-1],)
 
+    def caches(self, family: Family) -> tuple[tuple[int, bool], ...]:
+        """The KV caches of which a request takes rows: grid, and whether it is the feature drafter's."""
+        return tuple((grid, False) for grid in self.grids(family))
+
     def bytes_per_row(self, family: Family, *, collapse: bool = False) -> int:
         """Bytes of KV cache that a branch of a request holds; `collapse`: the prefix takes one slot."""
         return sum(KVCache.bytes_per_row(family.model(grid), grid, collapse=collapse) for grid in self.grids(family))

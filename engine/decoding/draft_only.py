@@ -6,7 +6,6 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
 from ..batch import Feed, Result
@@ -61,7 +60,7 @@ class DraftOnly(Decoder):
         grid = request.family.drafter_grid(self.scale or 0)
         with request.recorder.stage("draft"):
             lane = request.lane(grid)
-            draft = torch.zeros(grid * grid, dtype=torch.int64, device=request.features.device)
+            draft = lane.tokens
             first = yield from prefix(lane)
             noise = request.noise(Purpose.DRAFT)
             how = Drafting(self.draft_window, self.draft_guesses)

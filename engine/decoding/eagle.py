@@ -106,6 +106,9 @@ class Eagle(OneGrid):
                 raise ValueError(f"{name} must be at most the codebook size {vocab}, got {value}")
         return resolved
 
+    def caches(self, family: Family) -> tuple[tuple[int, bool], ...]:
+        return (*super().caches(family), (self.side(family), True))
+
     def bytes_per_row(self, family: Family, *, collapse: bool = False) -> int:
         grid = self.side(family)
         own = KVCache.bytes_per_row(family.eagle_drafter(grid), grid)

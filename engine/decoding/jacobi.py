@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from ...kernels import philox
+from ...kernels.local_resample import OP as LOCAL_RESAMPLE
+from ...kernels.local_resample.call import Call
 from ..batch import Feed, Result
 from ..cache import Lane
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Logits, Noise, Purpose, processed
+from ..transfer import upload
 from .base import OneGrid, Outcome, Plan
 
 # Each iteration needs fresh numbers at the same positions: purposes from here on, two an iteration.
@@ -53,12 +56,12 @@ class Jacobi(OneGrid):
         grid = self.side(request.family)
         with request.recorder.stage("jacobi"):
             lane = request.lane(grid)
-            tokens = torch.zeros(lane.size, dtype=torch.int64, device=request.features.device)
+            tokens = lane.tokens
             first = yield from prefix(lane)
             kind = Coupled if self.coupled else Independent
             iteration = kind(request, lane, tokens, request.noise(Purpose.TARGET), "jacobi")
             yield from iteration.run(0, lane.size, first, self.window)
-        return Outcome(tokens.view(grid, grid))
+        return Outcome(lane.image())
 
 
 class Iteration(ABC):
@@ -90,7 +93,7 @@ class Iteration(ABC):
         """Feed the last standing token and all but the last of `count` guesses; logits [count, V] of the guesses."""
         self.guess(self.done + count)
         fed = range(self.done - 1, self.done + count - 1)
-        [result] = yield [Feed(self.lane, self.tokens[fed.start : fed.stop], fed, role=self.role)]
+        [result] = yield [Feed(self.lane, self.tokens, fed, role=self.role, sources=fed)]
         return logits_of(result)
 
     @abstractmethod
@@ -107,19 +110,24 @@ class Coupled(Iteration):
 
     def guess(self, stop: int) -> None:
         """The token above, which resembles the one to come; the last known one in the first row."""
-        width = self.lane.grid
+        width, sources = self.lane.grid, []
         for position in range(self.guessed, stop):
-            source = position - width if position >= width else self.done - 1
-            self.tokens[position] = self.tokens[source]
-        self.guessed = max(self.guessed, stop)
+            while position >= self.guessed:
+                position = position - width if position >= width else self.done - 1
+            sources.append(position)
+        if sources:
+            self.tokens[self.guessed : stop] = self.tokens[upload(sources, self.tokens.device)]
+            self.guessed = stop
 
     def settle(self, logits: Logits) -> None:
         count = len(logits)
         positions = range(self.done, self.done + count)
         drawn = self.request.draw(logits, self.noise, positions)
-        same = (drawn == self.tokens[positions.start : positions.stop]).long()
+        new, old = torch.stack([drawn, self.tokens[positions.start : positions.stop]]).tolist()
         # The first is exact; each further one is when the guess before it was what has now been drawn.
-        stands = min(count, 1 + int(same.cumprod(dim=0).sum()))
+        stands = 1
+        while stands < count and new[stands - 1] == old[stands - 1]:
+            stands += 1
         self.tokens[positions.start : positions.stop] = drawn
         self.done += stands
 
@@ -144,17 +152,20 @@ class Independent(Iteration):
 
     def draw_from(self, probability: Tensor, positions: range, purpose: int) -> None:
         """Put samples of `probability` [n, V] at positions."""
-        where = torch.arange(positions.start, positions.stop, device=self.tokens.device)
-        seeds = torch.full_like(where, self.request.seed)
-        noise = philox.gumbel(seeds, where, probability.shape[1], purpose)
-        self.tokens[positions.start : positions.stop] = (probability.log() + noise).argmax(dim=-1)
+        numbers = [[self.request.seed] * len(positions), list(positions)]
+        seeds, where = upload(numbers, probability.device).unbind()
+        self.tokens[positions.start : positions.stop] = LOCAL_RESAMPLE(
+            Call(probability.log(), None, None, 1.0, 1.0, 0, 1.0, seeds, where, purpose)
+        )
 
     def settle(self, logits: Logits) -> None:
         count = len(logits)
-        p = processed(logits, self.request.sampling, range(self.done, self.done + count)).softmax(dim=-1)
-        where = torch.arange(self.done, self.done + count, device=p.device)
-        guesses, q = self.tokens[where], self.q[where]
-        ratio = p.gather(1, guesses[:, None])[:, 0] / q.gather(1, guesses[:, None])[:, 0]
+        here = slice(self.done, self.done + count)
+        p = processed(logits, self.request.sampling, range(here.start, here.stop)).softmax(dim=-1)
+        guesses, q = self.tokens[here, None], self.q[here]
+        ratio = (p.gather(1, guesses) / q.gather(1, guesses))[:, 0].cpu()
+        # A number each: the host has them before a GPU has begun.
+        where = torch.arange(here.start, here.stop)
         uniform = philox.uniform(torch.full_like(where, self.request.seed), where, 1, self.purpose(1))[:, 0]
         kept = int((uniform < ratio).long().cumprod(dim=0).sum())
         self.turn += 1

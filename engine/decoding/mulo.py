@@ -186,7 +186,7 @@ class Draft:
         self.decoder, self.request = decoder, request
         self.grid = decoder.grids(request.family)[0]
         self.lane = request.lane(self.grid)
-        self.tokens = torch.zeros(self.lane.size, dtype=torch.int64, device=request.features.device)
+        self.tokens = self.lane.tokens
         self.noise = request.noise(Purpose.DRAFT)
         self.how = Drafting(decoder.draft_window, decoder.draft_guesses)
 
@@ -203,7 +203,7 @@ class Draft:
         count = len(corrected)
         self.tokens[:count] = corrected
         self.lane.show(range(count))
-        [result] = yield [Feed(self.lane, corrected, range(count), "last", "draft")]
+        [result] = yield [Feed(self.lane, self.tokens, range(count), "last", "draft", sources=range(count))]
         self.ahead = logits_of(result)
 
     def draw(self, top: int, bottom: int) -> Steps:
@@ -226,7 +226,7 @@ class Candidates:
         self.decoder, self.request, self.recorder, self.grid = decoder, request, request.recorder, grid
         device = request.features.device
         self.lane = request.lane(grid)
-        self.tokens = torch.zeros(grid * grid, dtype=torch.int64, device=device)
+        self.tokens = self.lane.tokens
         self.rejected = torch.zeros(grid, grid, dtype=torch.bool, device=device)
         self.resampled = torch.zeros_like(self.rejected)
         self.islands = self.depth = 0
@@ -245,10 +245,11 @@ class Candidates:
 
     def outcome(self) -> Outcome:
         """The tokens and what was done to them."""
+        rejection, coverage = torch.stack([self.rejected, self.resampled]).float().mean(dim=(1, 2)).tolist()
         return Outcome(
-            self.rows(0, self.grid),
-            float(self.rejected.float().mean()),
-            float(self.resampled.float().mean()),
+            self.lane.image(),
+            rejection,
+            coverage,
             self.islands,
             self.depth,
             resampled=self.resampled,
@@ -276,7 +277,8 @@ class Candidates:
         self.lane.show(positions)
         candidates, logits = self.tokens[positions.start : positions.stop], self.ahead
         if len(positions) > 1:
-            [result] = yield [Feed(self.lane, candidates[:-1], positions[:-1], role="verify", dtype=self.dtype)]
+            fed = positions[:-1]
+            [result] = yield [Feed(self.lane, self.tokens, fed, role="verify", dtype=self.dtype, sources=fed)]
             logits = Logits.cat([logits, logits_of(result)])
         accepted = self.decoder.accept(self.request, logits, candidates, self.table, positions)
         self.rejected[top:bottom] = ~accepted.view(-1, self.grid)
@@ -325,11 +327,8 @@ class Candidates:
                 tokens[here : here + 1] = self.request.draw(logits, self.noise, [here])
             else:
                 fed: range | list[int] = range(before, here) if before + 1 >= here - 1 else [before, here - 1]
-                chosen = tokens[torch.tensor(fed, device=tokens.device)]
-                draw = self.request.drawing(self.noise, [here])
-                [result] = yield [Feed(self.lane, chosen, fed, "last", "resample", draw)]
-                if result.tokens is not None:
-                    tokens[here : here + 1] = result.tokens
+                draw = self.request.drawing(self.noise, [here], tokens)
+                yield [Feed(self.lane, tokens, fed, "last", "resample", draw, sources=fed)]
             before = here
             self.recorder.report("resample", done, len(positions))
         return positions[-1:]
@@ -339,5 +338,6 @@ class Candidates:
         stop = bottom * self.grid
         start = min([stop - 1, *unfed])
         self.lane.show(unfed)
-        [result] = yield [Feed(self.lane, self.tokens[start:stop], range(start, stop), "last", "resample")]
+        fed = range(start, stop)
+        [result] = yield [Feed(self.lane, self.tokens, fed, "last", "resample", sources=fed)]
         self.ahead = logits_of(result)

@@ -76,11 +76,29 @@ def plan_resampling(rejected: Tensor, radius: int, window: int | None, rejection
     order, labels = torch.stack((found.order[0], found.labels[0])).cpu()
     steps, expanded = steps_of(order), found.expanded[0]
     if window is not None and steps:
-        behind = (torch.arange(order.numel()) >= min(steps[0])).view_as(order)
-        whole = steps_of(expand_islands(behind[None], 0, window).order[0])
+        first = min(steps[0])
+        height, width = order.shape
+        whole = steps_behind(first, height, width, window)
         if len(whole) <= len(steps):
-            steps, expanded = whole, behind.to(expanded.device)
+            where = torch.arange(order.numel(), device=expanded.device).view_as(expanded)
+            steps, expanded = whole, where >= first
     return Resampling(steps, expanded, int(labels.max()))
+
+
+def steps_behind(first: int, height: int, width: int, window: int) -> list[list[int]]:
+    """Positions by step when every cell from `first` on is drawn: what `expand_islands` plans for that one island.
+
+    The row of `first` goes cell by cell, the next one begins when that has `window` cells, counted from its own left
+    edge, and each further row `window` steps after the one above.
+    """
+    window = min(window, width)
+    top, left = divmod(first, width)
+    begins = [-left, *(max(0, window - left) + below * window for below in range(height - top - 1))]
+    steps: list[list[int]] = [[] for _ in range(max(begins[-1] + width, width - left))]
+    for row, begin in enumerate(begins, start=top):
+        for column in range(left if row == top else 0, width):
+            steps[begin + column].append(row * width + column)
+    return steps
 
 
 def behind_first(cells: Tensor) -> Tensor:

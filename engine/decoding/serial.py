@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..batch import Feed
@@ -21,17 +20,16 @@ def draw_raster(
     """Draw positions start..stop-1 of `tokens` [N] in place, one forward each but for the first.
 
     Args:
-        lane: its cache holds every position before `start`; position stop-1 is left unfed.
+        lane: its cache holds every position before `start`; position stop-1 is left unfed. With its own `tokens` a GPU
+            draws one after the other without the host.
         logits: [1, V] of position `start`.
     """
     for i in range(start, stop):
         if i == start:
             tokens[i : i + 1] = request.draw(logits, noise, [i])
         else:
-            draw = request.drawing(noise, [i])
-            [result] = yield [Feed(lane, tokens[i - 1 : i], range(i - 1, i), role=role, draw=draw)]
-            if result.tokens is not None:
-                tokens[i : i + 1] = result.tokens
+            before, draw = range(i - 1, i), request.drawing(noise, [i], tokens)
+            yield [Feed(lane, tokens, before, role=role, draw=draw, sources=before)]
         request.recorder.report(role, i + 1, lane.size)
 
 
@@ -50,8 +48,7 @@ class Serial(OneGrid):
         grid = self.side(request.family)
         with request.recorder.stage("serial"):
             lane = request.lane(grid)
-            tokens = torch.zeros(grid * grid, dtype=torch.int64, device=request.features.device)
             first = yield from prefix(lane)
             noise = request.noise(Purpose.TARGET)
-            yield from draw_raster(request, lane, tokens, 0, grid * grid, first, noise, "serial")
-        return Outcome(tokens.view(grid, grid))
+            yield from draw_raster(request, lane, lane.tokens, 0, grid * grid, first, noise, "serial")
+        return Outcome(lane.image())

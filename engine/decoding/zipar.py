@@ -12,7 +12,6 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..batch import Feed, Result
@@ -53,11 +52,10 @@ class ZipAR(OneGrid):
             steps = first_row + window_steps(grid, grid - 1, self.window, 1) if grid > 1 else first_row
         with request.recorder.stage("zipar"):
             lane = request.lane(grid)
-            tokens = torch.zeros(grid * grid, dtype=torch.int64, device=request.features.device)
             first = yield from prefix(lane)
             noise = request.noise(Purpose.TARGET)
-            yield from draw_steps(request, lane, tokens, steps, noise, "zipar", {0: first}, unmasked=self.zero_kv)
-        return Outcome(tokens.view(grid, grid), depth=len(steps))
+            yield from draw_steps(request, lane, lane.tokens, steps, noise, "zipar", {0: first}, unmasked=self.zero_kv)
+        return Outcome(lane.image(), depth=len(steps))
 
 
 def window_steps(width: int, rows: int, window: int, first: int = 0) -> list[list[int]]:
@@ -138,30 +136,26 @@ def draw_steps(
         wanted = [p for p in step if p not in known]
         sources = {p - 1: p - 1 if p - 1 not in pending else stand_in(p - 1, pending, lane.grid) for p in wanted}
         fed = sorted({*sources, *fresh})
-        drawn: dict[int, Tensor] = {}
         if fed:
             if not unmasked:
                 lane.show(fed)
-            index = torch.tensor([sources.get(p, p) for p in fed], device=tokens.device)
             positions: Sequence[int] = range(fed[0], fed[0] + 1) if len(fed) == 1 else fed
-            [result] = yield [
+            yield [
                 Feed(
                     lane,
-                    tokens[index],
+                    tokens,
                     positions,
                     [fed.index(p - 1) for p in wanted],
                     role,
-                    request.drawing(noise, wanted) if wanted else None,
+                    request.drawing(noise, wanted, tokens) if wanted else None,
+                    sources=[sources.get(p, p) for p in fed],
                 )
             ]
-            if result.tokens is not None:
-                drawn.update(zip(wanted, result.tokens, strict=True))
             if not unmasked:
                 lane.hide([p for p in fed if p in pending])
         for p in step:
             if p in known:
-                drawn[p] = request.draw(known[p], noise, [p])[0]
-        tokens[torch.tensor(list(drawn), device=tokens.device)] = torch.stack(list(drawn.values()))
+                tokens[p : p + 1] = request.draw(known[p], noise, [p])
         pending.difference_update(step)
         fresh = sorted(step)
         done += len(step)

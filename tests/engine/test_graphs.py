@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mulosd.engine.batch import Feed
+from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.decoding import Decoder, Jacobi, MuloSD, Serial, ZipAR
 from mulosd.engine.engine import Engine
-from mulosd.engine.graphs import bucket, key_of
+from mulosd.engine.graphs import Key, bucket, can_serve, key_of, parts
 from mulosd.engine.random_family import random_family
 from mulosd.engine.runner import run
 from mulosd.engine.sampling import SamplingParams
@@ -76,13 +77,39 @@ def test_a_step_forgets_the_lanes_that_it_served(engine: Engine) -> None:
     assert close(static.logits.cond, plain.logits.cond)
 
 
-def test_what_no_fixed_shape_serves(engine: Engine) -> None:
+def test_which_feeds_share_a_step(engine: Engine) -> None:
+    """Short ones of one cache do; a verification and feeds of other caches are apart."""
     case, other = Case(engine), Case(engine)
-    assert key_of([Feed(case.lanes[0], None)]) is None
-    assert key_of([case.feed(0, [1]), case.feed(1, [1, 2])]) is None
-    assert key_of([case.feed(0, [1]), other.feed(1, [1])]) is None
-    assert key_of([case.feed(0, [1, 2, 3]), case.feed(1, [4, 5, 6, 7])]) == (4, 68, False, True)
-    assert key_of([case.feed(0, [1], logits="none")]) == (1, 68, False, False)
+    feeds = [
+        case.feed(0, [1]),
+        case.feed(1, range(40)),
+        other.feed(0, [1]),
+        case.feed(2, [1, 2]),
+        Feed(case.lanes[1], None),
+    ]
+    assert parts(feeds, [i for i, feed in enumerate(feeds) if can_serve(feed)]) == [[0, 3], [1], [2]]
+
+
+def test_a_step_is_as_wide_as_its_feeds_need(engine: Engine) -> None:
+    """The rows up to the last one that is fed, the tokens of the longest feed, all keys of a small cache."""
+    case = Case(engine)
+    assert len(case.cache.used) == 8
+    assert key_of([case.feed(0, [1, 2, 3]), case.feed(1, [4, 5, 6, 7])]) == Key(4, 4, 68, False, True, None)
+    assert key_of([case.feed(0, [1], logits="none")]) == Key(2, 1, 68, False, False, None)
+    case.lanes[2].hide([9])
+    assert key_of([case.feed(2, [1, 2])]) == Key(8, 2, 68, True, True, None)
+    assert key_of([case.feed(2, range(60))]) is None, "three quarters of the work would be for nothing"
+
+
+def test_keys_come_in_a_few_buckets(engine: Engine) -> None:
+    """A cache of many slots has no more graphs than one of 2,048."""
+    cache = KVCache(random_family(grids=(64,)).ar, 64, 2)
+    lane = Lane(cache, engine.family.features(["red"]))
+    tokens = torch.zeros(1, dtype=torch.int64)
+    found = [key_of([Feed(lane, tokens, range(at, at + 1))]) for at in range(64 * 64)]
+    widths = {key.keys for key in found if key is not None}
+    assert len(widths) <= 8 and max(widths) == cache.slots
+    assert all(at + 1 + lane.cond_len <= key.keys for at, key in enumerate(found) if key is not None)
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda d: d.name)
@@ -116,8 +143,8 @@ def test_requests_of_all_decoders_in_flight(engine: Engine) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda d: d.name)
 def test_graphs_draw_the_tokens_of_eager_steps(decoder: Decoder) -> None:
-    eager = Engine(random_family(), device="cuda", config=SchedulerConfig(static=False))
-    graphs = Engine(random_family(), device="cuda")
+    eager = Engine(random_family(), device="cuda", dtype="float32", config=SchedulerConfig(static=False))
+    graphs = Engine(random_family(), device="cuda", dtype="float32")
     for seed in range(2):  # the second image replays what the first captured
         expected = eager.generate(PROMPTS, decoder=decoder, seed=seed).tokens
         assert torch.equal(graphs.generate(PROMPTS, decoder=decoder, seed=seed).tokens, expected)

@@ -10,6 +10,7 @@ import torch
 from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.decoding import DraftOnly, MuloSD, Serial, ZipAR, parse
 from mulosd.engine.decoding.mulo import Candidates
+from mulosd.engine.decoding.rejection import steps_behind
 from mulosd.engine.decoding.zipar import steps_of, surrogate, window_steps
 from mulosd.engine.engine import Engine
 from mulosd.engine.request import Request
@@ -22,6 +23,15 @@ from .conftest import PROMPTS
 
 def tokens(engine: Engine, decoder: object, sampling: SamplingParams, seed: int = 3) -> torch.Tensor:
     return engine.generate(PROMPTS, decoder=decoder, sampling=sampling, seed=seed).tokens  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 6), (1, 4), (7, 3), (4, 1)])
+@pytest.mark.parametrize("window", [1, 2, 3, 5, 9])
+def test_the_steps_behind_a_cell_are_those_of_its_island(height: int, width: int, window: int) -> None:
+    for first in range(height * width):
+        behind = (torch.arange(height * width) >= first).view(height, width)
+        planned = expand_islands(behind[None], 0, window).order[0]
+        assert steps_behind(first, height, width, window) == steps_of(planned)
 
 
 @pytest.mark.parametrize("window", [8, 100])

@@ -51,7 +51,7 @@ def test_greedy_static_loops_are_serial_decoding(engine: Engine, params: Samplin
 @pytest.mark.slow
 @pytest.mark.gpu
 def test_greedy_compiled_loop_is_serial_decoding() -> None:
-    engine = Engine(random_family(seed=3), device="cuda")
+    engine = Engine(random_family(seed=3), device="cuda", dtype="float32")
     params = SAMPLINGS[1]
     expected = engine.generate("red apple", decoder=Serial(), sampling=params).tokens.flatten()
     loop = CompiledLoop(engine.family.ar, 8, features(engine, params), params)

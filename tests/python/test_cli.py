@@ -22,6 +22,7 @@ COMMANDS = [
     ["calibrate"],
     ["decoders"],
     ["diagnose"],
+    ["doctor"],
     ["bench", "decode"],
     ["evaluate"],
     ["bench", "photos"],
@@ -55,7 +56,7 @@ def test_help_has_examples(run: Run, command: list[str]) -> None:
 
 def test_root_help_lists_the_commands(run: Run) -> None:
     text = run("--help").stdout
-    for command in ("generate", "info", "decoders", "calibrate", "bench", "evaluate", "train", "diagnose"):
+    for command in ("generate", "info", "decoders", "calibrate", "bench", "evaluate", "train", "diagnose", "doctor"):
         assert re.search(rf"\b{command}\b", text)
 
 

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from .._version import __version__
 from ..screen import printable
-from . import bench, calibrate, convert, decoders, diagnose, evaluate, generate, info, serve, train
+from . import bench, calibrate, convert, decoders, diagnose, doctor, evaluate, generate, info, serve, train
 from .console import stderr
 from .respelled import Respelled
 
@@ -76,6 +76,7 @@ app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("info", epilog=info.EXAMPLES)(info.info)
 app.command("calibrate", epilog=calibrate.EXAMPLES, cls=Respelled)(calibrate.calibrate)
 app.command("decoders", epilog=decoders.EXAMPLES)(decoders.decoders)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("diagnose", epilog=diagnose.EXAMPLES)(diagnose.diagnose)
 app.add_typer(bench.app, name="bench")
 app.add_typer(convert.app, name="convert")

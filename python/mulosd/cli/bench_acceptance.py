@@ -11,7 +11,7 @@ import typer
 from .bench_options import JsonOption, PromptsFileOption, check_options, choose_prompts, finish, read_mulo
 from .console import count_bar, examples
 from .files import check_images
-from .options import DecoderOption, DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption
+from .options import DecoderOption, DeviceOption, DtypeOption, FamilyOption, SeedOption
 
 EXAMPLES = examples(
     "mulosd bench acceptance --prompts 32",
@@ -36,7 +36,7 @@ def acceptance(
     decoder: DecoderOption = "mulo",
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Share of tokens that the target accepts: its own samples, real images, up-sampled ones, drafts.
@@ -56,7 +56,7 @@ def acceptance(
     from ..measure.references import REAL_SEED
     from ..train.config import images_of
 
-    engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
+    engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value)
     # The radius decides nothing here, but a decoder without one asks for a calibration.
     judge = replace(asked, radius=0).resolve(engine.family)
     own = choose_prompts(engine, prompts, prompts_file, seed)

@@ -9,7 +9,7 @@ import typer
 from .bench_options import JsonOption, finish, split_decoders
 from .console import count_bar, examples
 from .files import check_file
-from .options import DecodersOption, DeviceOption, Dtype, DtypeOption, FamilyOption, SeedOption, read_decoders
+from .options import DecodersOption, DeviceOption, DtypeOption, FamilyOption, SeedOption, dtype_name, read_decoders
 
 THROUGHPUT_EXAMPLES = examples(
     "mulosd bench throughput --batch 1,2,4,8,16 --decoder serial,zipar,mulo",
@@ -35,7 +35,7 @@ def throughput(
     ] = 0,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Images a second and latency with so many requests in flight, through the scheduler."""
@@ -54,7 +54,9 @@ def throughput(
 
     names = read_decoders(decoder)
     loaded = Family.load(family)
-    engine = Engine(loaded, device=device, dtype=dtype.value, config=SchedulerConfig(max_running=max(batches)))
+    engine = Engine(
+        loaded, device=device, dtype=dtype and dtype.value, config=SchedulerConfig(max_running=max(batches))
+    )
     with count_bar() as bar:
         report = bench_throughput(
             engine,
@@ -103,7 +105,7 @@ def synthetic(
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Speed at real sizes with random weights and planted rejections, beside the loops of others. No quality."""
@@ -127,7 +129,7 @@ def synthetic(
             grid=grid,
             cfg_scale=cfg_scale,
             top_k=top_k,
-            dtype=dtype.value,
+            dtype=dtype_name(dtype, device),
             device=device,
             images=images,
             collapse_prefix=collapse_prefix,

@@ -15,7 +15,6 @@ from .console import count_bar, examples, stdout
 from .options import (
     DecodersOption,
     DeviceOption,
-    Dtype,
     DtypeOption,
     FamilyOption,
     SamplingOption,
@@ -104,7 +103,7 @@ def evaluate(
     ] = False,
     sampling: SamplingOption = "",
     seed: SeedOption = 0,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Judge decoders by their images of the same prompts and seeds: distance to real ones, accuracy, likelihood,
@@ -129,7 +128,7 @@ def evaluate(
     from .. import Engine
 
     def load() -> tuple[Engine, SamplingParams]:
-        engine = Engine.from_pretrained(family, device=device, dtype=dtype.value)
+        engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value)
         return engine, read_sampling(engine, sampling)
 
     if protocol is not None:

@@ -22,7 +22,6 @@ from .image_files import check_suffix
 from .options import (
     DecoderOption,
     DeviceOption,
-    Dtype,
     DtypeOption,
     FamilyOption,
     SamplingOption,
@@ -71,7 +70,7 @@ def generate(
     collapse_prefix: Annotated[
         bool, typer.Option("--collapse-prefix", help="Keep the condition in one cache slot (LlamaGen).")
     ] = False,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Turn each PROMPT into images; a second call draws only what is missing in the folder.
@@ -94,12 +93,16 @@ def generate(
     from .features import read_features
 
     config = SchedulerConfig(collapse_prefix=collapse_prefix)
-    engine = Engine.from_pretrained(family, device=device, dtype=dtype.value, config=config)
+    engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value, config=config)
     given = None if features is None else read_features(features, engine.family, len(asked))
     params = read_sampling(engine, sampling)
     warnings = [] if given is not None else check_words(engine, asked)
     chosen = {text: sized(one, size, engine.family).resolve(engine.family) for text, one in chosen.items()}
-    common = {"family": engine.family.name, "sampling": spell_sampling(params), "dtype": dtype.value}
+    common = {
+        "family": engine.family.name,
+        "sampling": spell_sampling(params),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+    }
     jobs = jobs_of(asked, num_images, paths, [chosen[one.decoder or decoder] for one in asked], common, given)
     todo = list(range(len(jobs))) if overwrite or not where.directory else missing(jobs)
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .console import examples, stdout
 from .memory import device_memory, parse_memory, show_bytes
-from .options import DeviceOption, Dtype, DtypeOption
+from .options import DeviceOption, DtypeOption, dtype_name
 
 if TYPE_CHECKING:
     from ..engine.family import Family
@@ -31,7 +31,7 @@ def info(
     memory: Annotated[
         str | None, typer.Option(help="Plan for so much, such as 24GiB.", show_default="all of the device's")
     ] = None,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """List the families, or tell one's scales, sizes, objects, backgrounds or classes, and calibrated settings.
@@ -44,7 +44,7 @@ def info(
     from ..engine.family import Family, list_families
 
     names = list_families() if family is None else [family]
-    described = [describe(Family.load(name, weights=False), dtype.value, available) for name in names]
+    described = [describe(Family.load(name, weights=False), dtype_name(dtype, device), available) for name in names]
     if as_json:
         typer.echo(json.dumps(described[0] if family is not None else {"families": described}, indent=2))
     elif family is not None:

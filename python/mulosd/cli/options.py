@@ -21,7 +21,14 @@ class Dtype(str, Enum):
 
 FamilyOption = Annotated[str, typer.Option(help="A bundled family or the folder of one.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
-DtypeOption = Annotated[Dtype, typer.Option(metavar="TYPE", help="float32 (exact), bfloat16 or float16.")]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        metavar="TYPE",
+        help="float32 (exact), bfloat16 or float16.",
+        show_default="bfloat16 on a GPU, float32 elsewhere",
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same image, whatever the batch.")]
 DECODER_TEXT = "NAME:KEY=…"
 DecoderOption = Annotated[
@@ -87,3 +94,10 @@ def sized(decoder: Decoder, size: int | None, family: Family) -> Decoder:
     from ..engine.decoding.size import sized as of_size
 
     return decoder if size is None else of_size(decoder, size, family, "--")
+
+
+def dtype_name(dtype: Dtype | None, device: str) -> str:
+    """The type that an engine computes in on a device, by name."""
+    from ..engine.dtypes import settled_dtype
+
+    return str(settled_dtype(dtype and dtype.value, device)).removeprefix("torch.")

@@ -9,7 +9,7 @@ import typer
 
 from .console import examples
 from .memory import parse_memory
-from .options import DECODER_TEXT, DeviceOption, Dtype, DtypeOption
+from .options import DECODER_TEXT, DeviceOption, DtypeOption
 
 EXAMPLES = examples(
     "mulosd serve",
@@ -27,7 +27,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 is any that is free.", min=0, max=65535)] = 8000,
     uds: Annotated[Path | None, typer.Option(help="A Unix socket in place of these.", show_default=False)] = None,
     device: DeviceOption = "cpu",
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     decoder: Annotated[
         str, typer.Option("--decoder", metavar=DECODER_TEXT, help="Of requests that name none.")
     ] = "mulo",
@@ -90,7 +90,7 @@ def serve(
         port=port,
         uds=None if uds is None else str(uds),
         device=device,
-        dtype=dtype.value,
+        dtype=dtype and dtype.value,
         decoder=decoder,
         qualities=QUALITIES | dict(map(split_quality, quality or [])),
         max_running=max_running,

@@ -52,7 +52,7 @@ class Settings:
     port: int = 8000
     uds: str | None = None
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str | None = None
     decoder: str = "mulo"
     qualities: Mapping[str, str] = field(default_factory=lambda: dict(QUALITIES))
     max_running: int = 8

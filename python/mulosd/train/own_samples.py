@@ -42,7 +42,7 @@ def draw(
     """Tokens [B, n] that the family draws for prompts, in float32 and with its own sampling parameters."""
     # A new engine every time: the weights may have moved since the last drawing.
     with torch.autocast(device.type, enabled=False):
-        engine = Engine(family, device=str(device))
+        engine = Engine(family, device=str(device), dtype="float32")
         drawn = engine.generate(prompts, decoder=decoder, seed=seeds, batch_size=len(prompts)).tokens
     # Made in inference mode, of which autograd wants copies.
     return drawn.flatten(1).clone().to(device)

@@ -46,7 +46,7 @@ def keep_features(photos: Photos, family: Family, *, count: int = COUNT, device:
     pictures = np.stack([photos.picture(int(i), split.size) for i in chosen])
     network = Lite0Features(device)
     features = network(pictures)
-    rebuilt = network(reconstruct(Engine(family, device=device), pictures[n:]))
+    rebuilt = network(reconstruct(Engine(family, device=device, dtype="float32"), pictures[n:]))
     classes = tuple(photos.names[photos.classes[i]].split(",")[0] for i in chosen[n:])
     return KeptFeatures(about, features[:n], features[n:], rebuilt, classes)
 

@@ -1,0 +1,103 @@
+"""Every decoder on a made-up GPU: the tokens of the CPU, and what a step costs the host."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from mulosd.engine.engine import Engine
+from mulosd.engine.scheduler import SchedulerConfig
+
+from .counting import Counts, counted
+from .device import FakeCuda
+from .lanes import DECODERS, PROMPTS, SAMPLING, class_family, text_family
+from .log import Log
+
+
+class Budget(NamedTuple):
+    """What a step of one request may cost, in the mean over an image: waits of the host, and kernels that it launches
+    one by one, prefix, verification and pixels included."""
+
+    waits: float
+    launches: float
+
+
+# Grids of side 8: an image is 14 to 80 steps, so that what it costs once (four waits, some eighty launches) weighs
+# much. A round of EAGLE, several steps, grows and judges a tree; no graph serves it yet.
+BUDGETS = {
+    "serial": Budget(0.08, 1.8),
+    "zipar": Budget(0.16, 6.0),
+    "jacobi": Budget(1.3, 17.0),
+    "jacobi, independent": Budget(2.3, 50.0),
+    "mulo, raster": Budget(0.1, 2.6),
+    "mulo, windows": Budget(0.24, 8.5),
+    "mulo, cascade of scale 4": Budget(0.24, 10.0),
+    "mulo, rows by rows": Budget(0.12, 3.4),
+    "draft-only": Budget(0.28, 8.0),
+    "eagle": Budget(7.0, 130.0),
+}
+# Of the forwards behind the prefixes, with one request, six at a time, and six that come one after the other.
+LEAST_SHARE = 0.9
+EAGER = {"eagle"}
+
+
+class Runs(NamedTuple):
+    """One request, six at a time, six every seven steps; on the CPU, what the six drew."""
+
+    one: Counts
+    six: Counts
+    staggered: Counts
+    expected: Counts
+    log: Log
+
+
+def measure(kind: str, name: str, device: str) -> Runs:
+    """Run a decoder on a family of a kind, after a warm-up for all that the scheduler allows."""
+    make = text_family if kind == "text" else class_family
+    decoder, config = DECODERS[name], SchedulerConfig(max_running=6)
+    expected = counted(Engine(make(), config=config), Log(), [decoder] * 6, SAMPLING, PROMPTS[kind])
+    with FakeCuda() as log:
+        engine = Engine(make(), device=device, dtype="float32", config=config)
+        engine.warmup(decoder, SAMPLING)
+        one = counted(engine, log, [decoder], SAMPLING, PROMPTS[kind])
+        six = counted(engine, log, [decoder] * 6, SAMPLING, PROMPTS[kind])
+        staggered = counted(engine, log, [decoder] * 6, SAMPLING, PROMPTS[kind], gap=7)
+        del engine
+    return Runs(one, six, staggered, expected, log)
+
+
+def assert_right(runs: Runs) -> None:
+    for counts in (runs.one, runs.six, runs.staggered):
+        for made, drawn in zip(counts.tokens, runs.expected.tokens, strict=False):
+            assert torch.equal(made, drawn)
+        assert counts.faults == {}
+        assert counts.destroyed == 0, "a graph went after the warm-up"
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def measured(request: pytest.FixtureRequest) -> tuple[str, Runs]:
+    return request.param, measure("text", request.param, "cuda")
+
+
+def test_tokens_are_those_of_the_cpu_and_nothing_is_illegal(measured: tuple[str, Runs]) -> None:
+    assert_right(measured[1])
+
+
+def test_a_step_costs_the_host_no_more_than_its_budget(measured: tuple[str, Runs]) -> None:
+    name, runs = measured
+    budget, one = BUDGETS[name], runs.one
+    shares = (one.share, runs.six.share, runs.staggered.share)
+    waits, launches = one.waits / one.steps, one.launches / one.steps
+    print(f"| {name} | {waits:.2f} | {launches:.1f} | {' | '.join(f'{share:.0%}' for share in shares)} |")
+    assert waits <= budget.waits
+    assert launches <= budget.launches
+    assert name in EAGER or min(shares) >= LEAST_SHARE, shares
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_family_of_classes_on_the_second_device(name: str) -> None:
+    runs = measure("classes", name, "cuda:1")
+    assert_right(runs)
+    assert set(runs.log.captures) <= {1}

@@ -1,0 +1,163 @@
+"""Memory that runs out at a bad moment, and what caches and graphs hold of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+
+from mulosd.engine import runner, scheduler
+from mulosd.engine.batch import Feed, Result
+from mulosd.engine.decoding import Decoder, MuloSD, Serial
+from mulosd.engine.engine import Engine
+from mulosd.engine.request import Update
+from mulosd.engine.scheduler import SchedulerConfig
+
+from .device import FakeCuda
+from .lanes import SAMPLING, text_family
+from .log import Log
+
+SERIAL = Serial()
+MULO = MuloSD(2, tau=0.2, radius=1, pool=3, window=2, draft_window=2)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[[Decoder, int], torch.Tensor]:
+    """Tokens of a seed on the CPU."""
+    engine, kept = Engine(text_family()), {}
+
+    def tokens(decoder: Decoder, seed: int) -> torch.Tensor:
+        if (decoder, seed) not in kept:
+            kept[decoder, seed] = engine.generate("apple", decoder=decoder, sampling=SAMPLING, seed=seed).tokens[0]
+        return kept[decoder, seed]
+
+    return tokens
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    with FakeCuda() as log:
+        yield log
+
+
+def engine_for(requests: int, kv_budget: int | None = None) -> Engine:
+    config = SchedulerConfig(max_running=requests, kv_budget=kv_budget)
+    return Engine(text_family(), device="cuda", dtype="float32", config=config)
+
+
+def ends(engine: Engine, decoder: Decoder, seeds: range) -> list[Update]:
+    """How requests that are added together end, by seed."""
+    numbers = [engine.add_request("apple", decoder=decoder, sampling=SAMPLING, seed=seed) for seed in seeds]
+    found: dict[int, Update] = {}
+    while engine.busy:
+        found.update({u.request: u for u in engine.step() if u.kind in ("final", "failed")})
+    return [found[number] for number in numbers]
+
+
+def assert_drawn(updates: list[Update], decoder: Decoder, alone: Callable[[Decoder, int], torch.Tensor]) -> None:
+    for seed, update in enumerate(updates):
+        assert update.error is None and update.tokens is not None
+        assert torch.equal(update.tokens, alone(decoder, seed))
+
+
+def held(engine: Engine) -> int:
+    """Bytes of keys and values on the device."""
+    return sum(t.nbytes for cache in engine.caches.values() for t in (*cache.k, *cache.v))
+
+
+def test_a_cache_is_made_once_for_all_that_may_run(log: Log, alone: Callable[[Decoder, int], torch.Tensor]) -> None:
+    """No growth, so no graph goes, and the memory of the tokens stays where it is."""
+    engine = engine_for(4)
+    assert_drawn(ends(engine, MULO, range(1)), MULO, alone)
+    memory = [cache.tokens for cache in engine.caches.values()]
+    assert [len(cache.used) for cache in engine.caches.values()] == [8, 8]
+    assert_drawn(ends(engine, MULO, range(4)), MULO, alone)
+    assert all(a is cache.tokens for a, cache in zip(memory, engine.caches.values(), strict=True))
+    assert log.destroyed == 0 and log.sound()
+
+
+def test_requests_wait_where_a_cache_cannot_grow(log: Log, alone: Callable[[Decoder, int], torch.Tensor]) -> None:
+    """There is room for one only: four come one after the other, and afterwards there is room for all."""
+    engine = engine_for(4)
+    row = SERIAL.bytes_per_row(engine.family)
+    taken = 0
+
+    def refuse(count: int, where: str) -> bool:
+        nonlocal taken
+        taken += where.startswith("engine/cache.py")
+        return where.startswith("engine/cache.py") and count > row // 2  # a layer's keys of more than two rows
+
+    log.refuse = refuse
+    assert_drawn(ends(engine, SERIAL, range(4)), SERIAL, alone)
+    [cache] = engine.caches.values()
+    assert taken > 4 and len(cache.used) == 2 == len(cache.k[0]) and not any(cache.used)
+    log.refuse = None
+    assert_drawn(ends(engine, SERIAL, range(4)), SERIAL, alone)
+    assert len(cache.used) == len(cache.v[-1]) == 8 and log.sound()
+
+
+def test_a_request_that_never_finds_memory_fails_alone(log: Log, alone: Callable[[Decoder, int], torch.Tensor]) -> None:
+    engine = engine_for(2)
+    log.refuse = lambda _, where: where.startswith("engine/cache.py")
+    assert all(isinstance(u.error, torch.OutOfMemoryError) for u in ends(engine, MULO, range(2)))
+    log.refuse = None
+    assert_drawn(ends(engine, MULO, range(2)), MULO, alone)
+
+
+def test_without_memory_for_a_graph_the_step_runs_anyway(
+    log: Log, alone: Callable[[Decoder, int], torch.Tensor]
+) -> None:
+    engine = engine_for(2)
+    log.refuse = lambda count, _: log.capturing is not None
+    assert_drawn(ends(engine, MULO, range(2)), MULO, alone)
+    assert not log.captures and not log.replays
+    log.refuse = None
+    assert_drawn(ends(engine, SERIAL, range(2)), SERIAL, alone)
+    assert log.replays and log.sound()
+
+
+@pytest.mark.parametrize("decoder", [SERIAL, MULO], ids=lambda d: d.name)
+def test_memory_that_is_out_for_a_step_costs_nothing(
+    log: Log, alone: Callable[[Decoder, int], torch.Tensor], decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third step of several requests fails in the middle of a forward: each feed is then tried alone."""
+    engine = engine_for(3)
+    steps, armed, failed = 0, False, 0
+
+    def run_armed(feeds: Sequence[Feed], static: bool | None) -> list[Result]:
+        nonlocal steps, armed
+        steps += len(feeds) > 1
+        armed = len(feeds) > 1 and steps % 3 == 0
+        return runner.run(feeds, static)
+
+    def refuse(_: int, where: str) -> bool:
+        nonlocal armed, failed
+        now = armed and where.startswith("engine/models/layers.py")
+        armed, failed = armed and not now, failed + now
+        return now
+
+    log.refuse = refuse
+    monkeypatch.setattr(scheduler, "run", run_armed)
+    assert_drawn(ends(engine, decoder, range(3)), decoder, alone)
+    assert failed
+    assert_drawn(ends(engine, decoder, range(3)), decoder, alone)
+    assert log.sound()
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_the_budget_holds_what_is_really_held(
+    log: Log, alone: Callable[[Decoder, int], torch.Tensor], requests: int
+) -> None:
+    """Also when the caches of one decoder lie idle while another's are needed."""
+    probe = engine_for(1)
+    budget = requests * probe.scheduler.bytes_of(MULO, 2)
+    engine = engine_for(16, budget)
+    for decoder in (SERIAL, MULO, SERIAL):
+        numbers = [engine.add_request("apple", decoder=decoder, sampling=SAMPLING, seed=seed) for seed in range(4)]
+        updates = []
+        while engine.busy:
+            updates += [u for u in engine.step() if u.kind in ("final", "failed")]
+            assert held(engine) <= budget
+        made = {u.request: u for u in updates}
+        assert_drawn([made[n] for n in numbers], decoder, alone)
