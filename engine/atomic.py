@@ -45,9 +45,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             stream.write(held.getvalue())
         return
     target = path.resolve() if path.is_symlink() else path
-    with told(path):
-        clean(target.parent.resolve())
-        file, partial = new_partial(target)
+    clean(target.parent.resolve())
+    file, partial = new_partial(target)
     with file, told(path, partial):
         try:
             yield file
@@ -98,7 +97,8 @@ def new_partial(target: Path) -> tuple[BinaryIO, Path]:
     """A new unfinished file beside its target, open and locked."""
     while True:
         partial = partial_name(target)
-        file = partial.open("xb")
+        with told(target, partial):
+            file = partial.open("xb")
         with contextlib.suppress(OSError):  # no locks here: then nobody removes it either
             fcntl.flock(file, fcntl.LOCK_EX)
         # One who cleans up may have been quicker than the lock.
@@ -113,7 +113,8 @@ def partial_folder(target: Path) -> Iterator[Path]:
     clean(target.parent.resolve())
     while True:
         folder = partial_name(target)
-        folder.mkdir(0o700)
+        with told(target, folder):
+            folder.mkdir(0o700)
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             with contextlib.suppress(OSError):

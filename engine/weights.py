@@ -148,4 +148,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     with partial_folder(folder) as temporary:
         yield temporary
         temporary.chmod(0o755)
-        temporary.replace(folder)
+        try:
+            temporary.replace(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise ValueError(f"{folder} was made by another process meanwhile; choose a new folder") from error

@@ -83,7 +83,7 @@ def test_convert_info_calibrate_generate(
         np.save("wrong.npy", np.zeros((2, 3, 4), np.float32))
         assert "error" in fails(*serial, "--features", "wrong.npy")
         Path("bad.npy").write_text("x")
-        assert "no array of numbers" in fails(*serial, "--features", "bad.npy")
+        assert "an array of numbers" in fails(*serial, "--features", "bad.npy")
 
 
 def test_memory_is_told_with_a_unit(files: Any) -> None:

@@ -134,7 +134,7 @@ def test_interrupted_write_leaves_nothing(run: Run, family: Path, monkeypatch: p
                 raise OSError(28, "No space left on device")
             return "{}"
 
-        monkeypatch.setattr("mulosd.atomic.json.dumps", dumps)
+        monkeypatch.setattr("mulosd.engine.atomic.json.dumps", dumps)
     Path("a.png").write_bytes(b"old")
     result = run("generate", "pear", "--family", family, "--output", "a.png", "--stats", "s.json")
     assert result.exit_code != 0

@@ -180,6 +180,26 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "family").stat().st_mode) == 0o755
 
 
+def test_a_folder_that_another_process_made_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    def make() -> None:
+        with new_folder(tmp_path / "family") as folder:
+            (folder / "a").touch()
+            (tmp_path / "family").mkdir()
+            (tmp_path / "family" / "theirs").touch()
+
+    with pytest.raises(ValueError, match="was made by another process meanwhile"):
+        make()
+    assert [p.name for p in tmp_path.rglob("*")] == ["family", "theirs"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_cannot_be_written_is_named_and_not_its_unfinished_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "file"
+    with pytest.raises(FileNotFoundError) as raised:
+        WRITERS[kind](path)
+    assert raised.value.filename == str(path)
+
+
 KILLED = """
 import sys
 from pathlib import Path
