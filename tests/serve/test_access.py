@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from mulosd.cli import app as commands
@@ -57,7 +58,6 @@ def test_metrics_may_be_opened(start: Any) -> None:
 
 
 def test_the_official_client_raises_for_a_wrong_key(start: Any) -> None:
-    openai = pytest.importorskip("openai")
     live = start(api_keys=KEYS)
     with pytest.raises(openai.AuthenticationError) as caught:
         openai.OpenAI(base_url=f"{live.url}/v1", api_key="wrong").images.generate(prompt="apple")

@@ -9,12 +9,11 @@ import json
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
 from mulosd.cli.image_files import read_settings
-
-openai = pytest.importorskip("openai")
 
 
 def client(server: Any, **options: Any) -> Any:

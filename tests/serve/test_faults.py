@@ -6,12 +6,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import openai
 import pytest
 import torch
 
 from mulosd.engine.decoding import Serial
-
-openai = pytest.importorskip("openai")
 
 
 def events(answer: Any) -> list[dict[str, Any]]:

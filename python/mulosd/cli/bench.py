@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench_acceptance, bench_kernels, bench_photos, bench_speed, bench_upsamplers
+from . import bench_acceptance, bench_kernels, bench_photos, bench_serving, bench_speed, bench_upsamplers
 from .bench_options import (
     BatchOption,
     BenchCommand,
@@ -55,6 +55,7 @@ for name, epilog, command in (
     ("acceptance", bench_acceptance.EXAMPLES, bench_acceptance.acceptance),
     ("upsamplers", bench_upsamplers.EXAMPLES, bench_upsamplers.upsamplers),
     ("throughput", bench_speed.THROUGHPUT_EXAMPLES, bench_speed.throughput),
+    ("serve", bench_serving.EXAMPLES, bench_serving.serve),
     ("synthetic", bench_speed.SYNTHETIC_EXAMPLES, bench_speed.synthetic),
 ):
     app.command(name, cls=BenchCommand, epilog=epilog)(command)
