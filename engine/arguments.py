@@ -1,8 +1,10 @@
-"""Arguments of public calls: numbers of Python, numpy and torch alike, and an error that says what is possible."""
+"""Arguments of public calls: numbers of Python, numpy and torch alike, values in texts, and an error that says what is
+possible."""
 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -138,3 +140,31 @@ def texts_of(name: str, value: Any) -> list[str]:
     if not given:
         raise ValueError("there is no prompt; give at least one")
     return [str(v) for v in given]
+
+
+def spelled(value: object) -> str:
+    """A value as a text states it."""
+    if isinstance(value, str):
+        return re.sub(r"[%:,\s]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), value)
+    return str(value).lower()
+
+
+def read(what: str, value: object, kind: str) -> object:
+    """A value of one of the types that settings have, from a text or as it is."""
+    if "None" in kind and (value is None or (isinstance(value, str) and value.lower() == "none")):
+        return None
+    try:
+        if isinstance(value, str):
+            if kind.startswith("bool"):
+                return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+            if kind.startswith("int"):
+                return int(value)
+            if kind.startswith("float"):
+                return float(value)
+            return re.sub(
+                r"(?:%[0-9A-Fa-f]{2})+", lambda found: bytes.fromhex(found[0].replace("%", "")).decode(), value
+            )
+        return setting(what, value, kind)
+    except (ValueError, KeyError):
+        pass
+    raise ValueError(f"{what} must be {kind.replace(' | None', ' or none')}, got {shown(value)}") from None

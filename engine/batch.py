@@ -16,9 +16,9 @@ from ..kernels.verify_attention import OP as VERIFY_ATTENTION
 from ..kernels.verify_attention.call import Call as Attention
 from .cache import Lane
 from .collapse import weigh
+from .devices import upload
 from .models.eagle import EagleDrafter, Model
 from .sampling import Logits, Noise, SamplingParams
-from .transfer import upload
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .collapse import run_prefix
+from .devices import upload
 from .models.ar_model import ARModel
 from .models.eagle import Model
-from .transfer import upload
 
 # Unconditional prefixes kept: under caption masks there is one for each length of caption.
 KEPT_NULLS = 16

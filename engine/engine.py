@@ -20,10 +20,10 @@ from .cache import KVCache
 from .conditioning import Condition, check_condition
 from .decoding.base import Decoder
 from .decoding.spec import DecoderLike, decoder_of, spell
-from .dtypes import checked_device, settled_dtype
+from .devices import checked_device, exact_float32
+from .dtypes import settled_dtype
 from .family import Family
 from .likelihood import nll
-from .precision import exact_float32
 from .request import Request, Update
 from .sampling import SamplingLike, SamplingParams
 from .scheduler import Scheduler, SchedulerConfig

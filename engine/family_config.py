@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from . import atomic
+from .arguments import read, spelled
 from .lock import locked
 from .paths import expanded
-from .registry import read, spelled
 from .sampling import SamplingParams
 
 # Format 1 had one AR model and a vocabulary of phrases; it is still read.

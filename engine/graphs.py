@@ -28,9 +28,9 @@ from ..kernels.verify_attention.call import Call as Attention
 from .batch import Draw, Feed, span
 from .cache import KVCache, Lane
 from .collapse import weigh
+from .devices import send, upload
 from .models.eagle import EagleDrafter
 from .sampling import Logits, SamplingParams
-from .transfer import send, upload
 
 LOG = logging.getLogger(__name__)
 # Keys are counted in buckets of at least this many slots, and in at most so many buckets: attention is told of more

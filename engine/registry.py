@@ -1,13 +1,10 @@
-"""What texts name: classes, imported when they are first asked for, and values of settings."""
+"""What texts name: classes, imported when they are first asked for."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
-
-from .arguments import setting, shown
 
 
 class Registry(Mapping[str, Any]):
@@ -34,31 +31,3 @@ class Registry(Mapping[str, Any]):
     def add(self, name: str, line: str) -> None:
         """Register one more."""
         self.lines[name] = line
-
-
-def spelled(value: object) -> str:
-    """A value as a text states it."""
-    if isinstance(value, str):
-        return re.sub(r"[%:,\s]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), value)
-    return str(value).lower()
-
-
-def read(what: str, value: object, kind: str) -> object:
-    """A value of one of the types that settings have, from a text or as it is."""
-    if "None" in kind and (value is None or (isinstance(value, str) and value.lower() == "none")):
-        return None
-    try:
-        if isinstance(value, str):
-            if kind.startswith("bool"):
-                return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-            if kind.startswith("int"):
-                return int(value)
-            if kind.startswith("float"):
-                return float(value)
-            return re.sub(
-                r"(?:%[0-9A-Fa-f]{2})+", lambda found: bytes.fromhex(found[0].replace("%", "")).decode(), value
-            )
-        return setting(what, value, kind)
-    except (ValueError, KeyError):
-        pass
-    raise ValueError(f"{what} must be {kind.replace(' | None', ' or none')}, got {shown(value)}") from None

@@ -17,10 +17,10 @@ from torch import Tensor
 from ..kernels.local_resample import OP as LOCAL_RESAMPLE
 from ..kernels.local_resample.call import Call
 from .batch import Batch, Feed, Result, grouped, span
+from .devices import upload
 from .graphs import can_serve, parts, step_of
 from .models.eagle import Model
 from .sampling import Logits, Noise, SamplingParams
-from .transfer import upload
 
 
 def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:

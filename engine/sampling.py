@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ..kernels import philox
 from ..kernels.sampling import processed_logits
-from .arguments import check_settings, shown
-from .registry import read
-from .transfer import upload
+from .arguments import check_settings, read, shown
+from .devices import upload
 
 Purpose = philox.Purpose
 

@@ -24,9 +24,9 @@ from ...kernels.local_resample import OP as LOCAL_RESAMPLE
 from ...kernels.local_resample.call import Call
 from ..batch import Feed, Result
 from ..cache import Lane
+from ..devices import upload
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Logits, Noise, Purpose, processed
-from ..transfer import upload
 from .base import OneGrid, Outcome, Plan
 
 # Each iteration needs fresh numbers at the same positions: purposes from here on, two an iteration.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..arguments import shown
-from ..registry import Registry, read, spelled
+from ..arguments import read, shown, spelled
+from ..registry import Registry
 from .base import Decoder
 
 # One line a decoder: the class by name.

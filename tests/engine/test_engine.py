@@ -147,7 +147,7 @@ def test_decoders_are_read_from_text() -> None:
     assert parse("zipar:window=3:zero_kv=true") == ZipAR(3, zero_kv=True)
     assert parse("mulo:tau=0.5:radius=none:window=2:upsampler=pixel") == MuloSD(tau=0.5, window=2, upsampler="pixel")
     for text, message in (
-        ("magic", "serial, draft-only, mulo, zipar, jacobi, eagle"),
+        ("magic", "serial, draft-only, mulo, product, zipar, jacobi, eagle"),
         ("serial:tau=1", "no setting 'tau=1'"),
         ("mulo:tau", "key=value"),
         ("mulo:radius=two", "int or none"),

@@ -84,7 +84,7 @@ def read_sampling(engine: Engine, text: str) -> SamplingParams:
 
 def spell_sampling(sampling: SamplingParams) -> str:
     """The text that `read_sampling` reads as these parameters."""
-    from ..engine.registry import spelled
+    from ..engine.arguments import spelled
 
     return ":".join(f"{key}={spelled(value)}" for key, value in sampling.to_dict().items())
 

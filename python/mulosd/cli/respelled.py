@@ -82,7 +82,7 @@ def moved(found: list[tuple[str, str]], where: dict[str, str], option: str, text
 
 
 def text_of(settings: dict[str, str], *first: str) -> str:
-    from ..engine.registry import spelled
+    from ..engine.arguments import spelled
 
     return ":".join([*first, *(f"{key}={spelled(value)}" for key, value in settings.items())])
 

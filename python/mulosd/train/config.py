@@ -12,12 +12,12 @@ from ..data.family import scene_config, sprites
 from ..data.photos import Photos
 from ..data.scenes import COUNTS, RELATIONS, Renderer, SceneConfig
 from ..data.sprites import Sprites
+from ..engine.arguments import read
 from ..engine.conditioning import ClassConditioner, PhraseConditioner
 from ..engine.family import Family
 from ..engine.family_config import check_keys, mapping, told
 from ..engine.models.text import SPECIALS, TextEncoder, TextEncoderConfig, Vocabulary
 from ..engine.paths import expanded
-from ..engine.registry import read
 from ..engine.sampling import SamplingParams
 from ..files.texts import read_text
 from .loop import LoopConfig

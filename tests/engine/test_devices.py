@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from mulosd.engine.devices import exact_float32
 from mulosd.engine.dtypes import settled_dtype
-from mulosd.engine.precision import exact_float32
 
 GPU = torch.device("cuda")
 
