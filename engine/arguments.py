@@ -127,8 +127,8 @@ def seeds_of(value: Any, count: int, images: int) -> list[int]:
     return [whole("seed", seed, 0, SEEDS - 1 - images) for seed in given]
 
 
-def texts_of(name: str, value: Any) -> list[str]:
-    """A text, or several, as a list; ValueError for none, and for what is no text."""
+def texts_of(name: str, value: Any, least: int = 1) -> list[str]:
+    """A text, or several, as a list; ValueError for fewer than `least`, and for what is no text."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, (bytes, bytearray)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
@@ -137,7 +137,7 @@ def texts_of(name: str, value: Any) -> list[str]:
     wrong = [v for v in given if not isinstance(v, str)]
     if wrong:
         raise ValueError(f"{name} must be texts, got {type(wrong[0]).__name__} {shown(wrong[0])}")
-    if not given:
+    if len(given) < least:
         raise ValueError("there is no prompt; give at least one")
     return [str(v) for v in given]
 

@@ -24,7 +24,8 @@ def test_a_family_is_aligned_calibrated_and_measured(run: Run, family: Path, com
     assert made.exit_code == 0, made.output
     assert "mulosd calibrate --family aligned" in made.stdout
     assert set(json.loads(Path("aligned/family.json").read_text())["calibration"]) == {"4-latent"}
-    assert run("calibrate", "--family", "aligned", "--decoder", "mulo:scale=2:pool=3", *prompts).exit_code == 0
+    found = run("calibrate", "--family", "aligned", "--decoder", "mulo:scale=2:pool=3", *prompts)
+    assert found.exit_code == 0, found.output
     mulo = ("--decoder", "mulo:scale=2")
     found = run("bench", "acceptance", "--family", "aligned", *mulo, *prompts, "--json", "found.json")
     assert found.exit_code == 0, found.output

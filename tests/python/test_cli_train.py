@@ -56,7 +56,8 @@ def test_stages_and_options(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def record(stage: str, path: Path, folder: Path, *, device: str, steps: int | None) -> None:
+    def record(stage: str, path: Path, folder: Path, *, device: str, steps: int | None, checked: bool) -> None:
+        assert checked, "the images of a folder are checked before the first stage, not by each"
         calls.append((stage, path, folder, device, steps))
 
     monkeypatch.setattr("mulosd.train.stages.run_stage", record)

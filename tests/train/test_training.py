@@ -21,7 +21,7 @@ from mulosd.train.checkpoint import averaged
 from mulosd.train.config import TrainingFile
 from mulosd.train.eagle import EagleTask, attach
 from mulosd.train.export import export
-from mulosd.train.loop import LoopConfig
+from mulosd.train.loop import LoopConfig, processor
 from mulosd.train.sources import FolderSource
 from mulosd.train.stages import TASKS, run_stage
 from mulosd.train.token_pool import TokenPool
@@ -294,3 +294,17 @@ def test_a_pool_encodes_each_picture_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert other.captions == drawn[0].captions and torch.equal(other.tokens[8], drawn[0].tokens[8])
     with pytest.raises(ValueError, match="pool"):
         TokenPool(source, family.tokenizer, -1)
+
+
+def test_training_leaves_the_processor_as_it_was(tmp_path: Path) -> None:
+    def flushed() -> bool:
+        return not torch.tensor([1e-310], dtype=torch.float64).mul(0.5).any()
+
+    threads = torch.get_num_threads()
+    assert not flushed()
+    with processor(threads + 1):
+        assert flushed() and torch.get_num_threads() == threads + 1
+        with processor(threads):
+            pass
+        assert flushed() and torch.get_num_threads() == threads + 1
+    assert not flushed() and torch.get_num_threads() == threads

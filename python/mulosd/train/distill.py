@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.decoding import Serial
-from ..engine.family import Family
+from ..engine.family import Family, add_eagle
 from ..engine.family_config import write_json
 from ..engine.likelihood import log_probabilities, teacher_forced
 from ..engine.models.ar_model import ARModel
@@ -221,4 +221,6 @@ def distill_drafter(
             if id(model) not in kept:
                 save_part(name, model, new)
         write_json(new, family.describe())
+        if family.eagle is not None:  # its file says for which grids it is
+            add_eagle(new, family.eagle)
     return output

@@ -153,9 +153,26 @@ def train(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, de
 
     The batch of step i depends on (seed, i) alone, so that an interrupted run goes on as if it had not been.
     """
-    torch.set_num_threads(config.threads)
-    # Averages of vanishing gradients become denormal numbers, which slow a CPU down many times.
+    with processor(config.threads):
+        return run_steps(task, config, run, seed=seed, name=name, device=device)
+
+
+@contextlib.contextmanager
+def processor(threads: int) -> Iterator[None]:
+    """So many threads, and no denormal numbers: averages of vanishing gradients become such, which slow a CPU down many
+    times. Afterwards both are as they were."""
+    before, flushed = torch.get_num_threads(), not torch.tensor([1e-310], dtype=torch.float64).mul(0.5).any()
+    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(flushed)
+
+
+def run_steps(task: Task, config: LoopConfig, run: Path, *, seed: int, name: str, device: str) -> dict[str, Tensor]:
+    """What `train` does with the processor set up for it."""
     run = expanded(run)
     run.mkdir(parents=True, exist_ok=True)
     where = torch.device(device)
