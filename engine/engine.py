@@ -346,7 +346,7 @@ class Engine:
     ) -> int:
         stats = GenerationStats(decoder.name, decoder.settings(), seed, spelling=spell(decoder))
         with self._lock, exact_float32(self.family.device):
-            recorder = Recorder(progress, stats)
+            recorder = Recorder(progress, stats, self._settle if self.family.device.type == "cuda" else None)
             with recorder.stage("text"):
                 found = self.family.condition([prompt]) if condition is None else condition
                 features = found.features
@@ -359,6 +359,10 @@ class Engine:
             if claimed:
                 self._claimed.add(number)
             return number
+
+    def _settle(self) -> None:
+        """Wait for what the device was given."""
+        torch.cuda.current_stream(self.family.device).synchronize()
 
     def _met(self, numbers: Container[int]) -> list[Update]:
         """Updates of these requests: those that came up before, or else those of one step. All others are kept."""

@@ -20,7 +20,7 @@ _kept: list[str] = []
 
 def _settings() -> list[Any]:
     """What holds a setting `fp32_precision`, in the order in which they are put back."""
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
 
 
