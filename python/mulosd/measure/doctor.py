@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def examine(device: str | None = None) -> Iterator[Finding]:
     for case, backend in op_checks(place):
         what = f"{case.op}, {backend}, {str(case.dtype).removeprefix('torch.')}"
         remedy = f"MULOSD_BACKEND={'triton' if backend == 'cuda' else 'torch'} goes around it; please report it"
-        yield found(what, lambda case=case, backend=backend: op_agrees(case, backend, place), remedy)
+        yield found(what, partial(op_agrees, case, backend, place), remedy)
     yield found(
         "image against the CPU's", lambda: image_agrees(place), "run `pytest tests -m gpu` and report what fails"
     )
@@ -205,8 +206,8 @@ def drawn(place: torch.device, static: bool | None = None) -> list[torch.Tensor]
     """Two images a decoder of a tiny random family, twice: a second one replays what the first captured."""
     config = SchedulerConfig(max_running=4, static=static)
     engine = Engine(random_family(), device=str(place), dtype="float32", config=config)
-    asked = {"sampling": SAMPLING, "num_images": 2}
-    made = [engine.generate("apple", decoder=d, seed=seed, **asked).tokens for d in DECODERS for seed in (1, 5)]
+    asked = [(decoder, seed) for decoder in DECODERS for seed in (1, 5)]
+    made = [engine.generate("apple", decoder=d, sampling=SAMPLING, seed=s, num_images=2).tokens for d, s in asked]
     if place.type == "cuda" and static is not False:
         steps = [step for cache in engine.caches.values() for step in cache.steps.values()]
         if not any(step.graph is not None for step in steps):
