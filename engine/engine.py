@@ -90,6 +90,7 @@ class Engine:
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'")
         self.family = family.to(device, self.dtype)
+        self._device = self.family.device
         self.scheduler = Scheduler(self.family, self.config)
         self._requests: dict[int, Request] = {}
         # Updates without images yet, and updates that nobody has been given yet.
@@ -298,14 +299,14 @@ class Engine:
         """
         condition = Condition(self.family.null_features(1))
         self.generate(self.family.conditioner.example, decoder=decoder, sampling=sampling, features=condition)
-        with self._lock, torch.inference_mode(), exact_float32(self.family.device):
+        with self._lock, torch.inference_mode(), exact_float32(self._device):
             self.scheduler.capture()
 
     def to_images(self, tokens: Tensor) -> list[Image]:
         """Decode tokens [B, H, W] to RGB images."""
         from PIL import Image
 
-        with torch.inference_mode(), self._lock, exact_float32(self.family.device):
+        with torch.inference_mode(), self._lock, exact_float32(self._device):
             pixels = self.family.tokenizer.decode(tokens.to(self.family.device))
         if not bool(torch.isfinite(pixels).all()):
             raise ValueError(
@@ -328,7 +329,7 @@ class Engine:
         """
         if tokens.dim() != 3 or len(prompts) != tokens.shape[0]:
             raise ValueError(f"{len(prompts)} prompts need tokens [B, H, W], got {tuple(tokens.shape)}")
-        with self._lock, exact_float32(self.family.device):
+        with self._lock, exact_float32(self._device):
             return nll(self.family, self.family.condition(list(prompts)), tokens).cpu()
 
     @torch.inference_mode()
@@ -345,8 +346,8 @@ class Engine:
         claimed: bool = False,
     ) -> int:
         stats = GenerationStats(decoder.name, decoder.settings(), seed, spelling=spell(decoder))
-        with self._lock, exact_float32(self.family.device):
-            recorder = Recorder(progress, stats, self._settle if self.family.device.type == "cuda" else None)
+        with self._lock, exact_float32(self._device):
+            recorder = Recorder(progress, stats, self._settle if self._device.type == "cuda" else None)
             with recorder.stage("text"):
                 found = self.family.condition([prompt]) if condition is None else condition
                 features = found.features
@@ -362,7 +363,7 @@ class Engine:
 
     def _settle(self) -> None:
         """Wait for what the device was given."""
-        torch.cuda.current_stream(self.family.device).synchronize()
+        torch.cuda.current_stream(self._device).synchronize()
 
     def _met(self, numbers: Container[int]) -> list[Update]:
         """Updates of these requests: those that came up before, or else those of one step. All others are kept."""
@@ -385,7 +386,7 @@ class Engine:
                 "this engine was used before the process forked, and the threads of torch do not survive that: make "
                 "the engine in the child, or start processes by spawn (multiprocessing.set_start_method('spawn'))"
             )
-        with exact_float32(self.family.device):
+        with exact_float32(self._device):
             self._raw += self.scheduler.step()
         while self._raw:
             update = self._raw[0]
