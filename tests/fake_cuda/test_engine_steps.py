@@ -45,13 +45,14 @@ EAGER = {"eagle"}
 
 
 class Runs(NamedTuple):
-    """One request, six at a time, six every seven steps; on the CPU, what the six drew."""
+    """One request, six at a time, six every seven steps (phrases alone); what the six drew on the CPU; and the numbers of the devices
+    on which the warm-up captured graphs."""
 
     one: Counts
     six: Counts
     staggered: Counts
     expected: Counts
-    log: Log
+    captured: set[int]
 
 
 def measure(kind: str, name: str, device: str) -> Runs:
@@ -62,11 +63,14 @@ def measure(kind: str, name: str, device: str) -> Runs:
     with FakeCuda() as log:
         engine = Engine(make(), device=device, dtype="float32", config=config)
         engine.warmup(decoder, SAMPLING)
+        assert log.sound(), log.summary()
+        captured = set(log.captures)
         one = counted(engine, log, [decoder], SAMPLING, PROMPTS[kind])
         six = counted(engine, log, [decoder] * 6, SAMPLING, PROMPTS[kind])
-        staggered = counted(engine, log, [decoder] * 6, SAMPLING, PROMPTS[kind], gap=7)
+        # The second family is there for its kind and its device: what the schedule changes is seen with the first.
+        staggered = six if kind == "classes" else counted(engine, log, [decoder] * 6, SAMPLING, PROMPTS[kind], gap=7)
         del engine
-    return Runs(one, six, staggered, expected, log)
+    return Runs(one, six, staggered, expected, captured)
 
 
 def assert_right(runs: Runs) -> None:
@@ -119,4 +123,4 @@ def test_in_the_middle_of_an_image_the_host_waits_for_nothing(name: str, launche
 def test_a_family_of_classes_on_the_second_device(name: str) -> None:
     runs = measure("classes", name, "cuda:1")
     assert_right(runs)
-    assert set(runs.log.captures) <= {1}
+    assert runs.captured == (set() if name in EAGER else {1})
