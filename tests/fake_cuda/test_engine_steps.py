@@ -45,8 +45,8 @@ EAGER = {"eagle"}
 
 
 class Runs(NamedTuple):
-    """One request, six at a time, six every seven steps (phrases alone); what the six drew on the CPU; and the numbers of the devices
-    on which the warm-up captured graphs."""
+    """One request, six at a time, six every seven steps (phrases alone); what the six drew on the CPU; and the numbers
+    of the devices on which the warm-up captured graphs."""
 
     one: Counts
     six: Counts
