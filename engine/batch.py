@@ -201,10 +201,10 @@ class Batch:
         if all(f.lane.valid is None for f in self.feeds):
             return None
         ones = torch.ones(self.cache.slots, dtype=torch.bool)
-        each = torch.stack([ones if f.lane.valid is None else f.lane.valid for f in self.feeds])
+        each = [ones if f.lane.valid is None else f.lane.valid for f in self.feeds]
         if self.device.type == "cuda":
-            each = each.pin_memory().to(self.device, non_blocking=True)
-        return self.spread(list(each))
+            each = list(torch.stack(each).pin_memory().to(self.device, non_blocking=True))
+        return self.spread(each)
 
     def embed(self, model: Model) -> Tensor:
         """Embedded tokens [rows * count, dim], for a feature drafter fused with the features before them."""

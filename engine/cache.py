@@ -53,6 +53,8 @@ class KVCache:
         self._views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         # The runner's steps of fixed shapes by what tells them apart: they hold addresses of this cache.
         self.steps: dict[Any, Any] = {}
+        # The ways to sample that are part of some of them.
+        self.drawings: set[Any] = set()
         # What the tokens of a lane are given beside their embedding, of the first lane that was given any.
         self.everywhere: Tensor | None = None
         self._pool: Any = None
@@ -89,6 +91,7 @@ class KVCache:
         self.used += [False] * (rows - len(self.used))
         self._views.clear()
         self.steps.clear()
+        self.drawings.clear()
         # The memory of graphs that are gone is not for new ones to share: they would hold what torch gives back.
         self._pool = None
 

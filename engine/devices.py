@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -58,13 +58,14 @@ def _settings() -> list[Any]:
     return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
 
 
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
+def exact_float32(device: torch.device) -> AbstractContextManager[None]:
     """Products and convolutions of float32 in full precision on a GPU; elsewhere nothing changes."""
+    return _exact() if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
     global _inside
-    if device.type != "cuda":
-        yield
-        return
     with _LOCK:
         if not _inside:
             _kept[:] = [setting.fp32_precision for setting in _settings()]

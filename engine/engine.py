@@ -97,6 +97,7 @@ class Engine:
         where = checked_device(device)
         self.dtype = settled_dtype(dtype, where)
         self.family = family.to(where, self.dtype)
+        self._device = self.family.device
         self.scheduler = Scheduler(self.family, self.config)
         self._requests: dict[int, Request] = {}
         # Updates without images yet, and updates that nobody has been given yet.
@@ -328,7 +329,7 @@ class Engine:
         """
         condition = Condition(self.family.null_features(1))
         self.generate(self.family.conditioner.example, decoder=decoder, sampling=sampling, features=condition)
-        with self._lock, torch.inference_mode(), exact_float32(self.family.device):
+        with self._lock, torch.inference_mode(), exact_float32(self._device):
             self.scheduler.capture()
 
     def to_images(self, tokens: Tensor) -> list[Image]:
@@ -336,7 +337,7 @@ class Engine:
         from PIL import Image
 
         tokens = tokens_of(tokens, self.family.ar.config.vocab_size)
-        with torch.inference_mode(), self._lock, exact_float32(self.family.device):
+        with torch.inference_mode(), self._lock, exact_float32(self._device):
             pixels = self.family.tokenizer.decode(tokens.to(self.family.device))
         if not bool(torch.isfinite(pixels).all()):
             raise ValueError(
@@ -364,7 +365,7 @@ class Engine:
         self.family.model(tokens.shape[1])  # there is such a grid
         self.check_prompts(prompts)
         drawn = None if seeds is None else seeds_of(seeds, len(prompts), 1)
-        with self._lock, exact_float32(self.family.device):
+        with self._lock, exact_float32(self._device):
             return nll(self.family, self.family.condition(prompts, drawn), tokens).cpu()
 
     @torch.inference_mode()
@@ -383,8 +384,8 @@ class Engine:
         if progress is not None and not callable(progress):
             raise ValueError(f"progress must be a function of a Progress, got {shown(progress)}")
         stats = GenerationStats(decoder.name, decoder.settings(), seed, spelling=spell(decoder))
-        with self._lock, exact_float32(self.family.device):
-            recorder = Recorder(progress, stats)
+        with self._lock, exact_float32(self._device):
+            recorder = Recorder(progress, stats, self._settle if self._device.type == "cuda" else None)
             with recorder.stage("text"):
                 found = self.family.condition([prompt], [seed]) if condition is None else condition
                 features = found.features
@@ -397,6 +398,10 @@ class Engine:
             if claimed:
                 self._claimed.add(number)
             return number
+
+    def _settle(self) -> None:
+        """Wait for what the device was given."""
+        torch.cuda.current_stream(self._device).synchronize()
 
     def _met(self, numbers: Container[int]) -> list[Update]:
         """Updates of these requests: those that came up before, or else those of one step. All others are kept."""
@@ -419,7 +424,7 @@ class Engine:
                 "this engine was used before the process forked, and the threads of torch do not survive that: make "
                 "the engine in the child, or start processes by spawn (multiprocessing.set_start_method('spawn'))"
             )
-        with exact_float32(self.family.device):
+        with exact_float32(self._device):
             self._raw += self.scheduler.step()
         while self._raw:
             update = self._raw[0]

@@ -39,6 +39,8 @@ KEYS = 256
 BUCKETS = 8
 # Up to so many tokens a row all feeds of a cache share a step, padded to the longest; longer ones are verifications.
 FEW = 16
+# Ways to sample that are captured with the steps of a cache; whoever asks for yet another is sampled for behind them.
+DRAWINGS = 4
 # Tokens in a step, padding included, that take no longer than one does: reading the weights takes longer.
 FREE = 256
 
@@ -111,6 +113,8 @@ def key_of(feeds: Sequence[Feed]) -> Key | None:
     keys = min(cache.slots, -(-last // unit) * unit)
     masked = any(feed.lane.valid is not None for feed in feeds)
     drawing = drawing_of(feeds)
+    if drawing not in cache.drawings and len(cache.drawings) >= DRAWINGS:
+        drawing = None
     wanted = drawing is None and any(len(feed.wanted()) for feed in feeds)
     return Key(rows, count, keys, masked, wanted, drawing)
 
@@ -136,22 +140,31 @@ def step_of(feeds: Sequence[Feed]) -> StaticStep | None:
         return None
     if key not in cache.steps:
         cache.steps[key] = StaticStep(cache, key)
+        if key.drawing is not None:
+            cache.drawings.add(key.drawing)
     return cast(StaticStep, cache.steps[key])
 
 
 def capture_all(cache: KVCache, requests: int) -> None:
-    """Capture the steps that a cache has used for all numbers of rows that so many requests may take.
+    """Capture the steps that a cache has used for all numbers of rows that so many requests may take, and for fewer
+    tokens a row, as a window has them at its ends.
 
     Verifications are captured as they come: requests are seldom in one at the same time.
     """
     for key in [key for key in cache.steps if key.width <= FEW]:
         branches = 2 if key.drawing is None or key.drawing.params.guided else 1
         most = min(len(cache.used), branches * requests)
-        for rows in sorted({min(most, 1 << i) for i in range(1, bucket(most).bit_length())}):
-            wider = key._replace(rows=rows)
-            if wider not in cache.steps:
-                cache.steps[wider] = StaticStep(cache, wider)
-                cache.steps[wider].prepare()
+        for rows in sorted({min(most, rows) for rows in powers(2, bucket(most))}):
+            for width in powers(1, key.width):
+                other = key._replace(rows=rows, width=width)
+                if other not in cache.steps:
+                    cache.steps[other] = StaticStep(cache, other)
+                    cache.steps[other].prepare()
+
+
+def powers(first: int, last: int) -> list[int]:
+    """Powers of two, both included."""
+    return [1 << i for i in range(first.bit_length() - 1, last.bit_length())]
 
 
 class StaticStep:

@@ -66,13 +66,17 @@ class Recorder:
     Args:
         progress: told of every `report`.
         stats: what is filled; None is one that names no decoder.
+        settle: waits for the device at the end of a stage, where the host runs ahead of it.
     """
 
     def __init__(
-        self, progress: Callable[[Progress], None] | None = None, stats: GenerationStats | None = None
+        self,
+        progress: Callable[[Progress], None] | None = None,
+        stats: GenerationStats | None = None,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         self.stats = GenerationStats("", {}, 0) if stats is None else stats
-        self._progress = progress
+        self._progress, self._settle = progress, settle
         self._begun = time.perf_counter()
 
     @property
@@ -91,6 +95,8 @@ class Recorder:
         begun, seconds = time.perf_counter(), self.stats.seconds
         try:
             yield
+            if self._settle is not None:
+                self._settle()
         finally:
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
 

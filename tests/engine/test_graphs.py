@@ -11,7 +11,7 @@ from mulosd.engine.batch import Feed
 from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.decoding import Decoder, Jacobi, MuloSD, Serial, ZipAR
 from mulosd.engine.engine import Engine
-from mulosd.engine.graphs import Key, bucket, can_serve, key_of, parts
+from mulosd.engine.graphs import DRAWINGS, Key, bucket, can_serve, key_of, parts
 from mulosd.engine.random_family import random_family
 from mulosd.engine.runner import run
 from mulosd.engine.sampling import SamplingParams
@@ -110,6 +110,17 @@ def test_keys_come_in_a_few_buckets(engine: Engine) -> None:
     widths = {key.keys for key in found if key is not None}
     assert len(widths) <= 8 and max(widths) == cache.slots
     assert all(at + 1 + lane.cond_len <= key.keys for at, key in enumerate(found) if key is not None)
+
+
+def test_ways_to_sample_are_captured_up_to_a_number(engine: Engine) -> None:
+    """Requests that each ask for another temperature fill no memory with graphs, and draw what they draw alone."""
+    ways = [SamplingParams(cfg_scale=2.0, temperature=0.5 + 0.1 * i) for i in range(7)]
+    many = Engine(random_family(), config=SchedulerConfig(static=True))
+    for way in ways:
+        expected = engine.generate("apple", decoder=Serial(), sampling=way).tokens
+        assert torch.equal(many.generate("apple", decoder=Serial(), sampling=way).tokens, expected)
+    drawings = [key.drawing for key in many.caches[8, False].steps]
+    assert len(drawings) == DRAWINGS + 1 and len(set(drawings)) == DRAWINGS + 1 and None in drawings
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda d: d.name)

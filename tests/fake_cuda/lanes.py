@@ -19,7 +19,7 @@ DECODERS: dict[str, Decoder] = {
     "mulo, cascade of scale 4": parse(f"mulo:scale=4:{REPAIR}:cascade=true"),
     "mulo, rows by rows": MuloSD(2, tau=0.05, radius=1, pool=3, rows_per_cycle=4),
     "draft-only": DraftOnly(2),
-    "eagle": Eagle(depth=3, top_k=3, total=8),
+    "eagle": Eagle(depth=3, top_k=3, total=8, grid=4),
 }
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -207,8 +206,8 @@ def drawn(place: torch.device, static: bool | None = None) -> list[torch.Tensor]
     """Two images a decoder of a tiny random family, twice: a second one replays what the first captured."""
     config = SchedulerConfig(max_running=4, static=static)
     engine = Engine(random_family(), device=str(place), dtype="float32", config=config)
-    asked: dict[str, Any] = {"sampling": SAMPLING, "num_images": 2}
-    made = [engine.generate("apple", decoder=d, seed=seed, **asked).tokens for d in DECODERS for seed in (1, 5)]
+    asked = [(decoder, seed) for decoder in DECODERS for seed in (1, 5)]
+    made = [engine.generate("apple", decoder=d, sampling=SAMPLING, seed=s, num_images=2).tokens for d, s in asked]
     if place.type == "cuda" and static is not False:
         steps = [step for cache in engine.caches.values() for step in cache.steps.values()]
         if not any(step.graph is not None for step in steps):
