@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def leave(url: str, body: dict[str, Any]) -> None:
         time.sleep(0.01)
 
 
-def soak(requests: int) -> dict[str, Any]:
+def soak(requests: int, only: str | None = None) -> dict[str, Any]:
     """Bytes that a request of each kind leaves behind."""
     from dataclasses import replace
 
@@ -134,32 +135,44 @@ def soak(requests: int) -> dict[str, Any]:
                 "aborted": lambda i: leave(url, {**slow, "seed": i, "stream": bool(i % 2)}),
                 "refused": lambda i: refused.draw("apple", i),
             }
-            for name, ask in kinds.items():
-                report[name] = {"bytes a request": slope(ask, requests, process)}
+            for name in kinds if only is None else [only]:
+                report[name] = {"bytes a request": slope(kinds[name], requests, url, process)}
             report["counted"] = counts(url)
     return report
 
 
-def slope(ask: Callable[[int], object], requests: int, process: int) -> float:
-    """Of memory over requests, four at a time, behind a warm-up of a half as many."""
+def slope(ask: Callable[[int], object], requests: int, url: str, process: int) -> float:
+    """Of memory over requests, four at a time, behind a warm-up of a half as many; read while nothing is under way."""
     points: list[tuple[int, int]] = []
+    part = max(1, requests // 20)
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(ask, range(requests // 2)))
-        for begun in range(0, requests, max(1, requests // 20)):
-            points.append((begun, memory(process)))
-            list(threads.map(ask, range(begun, min(requests, begun + max(1, requests // 20)))))
+        for begun in range(-(requests // 2), requests, part):
+            rest(url)
+            if begun >= 0:
+                points.append((begun, memory(process)))
+            list(threads.map(ask, range(begun + requests, min(requests, begun + part) + requests)))
+        rest(url)
         points.append((requests, memory(process)))
     x, y = np.array(points, dtype=float).T
     return float(np.polyfit(x, y, 1)[0])
 
 
+def rest(url: str) -> None:
+    """Wait until nothing is under way."""
+    while not re.search(r"^mulosd_places_taken\{.*\} 0\.0$", scrape(url), re.M):
+        time.sleep(0.05)
+
+
 def counts(url: str) -> dict[str, float]:
     """What the server counted."""
-    from urllib.request import urlopen
+    found = re.findall(r'^mulosd_requests_total\{status="(\w+)"\} (\S+)', scrape(url), re.M)
+    return {name: float(n) for name, n in found}
 
+
+def scrape(url: str) -> str:
+    """The metrics of a server."""
     with urlopen(f"{url}/metrics") as answer:
-        text = answer.read().decode()
-    return {name: float(n) for name, n in re.findall(r'^mulosd_requests_total\{status="(\w+)"\} (\S+)', text, re.M)}
+        return str(answer.read().decode())
 
 
 def main() -> None:
@@ -168,10 +181,12 @@ def main() -> None:
     first = what.add_parser("overhead")
     first.add_argument("--family", default="emoji")
     first.add_argument("--pairs", type=int, default=30)
-    what.add_parser("soak").add_argument("--requests", type=int, default=1000)
+    second = what.add_parser("soak")
+    second.add_argument("--requests", type=int, default=1000)
+    second.add_argument("--only", choices=("finished", "aborted", "refused"))
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    report = overhead(asked.family, asked.pairs) if asked.what == "overhead" else soak(asked.requests)
+    report = overhead(asked.family, asked.pairs) if asked.what == "overhead" else soak(asked.requests, asked.only)
     print(json.dumps(report, indent=1))
 
 
