@@ -163,6 +163,7 @@ def test_wheel_is_complete(wheel: Path) -> None:
     assert {f"mulosd/families/{p.relative_to(families)}" for p in data} <= names
     assert {"mulosd/py.typed", "mulosd/native.txt"} <= names
     assert "mulosd/measure/page.html.j2" in names
+    assert {f"mulosd/serve/page/{name}" for name in ("index.html", "page.css", "page.js")} <= names
     assert {f"mulosd/measure/{p.name}" for p in (ROOT / "python" / "mulosd" / "measure").glob("*.npz")} <= names
     assert licences == {"LICENSE", "NOTICE"}
     assert not [

@@ -213,6 +213,7 @@ BAD: list[tuple[dict[str, Any], int, str | None, str | None]] = [
     ({"mulosd": {"decoder": "eagle"}}, 400, "mulosd", "invalid_value"),
     ({"mulosd": {"top_p": 0}}, 400, "mulosd.top_p", "invalid_value"),
     ({"mulosd": {"temperature": -1}}, 400, "mulosd.temperature", "invalid_value"),
+    ({"mulosd": {"temperature": 1e-300}}, 400, "mulosd.temperature", "invalid_value"),
     ({"guidance_scale": -1}, 400, "guidance_scale", "invalid_value"),
 ]
 
@@ -232,6 +233,27 @@ def test_what_cannot_be_is_refused_in_openais_words(
     assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
     assert error["message"] and set(error) == {"message", "type", "param", "code"}
     assert answer.headers["x-request-id"].startswith("req_") and server.engine.steps == before
+
+
+DECODERS = [
+    *(f"zipar:window={n}" for n in (0, 1, 10**11, "nan", "1e3", "")),
+    *(f"jacobi:window={n}" for n in (1, 10**9, "true")),
+    *(f"mulo:{setting}={n}" for setting in ("draft_guesses", "radius", "window", "pool", "scale") for n in (0, 10**20)),
+    *(f"mulo:tau={n}" for n in ("nan", "inf", "-inf", "-0.0", "1e-400")),
+    "mulo:entropy_radius=1e308", "mulo:rows_per_cycle=3", "mulo:verify_dtype=int8", "mulo:upsampler=sr", "mulo:pool=65",
+    "serial:grid=-1", "mulo:tau=0.1:tau=0.2", "mulo:", ":", "mulo:scale", "MULO", " mulo ", "mulo\x00", "serial:grid=٤",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_no_text_of_a_decoder_is_a_fault_of_the_server(server: Any, decoder: str) -> None:
+    answer = server.post(mulosd={"decoder": decoder})
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 400:
+        assert answer.json()["error"]["param"].startswith("mulosd")
+    else:
+        found = answer.json()
+        assert "x".join(map(str, opened(found["data"][0]["b64_json"]).size)) == found["size"]
 
 
 def test_an_image_as_an_address_needs_a_store(start: Any, tmp_path: Any) -> None:

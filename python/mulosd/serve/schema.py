@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+# Logits are divided by it in float32.
+LEAST_TEMPERATURE = 1e-3
 Format = Literal["png", "webp", "jpeg"]
 
 
@@ -19,11 +21,18 @@ class DecoderOptions(Strict):
     """Beyond the OpenAI API: how to decode and to sample."""
 
     decoder: str | None = Field(None, max_length=500, description="such as mulo:scale=4:tau=0.02")
-    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False, description="0 is greedy")
     top_k: int | None = Field(None, ge=0, le=2**31 - 1)
     top_p: float | None = Field(None, gt=0, le=1)
     partials: Literal["all"] | None = Field(None, description="every preview there is, instead of partial_images")
     maps: bool | None = Field(None, description="also tell which tokens were rejected and which were redrawn")
+
+    @field_validator("temperature")
+    @classmethod
+    def _divides(cls, value: float | None) -> float | None:
+        if value is not None and 0 < value < LEAST_TEMPERATURE:
+            raise ValueError(f"must be 0 (greedy) or at least {LEAST_TEMPERATURE}")
+        return value
 
 
 class ImageRequest(Strict):

@@ -25,6 +25,8 @@ from .settings import ALL_QUALITIES, Settings
 SMALLER = "jacobi"
 # Up-samplers that a client may choose: the others read files of the server.
 UPSAMPLERS = ("latent", "pixel", "srgan", "none")
+# A family keeps a table of each `pool` that was asked for, codebook size times pool.
+MOST_POOLED = 64
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,11 @@ class Blame:
 
 
 def safe(text: str) -> str:
-    """A decoder's text that names no file; ValueError otherwise, whether there is such a file or not."""
+    """A decoder's text that names no file and needs no large table; ValueError otherwise, be the file there or not."""
     for part in text.split(":")[1:]:
         key, _, value = part.partition("=")
+        if key.strip() == "pool" and value.strip().isdecimal() and int(value) > MOST_POOLED:
+            raise ValueError(f"pool may be {MOST_POOLED} at most here, got {value}")
         if key.strip() == "upsampler" and value.strip() not in UPSAMPLERS:
             raise ValueError(f"upsampler must be one of {', '.join(UPSAMPLERS[:-1])} here")
     return text
