@@ -41,8 +41,9 @@ def test_the_options_that_are_named_exist() -> None:
 
     from mulosd.cli import app
 
-    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    asked = (commands["serve"], commands["bench"].commands["serve"])
+    known = {option for command in asked for parameter in command.params for option in parameter.opts} | {"--help"}
     text = (ROOT / "docs" / "serving.md").read_text()
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
 
