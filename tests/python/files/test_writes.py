@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,17 @@ def test_dev_stdout_is_standard_output_and_no_file_of_that_name(redirected: bool
     assert list(tmp_path.iterdir()) == [out]
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file can grow beyond 2,000 bytes: the error of the system is another, its way the same."""
+    """No file can grow beyond 2,000 bytes: the error of the system is another, its way the same. Inside a test alone: what
+    pytest itself writes to must be able to grow."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 WRITERS: dict[str, Callable[[Path], Any]] = {
@@ -111,12 +115,10 @@ def save_noise(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_full_disk_gives_one_line_with_the_files_name_and_leaves_nothing(
-    kind: str, tmp_path: Path, full_disk: None
-) -> None:
+def test_a_full_disk_gives_one_line_with_the_files_name_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="File too large") as raised:
+    with full_disk(), pytest.raises(OSError, match="File too large") as raised:
         WRITERS[kind](path)
     assert raised.value.errno == errno.EFBIG and raised.value.filename == str(path)
     assert "\n" not in str(raised.value)
@@ -128,13 +130,12 @@ def fill(journal: Journal) -> None:
         journal.add((n,), {"seconds": "x" * 100})
 
 
-def test_a_journal_goes_on_after_a_full_disk(tmp_path: Path, full_disk: None) -> None:
+def test_a_journal_goes_on_after_a_full_disk(tmp_path: Path) -> None:
     path, about = tmp_path / "runs.jsonl", {"seed": 1}
     journal = Journal(path, about)
-    with pytest.raises(OSError, match="File too large") as raised:
+    with full_disk(), pytest.raises(OSError, match="File too large") as raised:
         fill(journal)
     assert raised.value.filename == str(path)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     journal.add((777,), {"seconds": 1})
     found = Journal(path, about).records
     assert found[777,] == {"seconds": 1} and 10 < len(found) < 30
