@@ -21,6 +21,9 @@ NATIVE := $(wildcard CMakeLists.txt csrc/*.cu csrc/*.cpp csrc/include/mulosd/*.c
 # What became of it and why, in one line that setup.py leaves and pip does not show.
 BUILT := python/mulosd/native.txt
 
+# A process a core, at most four; the tests of a file stay together, for they share what is made once.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 .NOTPARALLEL:
 .PHONY: help demo test pytest quick lint types format bench clean
 
@@ -58,11 +61,11 @@ demo: $(VENV)/.package
 test: lint pytest
 
 pytest: $(VENV)/.develop
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m pytest $(PARALLEL)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) tests/kernels
 
 quick: $(VENV)/.develop
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: $(VENV)/.develop types
 	$(BIN)/ruff check .

@@ -88,8 +88,10 @@ def test_dev_stdout_is_standard_output_and_no_file_of_that_name(redirected: bool
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file can grow beyond 2,000 bytes: the error of the system is another, its way the same. Inside a test alone: what
-    pytest itself writes to must be able to grow."""
+    """No file can grow beyond 2,000 bytes: the error of the system is another, its way the same.
+
+    Inside a test alone: what pytest itself writes to must be able to grow.
+    """
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
