@@ -25,7 +25,14 @@ Fails = Callable[..., str]
 
 def started(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mulosd", "generate", *map(str, arguments)]
-    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload, no-any-return]
+    # A shell that runs the tests in the background lets its children ignore Ctrl-C.
+    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        command,
+        text=True,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **options,
+    )
 
 
 def whole(folder: Path | str) -> list[str]:
