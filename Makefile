@@ -21,7 +21,8 @@ NATIVE := $(wildcard CMakeLists.txt csrc/*.cu csrc/*.cpp csrc/include/mulosd/*.c
 # What became of it and why, in one line that setup.py leaves and pip does not show.
 BUILT := python/mulosd/native.txt
 
-# A process a core, at most four; the tests of a file stay together, for they share what is made once.
+# A process a core, at most four, of one thread each; the tests of a file stay together, for they share what is made once.
+pytest quick: export OMP_NUM_THREADS = 1
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .NOTPARALLEL:
