@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.upsample_pool import neighbours
+from .arguments import shown
 from .conditioning import CONDITIONERS, Condition, Conditioner, PhraseConditioner
 from .family_config import (
     FILE,
@@ -65,6 +66,14 @@ def list_families() -> list[str]:
     """Names of the bundled families."""
     folder = bundled_folder()
     return sorted(p.parent.name for p in folder.glob("*/family.json"))
+
+
+def there(file: Path) -> bool:
+    """Whether there is a file; a name that no file can have is none."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
 
 
 class Family:
@@ -333,11 +342,11 @@ class Family:
             ValueError: no such family, or the folder is not a family, or weights are missing or mis-shaped.
         """
         folder = expanded(family)
-        if not (folder / FILE).is_file():
+        if not there(folder / FILE):
             named = bundled_folder() / str(family)
-            if not (named / FILE).is_file():
+            if not there(named / FILE):
                 raise ValueError(
-                    f"there is no family {str(family)!r}: bundled families are "
+                    f"there is no family {shown(str(family))}: bundled families are "
                     f"{', '.join(list_families()) or '(none)'}; otherwise give a folder that holds a {FILE}"
                 )
             folder = named
