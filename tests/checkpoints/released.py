@@ -44,6 +44,11 @@ class Golden:
         return "first" if self.name == "tar_ar_dtok" else "slot"
 
     @property
+    def rows(self) -> Tensor:
+        """Of which image tokens the logits are stored; all of them but in the set that says so."""
+        return self.arrays.get("rows", torch.arange(len(self.arrays["logits_cond"])))
+
+    @property
     def condition(self) -> Tensor:
         return self.arrays["cond_label" if "cond_label" in self.arrays else "cond_features"]
 

@@ -18,10 +18,10 @@ from PIL import Image
 from rich.console import Console
 
 import mulosd
-from mulosd.atomic import write_json
 from mulosd.data.family import scene_config, sprites
 from mulosd.data.scenes import COUNTS, RELATIONS, Renderer, Scene, scenes
 from mulosd.data.sprites import Sprites
+from mulosd.engine.atomic import write_json
 from mulosd.engine.decoding.mulo import MuloSD
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family

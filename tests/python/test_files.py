@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mulosd.atomic import atomic, write_json
 from mulosd.cli.files import SLUG_BYTES, SLUG_LENGTH, Output, slug
+from mulosd.engine.atomic import atomic, write_json
 
 
 @given(st.text(max_size=200))

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
-from mulosd.atomic import atomic
 from mulosd.cli.image_files import read_settings
+from mulosd.engine.atomic import atomic
 
 Run = Callable[..., Result]
 Fails = Callable[..., str]

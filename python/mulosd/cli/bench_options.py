@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..atomic import write_json
+from ..engine.atomic import write_json
 from .console import count_bar, stdout
 from .files import check_file
 from .respelled import Respelled

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from .._version import __version__
-from ..atomic import atomic, write_json
-from ..engine.atomic import is_stream
+from ..engine.atomic import atomic, is_stream, write_json
 from ..engine.lock import locked
 from ..screen import printable
 from .console import Lines, silence

@@ -144,7 +144,7 @@ def evaluate(
         finish(found, None, protocol_table(found))
         return
 
-    from ..atomic import atomic
+    from ..engine.atomic import atomic
     from ..measure.evaluate import evaluate as run
     from ..measure.evaluate import evaluation_table
     from ..measure.page import check_page, render

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..atomic import atomic
+from ..engine.atomic import atomic
 from ..engine.paths import expanded
 from ..files.images import opened, reason
 from ..files.texts import parse_json, read_json

@@ -15,9 +15,9 @@ from ..engine.decoding.draft_only import DraftOnly
 from ..engine.decoding.mulo import MuloSD
 from ..engine.decoding.serial import Serial
 from ..engine.family_config import Calibration
-from .images import as_array
+from .journal import Journal
 from .judge import Judge
-from .run import Sample, describe, difference
+from .run import Job, Sample, describe, difference, draw
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -163,14 +163,12 @@ def sampled(
 ) -> Sample:
     """What a decoder draws of the prompts, judged."""
     sample = Sample(decoder)
-    for start in range(0, len(prompts), BATCH):
-        part = list(prompts[start : start + BATCH])
-        made = engine.generate(part, decoder=decoder, seed=[seed + start + i for i in range(len(part))])
-        sample.images += list(as_array(made.images))
-        sample.tokens.append(made.tokens)
-        sample.stats += made.stats
-        progress(decoder.name, start + len(part), len(prompts))
-    sample.timed, sample.seconds, sample.sizes = sample.stats, [1.0], [1]
+    jobs = [
+        Job(list(range(start, min(start + BATCH, len(prompts)))), timed=True) for start in range(0, len(prompts), BATCH)
+    ]
+    params, journal = engine.family.sampling, Journal(None, {})
+    for drawn in draw(engine, prompts, jobs, [sample], params, seed, journal, progress, warm_up=False):
+        sample.add(jobs[drawn.number], drawn)
     describe(engine, prompts, sample, judge, sets=True)
     return sample
 

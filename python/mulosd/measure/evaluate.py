@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..atomic import atomic, write_json
+from ..engine.atomic import atomic, write_json
 from ..engine.decoding.spec import parse, spell
 from ..engine.paths import expanded
 from .journal import open_folder

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic import atomic
 from ..data.family import PhotoSplit
+from ..engine.atomic import atomic
 from ..engine.paths import expanded
 from ..files.arrays import read_npz
 from ..files.texts import parse_json

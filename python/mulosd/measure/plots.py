@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic
+from ..engine.atomic import atomic
 from .decode import KNOBS
 from .measures import MEASURES, Measure, seconds
 from .rows import Figure, Row, rows_of

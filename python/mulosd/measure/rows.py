@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic
+from ..engine.atomic import atomic
 from ..files.texts import read_json as read_object
 from .machine import Machine
 from .statistics import Z95

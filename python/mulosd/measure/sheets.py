@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..atomic import atomic
+from ..engine.atomic import atomic
 from ..engine.conditioning import ClassConditioner
 
 if TYPE_CHECKING:

@@ -98,35 +98,32 @@ class ImagesResponse(BaseModel):
     safety_identifier: str | None = None
 
 
-class PartialEvent(BaseModel):
+class ImageEvent(BaseModel):
+    """What the events of a stream that carry an image have in common."""
+
+    b64_json: str
+    background: Literal["opaque"] = "opaque"
+    created_at: int
+    output_format: Format
+    quality: str
+    size: str
+    image_index: int
+    mulosd: dict[str, Any]
+
+
+class PartialEvent(ImageEvent):
     """An event `image_generation.partial_image` of a stream."""
 
     type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
-    b64_json: str
-    background: Literal["opaque"] = "opaque"
-    created_at: int
-    output_format: Format
     partial_image_index: int
-    quality: str
-    size: str
-    image_index: int
-    mulosd: dict[str, Any]
 
 
-class CompletedEvent(BaseModel):
+class CompletedEvent(ImageEvent):
     """An event `image_generation.completed` of a stream; one for each image."""
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
-    b64_json: str
-    background: Literal["opaque"] = "opaque"
-    created_at: int
-    output_format: Format
-    quality: str
-    size: str
     usage: Usage
-    image_index: int
     safety_identifier: str | None = None
-    mulosd: dict[str, Any]
 
 
 class ModelFacts(BaseModel):

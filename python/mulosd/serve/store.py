@@ -6,7 +6,7 @@ import re
 import secrets
 from pathlib import Path
 
-from ..atomic import atomic
+from ..engine.atomic import atomic
 
 ID = re.compile(r"img_[0-9a-f]{32}\.(png|webp|jpeg)")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..atomic import atomic
+from ..engine.atomic import atomic
 from ..engine.file_kind import identify
 from ..engine.lock import locked
 from ..engine.paths import expanded

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic import atomic
 from ..data.photos import Photos
+from ..engine.atomic import atomic
 from ..files.arrays import read_npz
 from ..measure.readers.classes import FILE, ClassReader
 from ..measure.readers.lite0 import Lite0Features

@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 
 import mulosd
-from mulosd.atomic import write_json
 from mulosd.checkpoints.container import read_checkpoint
+from mulosd.engine.atomic import write_json
 from mulosd.engine.family import Family, store_calibration
 from mulosd.engine.family_config import Calibration
 from mulosd.engine.lock import lock_file

@@ -23,8 +23,7 @@ import torch
 from PIL import Image
 from typer.testing import Result
 
-from mulosd.atomic import atomic, write_json
-from mulosd.engine.atomic import partial_folder, remove_abandoned
+from mulosd.engine.atomic import atomic, partial_folder, remove_abandoned, write_json
 from mulosd.engine.weights import new_folder, read_tensors, write_tensors
 from mulosd.files.texts import read_json
 from mulosd.measure.journal import Journal
@@ -75,7 +74,7 @@ def test_devices_and_pipes_are_written_to(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("redirected", [True, False])
 def test_dev_stdout_is_standard_output_and_no_file_of_that_name(redirected: bool, tmp_path: Path) -> None:
-    code = "from pathlib import Path; from mulosd.atomic import write_json; write_json(Path('/dev/stdout'), [1])"
+    code = "from pathlib import Path; from mulosd.engine.atomic import write_json; write_json(Path('/dev/stdout'), [1])"
     out = tmp_path / "out"
     with out.open("wb") as file:
         result = subprocess.run(
@@ -207,7 +206,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from mulosd.atomic import write_json
+from mulosd.engine.atomic import write_json
 from mulosd.engine.weights import new_folder, write_tensors
 from mulosd.measure.journal import Journal
 from mulosd.train.checkpoint import write

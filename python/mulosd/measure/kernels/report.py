@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...atomic import atomic
+from ...engine.atomic import atomic
 from ..plots import check_plot, pyplot
 from ..rows import Row
 from ..table import Column, figure, table

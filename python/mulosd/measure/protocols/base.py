@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from PIL.Image import Image
 
-from ...atomic import atomic
+from ...engine.atomic import atomic
 
 
 @dataclass(frozen=True)

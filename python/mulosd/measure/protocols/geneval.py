@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from PIL.Image import Image
 
-from ...atomic import atomic
+from ...engine.atomic import atomic
 from ...engine.paths import expanded
 from ...files.texts import parse_json, read_lines
 from .base import Item, Protocol, Score, first, refuse_reference, save

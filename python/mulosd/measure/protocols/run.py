@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...atomic import write_json
+from ...engine.atomic import write_json
 from ...engine.decoding.spec import spell
 from ...engine.paths import expanded
 from ...engine.stats import GenerationStats
