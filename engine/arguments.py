@@ -20,13 +20,13 @@ SHOWN = 80
 SEEDS = 2**63
 
 
-def shown(value: object) -> str:
-    """A value as errors show it: cut where it is long, and by its type where it cannot be shown."""
+def shown(value: object, most: int = SHOWN) -> str:
+    """A value as errors show it: cut behind `most` characters, and by its type where it cannot be shown."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # whatever another class raises
         return f"an object of type {type(value).__name__}"
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:

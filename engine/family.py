@@ -60,6 +60,8 @@ def bundled_folder() -> Path:
 
 # Parts whose files say themselves what they hold: each can be replaced in one step.
 SELF_TOLD = ("resamplers", "eagle")
+# Names are shown whole up to here; no file system takes longer ones.
+LONGEST_PATH = 4096
 
 
 def list_families() -> list[str]:
@@ -346,7 +348,7 @@ class Family:
             named = bundled_folder() / str(family)
             if not there(named / FILE):
                 raise ValueError(
-                    f"there is no family {shown(str(family))}: bundled families are "
+                    f"there is no family {shown(str(family), LONGEST_PATH)}: bundled families are "
                     f"{', '.join(list_families()) or '(none)'}; otherwise give a folder that holds a {FILE}"
                 )
             folder = named

@@ -79,3 +79,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from live import calibrated
 
     return calibrated().save(tmp_path_factory.mktemp("families") / "random")
+
+
+@pytest.fixture(scope="session")
+def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one whose images take some tenths of a second each, token by token, on any machine."""
+    from live import calibrated
+
+    return calibrated((8, 16, 32)).save(tmp_path_factory.mktemp("families") / "slow")

@@ -20,9 +20,9 @@ from mulosd.serve.run import GracefulServer, listen
 from mulosd.serve.server import Server
 
 
-def calibrated() -> Family:
-    """A random family that `mulo` works with: 16-px images, scales 2 and 4."""
-    made = random_family()
+def calibrated(grids: tuple[int, ...] = (2, 4, 8)) -> Family:
+    """A random family that `mulo` works with: images of 2 px a token, scales 2 and 4."""
+    made = random_family(grids)
     found = [Calibration(scale, "latent", pool=3, radius=1, tau=0.05) for scale in (2, 4)]
     made.config = replace(made.config, calibrations={c.key: c for c in found})
     return made

@@ -18,12 +18,12 @@ import httpx
 import pytest
 
 pytestmark = pytest.mark.slow
-# Some seconds of work even on a fast machine: 20 images, one at a time.
+# Token by token; of the slow family some seconds of work even on a fast machine.
 LONG = {"prompt": "apple", "n": 10, "mulosd": {"decoder": "serial"}}
 
 
 class Process:
-    """`mulosd serve` over the tiny family."""
+    """`mulosd serve` over a tiny family of random weights."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         command = [sys.executable, "-m", "mulosd", "serve", "--family", str(folder), "--port", "0", *options]
@@ -73,11 +73,11 @@ class Process:
 
 
 @pytest.fixture
-def process(folder: Path) -> Iterator[Callable[..., Process]]:
+def process(folder: Path, slow_folder: Path) -> Iterator[Callable[..., Process]]:
     made: list[Process] = []
 
-    def begin(*options: str) -> Process:
-        made.append(Process(folder, *options))
+    def begin(*options: str, slow: bool = False) -> Process:
+        made.append(Process(slow_folder if slow else folder, *options))
         return made[-1]
 
     yield begin
@@ -107,7 +107,7 @@ def test_a_signal_lets_requests_end_and_takes_no_more(process: Callable[..., Pro
 
 
 def test_what_does_not_end_in_time_is_told_so(process: Callable[..., Process]) -> None:
-    server = process("--drain-timeout", "0.1")
+    server = process("--drain-timeout", "0.1", slow=True)
     plain, stream = server.begin(), server.begin(stream=True)
     server.process.send_signal(signal.SIGTERM)
     for thread, _ in (plain, stream):
@@ -120,7 +120,7 @@ def test_what_does_not_end_in_time_is_told_so(process: Callable[..., Process]) -
 
 
 def test_a_second_signal_ends_at_once(process: Callable[..., Process]) -> None:
-    server = process()
+    server = process(slow=True)
     thread, answers = server.begin()
     server.process.send_signal(signal.SIGTERM)
     server.wait(lambda: any("shutting down" in line for line in server.lines))
