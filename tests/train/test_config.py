@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from mulosd.data.scenes import sample_scene
 from mulosd.measure.readers.classes import ClassReader
 from mulosd.train.ar import ARTask
 from mulosd.train.captions import CaptionsTask
@@ -16,6 +19,7 @@ from mulosd.train.checkpoint import averaged, checkpoint
 from mulosd.train.config import TrainingFile
 from mulosd.train.eagle import EagleTask
 from mulosd.train.reader import ReaderTask
+from mulosd.train.sources import SceneSource
 from mulosd.train.srgan import SuperResolverTask
 from mulosd.train.stages import run_stage
 from mulosd.train.tokenizer import TokenizerTask, tokenizer_config
@@ -23,10 +27,19 @@ from mulosd.train.upsampler import ResamplerTask, resampler_configs, variant_nam
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SMOKE = next(path for path in CONFIGS if path.name == "smoke.yaml")
+# Drawn from the scenes of smoke.yaml with seed 5, before relations could have shares.
+UNWEIGHED = [
+    "a car, a panda and a cat on a blue background",
+    "three cats on a blue background",
+    "a panda above a cat on a white background",
+    "two apples on a blue background",
+    "two cars on a white background",
+    "a cat right of an apple on a white background",
+]
 SECTIONS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "tokenizer": (TokenizerTask, ("model",)),
     "captions": (CaptionsTask, ()),
-    "ar": (ARTask, ("model", "grids", "text", "classes", "phases")),
+    "ar": (ARTask, ("model", "grids", "text", "classes", "phases", "relations")),
     "text": (ARTask, ()),
     "upsampler": (ResamplerTask, ("model", "pairs", "variants")),
     "srgan": (SuperResolverTask, ("model",)),
@@ -65,6 +78,14 @@ def test_the_recipes_state_what_their_tasks_take(path: Path) -> None:
         ("tokenizer", {"loop": {"lr": 1}}, r"tokenizer\.loop: lacks the key 'steps'"),
         ("tokenizer", {"loop": {"steps": "many"}}, r"tokenizer\.loop\.steps must be int, got 'many'"),
         ("tokenizer", {"loop": {"steps": 0}}, r"tokenizer\.loop: steps must be at least 1"),
+        (
+            "ar",
+            {"relations": {"beside": 1}},
+            r"ar\.relations has the unknown key 'beside'; possible are left of, right",
+        ),
+        ("ar", {"relations": {"above": "much"}}, r"ar\.relations\.above must be float, got 'much'"),
+        ("ar", {"relations": {"above": 0}}, r"ar\.relations: relations needs 4 shares"),
+        ("ar", {"relations": {"above": -1, "below": 2}}, r"ar\.relations: relations needs 4 shares"),
         ("captions", {"position_cond": 3}, "captions has the unknown key 'position_cond'"),
         ("reader", {"model": {}}, "reader has the unknown key 'model'; possible are loop, batch, spoiled, channels"),
     ],
@@ -113,3 +134,20 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     for read in (averaged, checkpoint):
         with pytest.raises(ValueError, match=r"ar\.pt is no checkpoint of training, or damaged"):
             read(tmp_path, "ar")
+
+
+def test_relations_are_drawn_as_often_as_the_recipe_says_and_prompts_as_ever(tmp_path: Path) -> None:
+    config = TrainingFile.load(SMOKE)
+    scenes = config.scenes()
+    source = config.source(relations={"above": 3, "below": 1})
+    assert isinstance(source, SceneSource)
+    weighed = source.renderer.config
+    rng = np.random.default_rng(0)
+    counted = Counter(scene.relation for scene in (sample_scene(weighed, rng) for _ in range(4000)) if scene.relation)
+    assert set(counted) == {"above", "below"}
+    # Within four standard deviations of 3 in 4.
+    n = sum(counted.values())
+    assert abs(counted["above"] / n - 0.75) < 4 * (0.75 * 0.25 / n) ** 0.5
+    assert config.source().renderer.config == scenes  # type: ignore[attr-defined]
+    rng = np.random.default_rng(5)
+    assert [sample_scene(scenes, rng).caption for _ in range(6)] == UNWEIGHED

@@ -37,6 +37,7 @@ class SceneConfig:
             the caption allows. A raster model must decide at every token whether an object begins there, so that this
             is what makes scenes hard to learn: with jitter 1 it chooses among 4 places, without among 36.
         free_single: an object that is alone may stand anywhere, whatever the jitter.
+        relations: share of each relation among pairs, in the order of `RELATIONS`; none draws all equally often.
     """
 
     objects: dict[str, str]
@@ -47,10 +48,14 @@ class SceneConfig:
     held_out: float = 0.15
     jitter: int | None = None
     free_single: bool = False
+    relations: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.mix) != len(KINDS):
             raise ValueError(f"mix needs {len(KINDS)} shares, for {KINDS}; got {len(self.mix)}")
+        shares = self.relations
+        if shares and (len(shares) != len(RELATIONS) or min(shares) < 0 or not 0 < sum(shares) < float("inf")):
+            raise ValueError(f"relations needs {len(RELATIONS)} shares, for {RELATIONS}; got {list(shares)}")
         if 2 * self.sprite_cells > self.cells:
             raise ValueError(f"two objects of {self.sprite_cells} cells do not fit side by side in {self.cells} cells")
         room = (self.cells - 2 * self.sprite_cells) // 2
@@ -116,7 +121,8 @@ def sample_scene(config: SceneConfig, rng: np.random.Generator) -> Scene:
     else:
         chosen = [str(n) for n in rng.choice(names, count, replace=False)]
         if kind == "pair":
-            relation = str(rng.choice(RELATIONS))
+            shares = np.asarray(config.relations) / sum(config.relations) if config.relations else None
+            relation = str(rng.choice(RELATIONS, p=shares))
             phrase = f"{article(chosen[0])} {relation} {article(chosen[1])}"
         else:
             with_article = [article(n) for n in chosen]

@@ -186,7 +186,8 @@ def text_task(config: TrainingFile, run: Path) -> ARTask:
 def untrained(config: TrainingFile, run: Path, stage: str) -> ARTask:
     """The task of a stage that trains by images, its networks as they begin."""
     section = config.section("ar")
-    options = config.options("ar", ARTask, "model", "grids", "text", "classes", "phases")
+    options = config.options("ar", ARTask, "model", "grids", "text", "classes", "phases", "relations")
+    source = config.source(relations=section.get("relations"))
     tokenizer, conditioner = trained_tokenizer(config, run), config.conditioner()
     phases = [config.build("ar.phases", lambda given: Phase(**given), phase) for phase in section.get("phases", ())]
     if not phases:
@@ -195,7 +196,7 @@ def untrained(config: TrainingFile, run: Path, stage: str) -> ARTask:
     sizes = ar_config(config, conditioner)
     if stage == "text":
         options["freeze_text"] = False  # it is what this stage trains
-    return ARTask(sizes, conditioner, tokenizer, config.source(), phases, held_out, stage == "text", **options)
+    return ARTask(sizes, conditioner, tokenizer, source, phases, held_out, stage == "text", **options)
 
 
 def trained_ar(config: TrainingFile, run: Path) -> tuple[Conditioner, Transformer]:

@@ -211,14 +211,34 @@ class TrainingFile:
             self._photos = Photos.load(self.resolve(self.data["path"]), self.data.get("names"))
         return self._photos
 
-    def source(self, held_out: bool = False, captions: bool = True) -> ImageSource:
-        """Images and captions of one split; without `captions`, those of a folder are not read."""
+    def source(
+        self, held_out: bool = False, captions: bool = True, relations: Mapping[str, float] | None = None
+    ) -> ImageSource:
+        """Images and captions of one split.
+
+        Args:
+            held_out: the held-out split instead of the one that is trained on.
+            captions: False leaves the captions of a folder unread.
+            relations: of composed scenes, how often each relation stands among pairs, any scale; None is equally often.
+
+        Raises:
+            ValueError: the data are not what the file says, or have no relations.
+        """
+        if relations is not None and self.data["kind"] != "scenes":
+            raise ValueError(f"{self.path}: ar.relations needs data.kind 'scenes', got {self.data['kind']!r}")
         if self.data["kind"] == "folder":
             return FolderSource(self.resolve(self.data["path"]), held_out, captions=captions)
         if self.data["kind"] == "photos":
             augmentation = self.build("data.augment", lambda given: Augmentation(**given), self.data.get("augment"))
             return PhotoSource(self.photos(), held_out, self.held_out_share, augmentation)
-        return SceneSource(Renderer(self.scenes(), Sprites.load(self.resolve(self.data["sprites"]))), held_out)
+        scenes = self.scenes()
+        if relations is not None:
+            where = f"{self.path}: ar.relations"
+            shares = typed(mapping(relations, where), dict.fromkeys(RELATIONS, "float"), where)
+            in_order = tuple(shares.get(name, 0.0) for name in RELATIONS)
+            with told(self.path, "ar.relations"):
+                scenes = replace(scenes, relations=in_order)
+        return SceneSource(Renderer(scenes, Sprites.load(self.resolve(self.data["sprites"]))), held_out)
 
     def validation_source(self, stage: str, captions: bool = True) -> ImageSource | None:
         """Held-out images for a stage whose loop validates."""

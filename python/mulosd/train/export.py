@@ -67,7 +67,7 @@ def export(
     scenes, photos = (config.data["kind"] == kind for kind in ("scenes", "photos"))
     if scenes:
         d = config.scenes()
-        facts["scenes"] = {**d.__dict__, "mix": list(d.mix)}
+        facts["scenes"] = {k: v for k, v in d.__dict__.items() if k != "relations"} | {"mix": list(d.mix)}
     if photos:
         size = tokenizer.config.patch * max(transformer.config.grids)
         facts["photos"] = PhotoSplit.of(config.photos(), config.held_out_share, size).to_dict()
