@@ -86,6 +86,17 @@ def test_a_closed_pipe_costs_lines_but_no_image(run: Run, family: Path, tmp_path
     assert "Broken pipe" in told and "4 of 4 images are there" in told
 
 
+def test_output_that_nobody_reads_ends_a_command_without_a_word(run: Run, family: Path, tmp_path: Path) -> None:
+    for call in (("info", family), ("info", "--help")):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [sys.executable, "-m", "mulosd", *map(str, call)], stdout=write, stderr=subprocess.PIPE, timeout=150
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (1, b""), call
+
+
 def test_a_terminal_without_the_letters_costs_no_image(run: Run, family: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     call = ("apple é", "pear", "--family", family, "--output", "café", "--stats", "s.json")

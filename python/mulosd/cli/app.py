@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from typer.core import TyperGroup
 from .._version import __version__
 from ..screen import printable
 from . import bench, calibrate, convert, decoders, diagnose, doctor, evaluate, generate, info, serve, train
-from .console import stderr
+from .console import silence, stderr
 from .respelled import Respelled
 
 
@@ -23,6 +24,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise  # these are RuntimeErrors too, but no failures
+        except BrokenPipeError as error:
+            # Who reads the output has seen enough (`mulosd info emoji | head`): no words, and click's code for it.
+            silence(sys.stdout)
+            raise typer.Exit(1) from error
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             if ctx.params.get("traceback") or not is_mistake(error):
                 raise
