@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .absent import NO_NEGATIVE_PROMPT, NO_STEPS, SQUARE
 from .canvas import Canvas
-from .engine.arguments import shown, texts_of, whole
+from .engine.arguments import seeds_of, shown, texts_of, whole
 from .engine.decoding.base import Decoder
 from .engine.decoding.size import able, sized
 from .engine.decoding.spec import DecoderLike, decoder_of
@@ -198,6 +198,7 @@ class MulosdPipeline:
         callback_on_step_end_tensor_inputs: Sequence[str] = _callback_tensor_inputs,
         decoder: DecoderLike = None,
         sampling: SamplingLike = None,
+        seed: int | Sequence[int] | None = None,
         batch_size: int = 8,
     ) -> PipelineOutput | tuple[Any]:
         """Draw images.
@@ -225,6 +226,8 @@ class MulosdPipeline:
                 "updated", numbers of the images of which this forward brought something new. Each is a list.
             decoder: a decoder or its text, such as "mulo:tau=0.02"; None is `mulo` with the family's settings.
             sampling: changes how tokens are drawn, such as "top_k=100".
+            seed: in place of a generator, as for `Engine.generate`: of every prompt, or one for each; image n of a
+                prompt has seed + n.
             batch_size: most images that are drawn at a time.
 
         Raises:
@@ -247,7 +250,12 @@ class MulosdPipeline:
         self._guidance_scale = params.cfg_scale
         told = self.engine.check_prompts(prompts)
         repeated = [text for text in prompts for _ in range(count)]
-        seeds = drawn_seeds(generator, len(repeated))
+        if seed is None:
+            seeds = drawn_seeds(generator, len(repeated))
+        elif generator is not None:
+            raise ValueError("seed and generator both say where seeds come from; give one of them")
+        else:
+            seeds = [one + n for one in seeds_of(seed, len(prompts), count) for n in range(count)]
 
         sheets = [Sheet(side, self.engine.family.patch) for _ in seeds]
         steps = self.engine.stream_batch(

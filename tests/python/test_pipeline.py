@@ -60,6 +60,13 @@ def test_seeds_come_from_generators_as_documented(pipe: MulosdPipeline) -> None:
         assert pipe("apple").seeds != first.seeds[:1]
 
 
+def test_seeds_may_be_those_of_the_engine(pipe: MulosdPipeline) -> None:
+    out = pipe(PROMPTS, seed=[3, 8], num_images_per_prompt=2)
+    assert out.seeds == [3, 4, 8, 9]
+    told = pipe.engine.generate(PROMPTS, seed=[3, 8], num_images=2)
+    assert pixels(out.images) == pixels(told.images) and told.seeds == out.seeds
+
+
 def test_forms_of_output_hold_the_same(pipe: MulosdPipeline) -> None:
     made = {kind: pipe(PROMPTS, generator=seeded(1), output_type=kind) for kind in ("pil", "np", "pt")}
     array, tensor = made["np"].images, made["pt"].images
@@ -96,6 +103,8 @@ def test_sizes(pipe: MulosdPipeline) -> None:
         ({"generator": [7]}, "torch.Generator"),
         ({"generator": []}, "torch.Generator"),
         ({"generator": [torch.Generator()] * 2}, "1 images .* need 1 generators, got 2"),
+        ({"generator": torch.Generator(), "seed": 1}, "one of them"),
+        ({"seed": -1}, "seed must be a whole number"),
         ({"output_type": "tensor"}, "pil, np, pt, latent"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "images, latents, updated"),
