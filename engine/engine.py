@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,22 +196,13 @@ class Engine:
         warnings = [] if features is not None else self.check_prompts(asked)
         chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
         jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
-        given = [None if features is None else features[i : i + 1] for i in range(len(asked))]
-        under_way: dict[int, int] = {}
+        given = (
+            None if features is None else [features[i : i + 1] for i in range(len(asked)) for _ in range(num_images)]
+        )
         done: dict[int, Update] = {}
-        try:
-            while len(done) < len(jobs):
-                while len(under_way) < batch_size and (i := len(done) + len(under_way)) < len(jobs):
-                    condition = given[i // num_images]
-                    number = self._add(*jobs[i], chosen, params, progress, condition=condition, claimed=True)
-                    under_way[number] = i
-                for update in self._met(under_way):
-                    if update.error is not None:
-                        raise update.error
-                    done[under_way.pop(update.request)] = update
-        finally:
-            for number in under_way:
-                self.abort(number)
+        with closing(self._follow(jobs, chosen, params, batch_size, progress=progress, conditions=given)) as steps:
+            for met in steps:
+                done.update(met)
         made = [done[i] for i in range(len(jobs))]
         redrawn = [u.resampled for u in made if u.resampled is not None]
         return GenerationResult(
@@ -317,6 +308,78 @@ class Engine:
                         return
         finally:
             self.abort(number)
+
+    def stream_batch(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        decoder: DecoderLike = None,
+        sampling: SamplingLike = None,
+        seed: int | Sequence[int] = 0,
+        num_images: int = 1,
+        batch_size: int = 8,
+        previews: bool | int = True,
+    ) -> Generator[list[tuple[int, Update]], None, None]:
+        """Make the images of `generate`, and yield behind every forward what came of them.
+
+        Closing the generator, as leaving the loop does once nothing refers to it, drops what is not done.
+
+        Args:
+            prompts, decoder, sampling, seed, num_images, batch_size: as for `generate`.
+            previews: as for `add_request`, of each image.
+
+        Returns:
+            Lists of (number of the image, update), empty for a forward that brought nothing to tell. The numbers are
+            the places that `generate` gives the images; each has one final update, behind its previews.
+
+        Raises:
+            ValueError: as `generate`, at once. An exception of one image is raised in the loop, and the others of the
+                call are dropped.
+        """
+        asked = texts_of("prompts", prompts)
+        num_images, batch_size = whole("num_images", num_images), whole("batch_size", batch_size)
+        seeds = seeds_of(seed, len(asked), num_images)
+        if not isinstance(previews, bool):
+            previews = whole("previews", previews, 0)
+        self.check_prompts(asked)
+        chosen, params = self.resolve(decoder, sampling)
+        jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
+        return self._follow(jobs, chosen, params, batch_size, previews=previews)
+
+    def _follow(
+        self,
+        jobs: Sequence[tuple[str, int]],
+        decoder: Decoder,
+        params: SamplingParams,
+        batch_size: int,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        conditions: Sequence[Condition] | None = None,
+        previews: bool | int = False,
+    ) -> Generator[list[tuple[int, Update]], None, None]:
+        """Make the images of (prompt, seed) pairs, so many at a time; updates by number of the pair, step by step."""
+        under_way: dict[int, int] = {}
+        begun = 0
+        try:
+            while under_way or begun < len(jobs):
+                while len(under_way) < batch_size and begun < len(jobs):
+                    condition = None if conditions is None else conditions[begun]
+                    number = self._add(
+                        *jobs[begun], decoder, params, progress, condition=condition, previews=previews, claimed=True
+                    )
+                    under_way[number] = begun
+                    begun += 1
+                met = []
+                for update in self._met(under_way):
+                    if update.error is not None:
+                        raise update.error
+                    met.append((under_way[update.request], update))
+                    if update.kind == "final":
+                        del under_way[update.request]
+                yield met
+        finally:
+            for number in under_way:
+                self.abort(number)
 
     def warmup(self, decoder: DecoderLike = None, sampling: SamplingLike = None) -> None:
         """Make one image and forget it, so that the first request meets warm caches, buffers and kernels.

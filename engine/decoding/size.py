@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from ..family import Family
 from .base import Decoder, OneGrid
-from .spec import DECODERS
+from .spec import DECODERS, decoder_class
+
+# What draws the smaller sizes where no decoder is asked for: the tokens of serial decoding, sooner.
+SMALLER = "jacobi"
+
+
+def able(decoder: Decoder, size: int | None, family: Family) -> Decoder:
+    """What draws a size (px; None is any) where `decoder` was not asked for: itself, or `SMALLER` if it cannot."""
+    if size in (None, family.image_sizes[-1]) or isinstance(decoder, OneGrid):
+        return decoder
+    return decoder_class(SMALLER)()
 
 
 def sized(decoder: Decoder, size: int, family: Family, prefix: str = "") -> Decoder:

@@ -18,29 +18,32 @@ if TYPE_CHECKING:
     from .engine.sampling import SamplingParams
     from .engine.scheduler import SchedulerConfig
     from .engine.stats import GenerationStats, Progress
+    from .pipeline import MulosdPipeline, PipelineOutput
 
 _SOURCE = {
-    "AsyncEngine": "async_engine",
-    "DraftOnly": "decoding",
-    "Eagle": "decoding",
-    "Engine": "engine",
-    "EngineBusy": "async_engine",
-    "EngineClosed": "async_engine",
-    "EngineDead": "async_engine",
-    "EngineLoad": "engine",
-    "GenerationResult": "engine",
-    "GenerationStats": "stats",
-    "Jacobi": "decoding",
-    "Lantern": "decoding",
-    "MuloSD": "decoding",
-    "Product": "decoding",
-    "Progress": "stats",
-    "SamplingParams": "sampling",
-    "SchedulerConfig": "scheduler",
-    "Serial": "decoding",
-    "Update": "engine",
-    "ZipAR": "decoding",
-    "list_families": "family",
+    "AsyncEngine": "engine.async_engine",
+    "DraftOnly": "engine.decoding",
+    "Eagle": "engine.decoding",
+    "Engine": "engine.engine",
+    "EngineBusy": "engine.async_engine",
+    "EngineClosed": "engine.async_engine",
+    "EngineDead": "engine.async_engine",
+    "EngineLoad": "engine.engine",
+    "GenerationResult": "engine.engine",
+    "GenerationStats": "engine.stats",
+    "Jacobi": "engine.decoding",
+    "Lantern": "engine.decoding",
+    "MuloSD": "engine.decoding",
+    "MulosdPipeline": "pipeline",
+    "PipelineOutput": "pipeline",
+    "Product": "engine.decoding",
+    "Progress": "engine.stats",
+    "SamplingParams": "engine.sampling",
+    "SchedulerConfig": "engine.scheduler",
+    "Serial": "engine.decoding",
+    "Update": "engine.engine",
+    "ZipAR": "engine.decoding",
+    "list_families": "engine.family",
 }
 
 __all__ = [
@@ -57,6 +60,8 @@ __all__ = [
     "Jacobi",
     "Lantern",
     "MuloSD",
+    "MulosdPipeline",
+    "PipelineOutput",
     "Product",
     "Progress",
     "SamplingParams",
@@ -72,7 +77,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _SOURCE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".engine.{_SOURCE[name]}", __name__), name)
+    value = getattr(import_module(f".{_SOURCE[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -71,7 +71,8 @@ await page.click("#draw");
 await done(2);
 assert.equal(await bytes(0), first);
 assert.equal(await bytes(1), second);
-assert.equal(await page.$$eval("#history li", (all) => all.length), 2);
+// It is kept behind the drawing.
+await page.waitForFunction(() => document.querySelectorAll("#history li").length === 2);
 
 // History survives a reload, and shows an entry again without drawing it.
 const images = await metric("mulosd_requests_total{status=\"finished\"}");

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 FOLDER = files("mulosd.serve.page")
 NAMES = ("index.html", "page.css", "page.js")
-SCRIPT = Path(__file__).with_name("page.mjs")
+HERE = Path(__file__).parent
 
 
 def test_the_page_is_small_and_asks_nobody_else(server: Any) -> None:
@@ -37,14 +38,15 @@ def test_it_can_be_left_out(start: Any) -> None:
     assert live.http.get("/v1/models").status_code == 200
 
 
-def browser() -> str:
-    """Chromium; skips, saying what is missing, where there is none."""
+def browser(*packages: str) -> str:
+    """Chromium; skips, saying what is missing, where it or a package of node is not there."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     missing = [name for name, there in (("node", shutil.which("node")), ("Chromium", found)) if not there]
     if not missing:
-        asked = ["node", "--input-type=module", "-e", "await import('playwright-core')"]
-        if subprocess.run(asked, cwd=node_folder(), capture_output=True).returncode:
-            missing = ["playwright-core (npm i playwright-core in the folder of MULOSD_NODE_MODULES, or here)"]
+        for package in ("playwright-core", *packages):
+            asked = ["node", "--input-type=module", "-e", f"await import('{package}')"]
+            if subprocess.run(asked, cwd=node_folder(), capture_output=True).returncode:
+                missing.append(f"{package} (npm i {package} in the folder of MULOSD_NODE_MODULES, or here)")
     if missing:
         pytest.skip(f"the page is not tested in a browser: {', '.join(missing)} not found")
     return str(found)
@@ -55,31 +57,49 @@ def node_folder() -> Path:
     return Path(os.environ.get("MULOSD_NODE_MODULES", Path(__file__).parents[2]))
 
 
+@pytest.fixture
+def in_browser(start: Any, told: Any, tmp_path: Path) -> Callable[..., str]:
+    """`in_browser(script, *packages)` runs a script of this folder on the page of a server that it can slow and fill;
+    what it printed."""
+
+    def run(script: str, *packages: str) -> str:
+        executable = browser(*packages)
+        engine = told()
+        live = start(engine, max_waiting=0)
+        held = ExitStack()
+
+        def control(what: str) -> None:
+            admission = live.state.find(None).admission
+            if what == "full":
+                held.enter_context(admission.places_for(admission.places))
+            elif what == "free":
+                held.close()
+            else:
+                engine.pause = 0.2 if what == "slow" else 0.0
+
+        @live.app.post("/test/{what}")
+        async def changed(what: str) -> dict[str, str]:
+            control(what)
+            return {}
+
+        shutil.copy(HERE / script, tmp_path)
+        (tmp_path / "node_modules").symlink_to(node_folder() / "node_modules")
+        words = ["node", tmp_path / script, live.url, executable, tmp_path]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        live.at_rest()
+        return done.stdout
+
+    return run
+
+
 @pytest.mark.slow
-def test_what_a_person_does(start: Any, told: Any, tmp_path: Path) -> None:
-    executable = browser()
-    engine = told()
-    live = start(engine, max_waiting=0)
-    held = ExitStack()
-
-    def control(what: str) -> None:
-        admission = live.state.find(None).admission
-        if what == "full":
-            held.enter_context(admission.places_for(admission.places))
-        elif what == "free":
-            held.close()
-        else:
-            engine.pause = 0.2 if what == "slow" else 0.0
-
-    @live.app.post("/test/{what}")
-    async def changed(what: str) -> dict[str, str]:
-        control(what)
-        return {}
-
-    script = tmp_path / "page.mjs"
-    shutil.copy(SCRIPT, script)
-    (tmp_path / "node_modules").symlink_to(node_folder() / "node_modules")
-    done = subprocess.run(["node", script, live.url, executable, tmp_path], capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0 and "the page works" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+def test_what_a_person_does(in_browser: Callable[..., str], tmp_path: Path) -> None:
+    assert "the page works" in in_browser("page.mjs")
     assert (tmp_path / "page.png").stat().st_size > 10_000
-    live.at_rest()
+
+
+@pytest.mark.slow
+def test_axe_finds_nothing_serious(in_browser: Callable[..., str]) -> None:
+    """No violation of impact serious or critical, in any state of the page."""
+    assert "axe-core looked at 10 states" in in_browser("accessibility.mjs", "axe-core")

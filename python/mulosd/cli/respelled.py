@@ -6,6 +6,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from ..absent import NO_NEGATIVE_PROMPT, NO_STEPS, SQUARE
+
 # Settings of decoders whose option had the setting's name, and those that had another.
 DECODER = {
     f"--{name.replace('_', '-')}": name
@@ -20,14 +22,14 @@ SAMPLING = {
 }
 # What other image generators have and `generate` does not, and what comes closest.
 NONE = {
-    "--negative-prompt": "there are no negative prompts here: say what to draw (more closely: --sampling cfg_scale=…)",
+    "--negative-prompt": f"{NO_NEGATIVE_PROMPT} (more closely: --sampling cfg_scale=…)",
     "--lora": "LoRA weights are not supported: `mulosd train` makes a family of your own images",
     **dict.fromkeys(
         ("--image", "--init-image", "--input-image", "--strength", "--mask"),
         "images are made from words alone, there is no image-to-image",
     ),
-    "--steps": "there are no diffusion steps here; `mulosd decoders` lists what trades time for quality",
-    **dict.fromkeys(("--width", "--height"), "images are square: --size PX, one of the sizes that `mulosd info` lists"),
+    "--steps": NO_STEPS,
+    **dict.fromkeys(("--width", "--height"), f"{SQUARE}: --size PX, one of the sizes that `mulosd info` lists"),
 }
 FLAGS = ("--cascade", "--coupled")
 # What was dropped, and what was found; docs/ablations.md has the figures.

@@ -14,11 +14,12 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..canvas import Canvas
 from ..engine.request import Update
 from ..engine.stats import GenerationStats
 from .errors import ApiError, internal_error, json_response
 from .jobs import Job
-from .pictures import Canvas, base64_of, encode, rows_of
+from .pictures import base64_of, encode, rows_of
 from .record import Record, logger, record_of
 from .schema import CompletedEvent, Image, ImageRequest, ImagesResponse, PartialEvent, TokenDetails, Usage
 from .served import Asked, Served

@@ -12,8 +12,7 @@ from ..cli.options import spell_sampling
 from ..engine.async_engine import AsyncEngine
 from ..engine.conditioning import ClassConditioner
 from ..engine.decoding import DECODERS, Decoder, parse, spell
-from ..engine.decoding.base import OneGrid
-from ..engine.decoding.size import sized
+from ..engine.decoding.size import able, sized
 from ..engine.engine import Engine, EngineLoad
 from ..engine.sampling import SamplingParams
 from .admission import Admission
@@ -21,8 +20,6 @@ from .errors import ApiError
 from .schema import ImageRequest, Model, ModelFacts
 from .settings import ALL_QUALITIES, Settings
 
-# What draws the smaller sizes of a family where no decoder is asked for: the tokens of serial decoding, sooner.
-SMALLER = "jacobi"
 # Up-samplers that a client may choose: the others read files of the server.
 UPSAMPLERS = ("latent", "pixel", "srgan", "none")
 # A family keeps a table of each `pool` that was asked for, codebook size times pool.
@@ -85,8 +82,8 @@ class Served:
         size = self._size(body.size)
         with self._blames("mulosd.decoder"):
             decoder = parse(safe(text))
-        if given is None and size not in (None, self.family.image_sizes[-1]) and not isinstance(decoder, OneGrid):
-            decoder = parse(SMALLER)
+        if given is None:
+            decoder = able(decoder, size, self.family)
         with self._blames("size"):
             decoder = decoder if size is None else sized(decoder, size, self.family)
         changed = {

@@ -57,10 +57,12 @@ function choose() {
   $("a").value ||= facts.default_decoder;
   $("b").value ||= "serial";
   $("prompt").maxLength = facts.max_prompt_chars;
-  const words = facts.objects.length ? [...facts.objects, ...facts.backgrounds.map((b) => `on a ${b} background`)]
-    : facts.classes.length ? facts.classes.map((name) => name.split(",")[0]) : facts.words;
-  $("words").replaceChildren(...words.map((word) => {
-    const button = make("button", word, { type: "button" });
+  // What a button says, and what it adds.
+  const words = facts.objects.length
+    ? [...facts.objects.map((noun) => [noun, noun]), ...facts.backgrounds.map((b) => [`on ${b}`, `on a ${b} background`])]
+    : (facts.classes.length ? facts.classes.map((name) => name.split(",")[0]) : facts.words).map((word) => [word, word]);
+  $("words").replaceChildren(...words.map(([said, word]) => {
+    const button = make("button", said, { type: "button" });
     button.addEventListener("click", () => add(word, facts.classes.length > 0));
     return button;
   }));
@@ -144,7 +146,10 @@ async function draw() {
     for (const [i, decoder] of decoders.entries()) entry.results.push(await one(entry, decoder, sides[i], control));
     verdict(entry);
   } catch (error) {
-    for (const [i, made] of sides.entries()) if (!entry.results[i]) made.state(control.signal.aborted ? "stopped" : "failed");
+    const broken = entry.results.length;
+    for (const [i, made] of sides.entries()) {
+      if (i >= broken) made.state(i > broken ? "not drawn" : control.signal.aborted ? "stopped" : "failed");
+    }
     if (!control.signal.aborted) complain(error);
   }
   state.running = null;
