@@ -129,14 +129,7 @@ class Engine:
 
     def check_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Warnings for words that the family does not know; ValueError for prompts that ask for nothing."""
-        warnings = []
-        for prompt in texts_of("prompts", prompts, least=0):
-            if not prompt.strip():
-                raise ValueError("the prompt is empty; say what to draw, for example 'a cat on a blue background'")
-            warning = self.family.conditioner.check(prompt)
-            if warning is not None:
-                warnings.append(f"family {self.family.name!r} {warning}")
-        return warnings
+        return self.family.check_prompts(texts_of("prompts", prompts, least=0))
 
     def resolve(self, decoder: DecoderLike = None, sampling: SamplingLike = None) -> tuple[Decoder, SamplingParams]:
         """The decoder and the sampling parameters that a request runs with, every open setting filled in.

@@ -264,6 +264,17 @@ class Family:
         self._null = None
         return self
 
+    def check_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """See `Engine.check_prompts`; it needs no weights."""
+        warnings = []
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError("the prompt is empty; say what to draw, for example 'a cat on a blue background'")
+            warning = self.conditioner.check(prompt)
+            if warning is not None:
+                warnings.append(f"family {self.name!r} {warning}")
+        return warnings
+
     def condition(self, prompts: list[str], seeds: Sequence[int] | None = None) -> Condition:
         """The condition of prompts, see `Conditioner.condition`: some families draw one for each image, by its seed."""
         return self.conditioner.condition(prompts, seeds)

@@ -117,6 +117,18 @@ def patient_interrupt() -> Iterator[Callable[[], bool]]:
             signal.signal(signal.SIGINT, former)
 
 
+def ask(engine: Engine, job: Job, sampling: SamplingParams, progress: Callable[[Progress], None] | None = None) -> int:
+    """Queue a job; the number that its updates carry."""
+    return engine.add_request(
+        job.prompt,
+        decoder=job.decoder,
+        sampling=sampling,
+        seed=job.seed,
+        progress=progress,
+        features=job.features,
+    )
+
+
 def draw(
     engine: Engine, jobs: Sequence[Job], sampling: SamplingParams, progress: Callable[[Progress], None] | None = None
 ) -> Generator[tuple[Job, Update], None, None]:
@@ -133,15 +145,7 @@ def draw(
             while waiting or under_way:
                 while waiting and len(under_way) < UNDER_WAY:
                     job = waiting.popleft()
-                    number = engine.add_request(
-                        job.prompt,
-                        decoder=job.decoder,
-                        sampling=sampling,
-                        seed=job.seed,
-                        progress=progress,
-                        features=job.features,
-                    )
-                    under_way[number] = job
+                    under_way[ask(engine, job, sampling, progress)] = job
                 failed: Exception | None = None
                 for update in engine.step():
                     if update.kind == "failed":
