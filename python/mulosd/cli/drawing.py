@@ -68,7 +68,7 @@ class Job:
         found = None if self.path is None else read_settings(self.path)
         if found is None:
             return "is no image that this command wrote"
-        for key in sorted({*self.settings, *("features",)} - {"version"}):
+        for key in sorted({*self.settings, "features", "quantization"} - {"version"}):
             here, wanted = found.get(key), self.settings.get(key)
             if here != wanted:
                 return f"was drawn with {key} {here!r}, not {wanted!r}"

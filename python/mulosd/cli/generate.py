@@ -25,6 +25,8 @@ from .options import (
     DevicesOption,
     DtypeOption,
     FamilyOption,
+    Quantization,
+    QuantizationOption,
     SamplingOption,
     dtype_name,
     read_decoder,
@@ -80,6 +82,7 @@ def generate(
         bool, typer.Option("--collapse-prefix", help="Keep the condition in one cache slot (LlamaGen).")
     ] = False,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = Quantization.none,
     device: DeviceOption = "cpu",
     devices: DevicesOption = None,
 ) -> None:
@@ -100,8 +103,10 @@ def generate(
     chosen = {text: placed(one, text) for one in asked for text in [one.decoder or decoder]}
 
     from .. import Engine, SchedulerConfig
+    from ..engine.devices import checked_device
     from ..engine.dtypes import DTYPES
     from ..engine.family import Family
+    from ..engine.models.quantized import check_device
     from .features import read_features
 
     places = read_devices(device, devices)
@@ -112,18 +117,23 @@ def generate(
         "family": family,
         "dtype": narrow,
         "config": SchedulerConfig(collapse_prefix=collapse_prefix),
+        "quantization": quantization.value,
     }
     engine = None
     if len(places) == 1:
         engine = Engine.from_pretrained(**load, device=places[0])
         loaded = engine.family
     else:
+        for place in places:
+            check_device(quantization.value, checked_device(place))
         loaded = Family.load(family, dtype=DTYPES[narrow], weights=features is not None)
     given = None if features is None else read_features(features, loaded, len(asked))
     params = read_sampling(loaded, sampling)
     warnings = [] if given is not None else check_words(loaded, asked)
     chosen = {text: sized(one, size, loaded).resolve(loaded) for text, one in chosen.items()}
     common = {"family": loaded.name, "sampling": spell_sampling(params), "dtype": narrow}
+    if quantization is not Quantization.none:
+        common["quantization"] = quantization.value
     jobs = jobs_of(asked, num_images, paths, [chosen[one.decoder or decoder] for one in asked], common, given)
     todo = list(range(len(jobs))) if overwrite or not where.directory else missing(jobs)
 

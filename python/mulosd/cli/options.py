@@ -37,6 +37,18 @@ DtypeOption = Annotated[
         show_default="bfloat16 on a GPU, float32 elsewhere",
     ),
 ]
+
+
+class Quantization(str, Enum):
+    none = "none"
+    int8 = "int8"
+    fp8 = "fp8"
+
+
+QuantizationOption = Annotated[
+    Quantization,
+    typer.Option(metavar="TYPE", help="Weights of the layers: int8, fp8 (GPUs from sm_89 on) or none."),
+]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same image, whatever the batch.")]
 DECODER_TEXT = "NAME:KEY=…"
 DecoderOption = Annotated[
