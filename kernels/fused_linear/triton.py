@@ -19,7 +19,7 @@ ROWS = 64
 CHUNK, STAGES = 512, 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def fused_linear_kernel(
     x,
     weight,
