@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import Result
 
@@ -38,6 +39,21 @@ def test_info_plans_for_it(run: Run, family: Path) -> None:
     assert found[0]["weights"] > found[1]["weights"] == found[2]["weights"]
     assert found[0]["request"] == found[1]["request"]
     assert "layers in int8" in run("info", family, "--quantization", "int8").stdout
+
+
+def test_a_server_holds_its_families_so_and_says_so(family: Path) -> None:
+    pytest.importorskip("fastapi")
+    from mulosd.serve.schema import ImageRequest
+    from mulosd.serve.served import Served
+    from mulosd.serve.server import load_engines
+    from mulosd.serve.settings import Settings
+
+    for kind, stated in (("int8", "int8"), ("none", None)):
+        settings = Settings(families=(str(family),), decoder="serial", quantization=kind)
+        [engine] = load_engines(settings)
+        served = Served(engine, settings)
+        asked = served.ask(ImageRequest(prompt="pear"))
+        assert served.remembers(asked, "pear", 0).get("quantization") == stated
 
 
 def test_what_a_device_cannot_do_is_refused(fails: Fails, family: Path) -> None:
