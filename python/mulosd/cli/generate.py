@@ -52,7 +52,6 @@ EXAMPLES = examples(
     'mulosd generate "a cat left of a guitar on a yellow background" --output cat.png',
     'mulosd generate "two penguins on a pink background" --num-images 4 --seed 7 --output penguins/',
     "mulosd generate --prompts list.csv --decoder serial --output out/ --sheet sheet.png",
-    "mulosd generate --prompts list.csv --devices 0,1,2,3 --output out/",
     "mulosd generate sunflower --family photo --decoder mulo:scale=4:radius=1 --sampling cfg_scale=3",
 )
 

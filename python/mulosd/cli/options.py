@@ -25,7 +25,7 @@ DevicesOption = Annotated[
     str | None,
     typer.Option(
         metavar="0,1,…",
-        help="Share a list among GPUs, one process each; also names: cpu,cpu.",
+        help="A list shared among GPUs, or cpu,cpu.",
         show_default=False,
     ),
 ]
@@ -47,7 +47,7 @@ class Quantization(str, Enum):
 
 QuantizationOption = Annotated[
     Quantization,
-    typer.Option(metavar="TYPE", help="Weights of the layers: int8, fp8 (GPUs from sm_89 on) or none."),
+    typer.Option(metavar="TYPE", help="Layers in int8 or fp8."),
 ]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same image, whatever the batch.")]
 DECODER_TEXT = "NAME:KEY=…"
