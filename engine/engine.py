@@ -24,6 +24,7 @@ from .devices import checked_device, exact_float32
 from .dtypes import settled_dtype
 from .family import Family
 from .likelihood import nll
+from .models.quantized import check_device, checked_kind
 from .request import Request, Update
 from .sampling import SamplingLike, SamplingParams
 from .scheduler import Scheduler, SchedulerConfig
@@ -80,6 +81,8 @@ class Engine:
             tokenizer stays in float32. None is bfloat16 on a GPU and float32 elsewhere. In the narrow types an image
             may depend on the batch that it was made in.
         config: limits of what runs at a time.
+        quantization: "int8" or, on a GPU of sm_89 or later, "fp8" (e4m3) holds the weights of the layers in 8 bits, see
+            docs/gpu.md; `family` itself is changed. As in the narrow types an image may depend on its batch.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Engine:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         config: SchedulerConfig | None = None,
+        quantization: str | None = None,
     ) -> None:
         self.config = SchedulerConfig() if config is None else config
         for name, value, kind in (("family", family, Family), ("config", self.config, SchedulerConfig)):
@@ -96,7 +100,9 @@ class Engine:
                 raise ValueError(f"{name} must be a {kind.__name__}, got {shown(value)}")
         where = checked_device(device)
         self.dtype = settled_dtype(dtype, where)
-        self.family = family.to(where, self.dtype)
+        eight_bit = checked_kind(quantization)
+        check_device(eight_bit or family.quantization, where)
+        self.family = family.quantize(eight_bit).to(where, self.dtype)
         self._device = self.family.device
         self.scheduler = Scheduler(self.family, self.config)
         self._requests: dict[int, Request] = {}
@@ -117,10 +123,13 @@ class Engine:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         config: SchedulerConfig | None = None,
+        quantization: str | None = None,
     ) -> Engine:
         """Load a bundled family by name, or a family folder; ValueError lists what there is."""
+        check_device(checked_kind(quantization), checked_device(device))  # before weights are read
         kind = settled_dtype(dtype, device)
-        return cls(Family.load(family, dtype=kind), device=device, dtype=kind, config=config)
+        loaded = Family.load(family, dtype=kind)
+        return cls(loaded, device=device, dtype=kind, config=config, quantization=quantization)
 
     @property
     def caches(self) -> dict[tuple[int, bool], KVCache]:
@@ -129,14 +138,7 @@ class Engine:
 
     def check_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Warnings for words that the family does not know; ValueError for prompts that ask for nothing."""
-        warnings = []
-        for prompt in texts_of("prompts", prompts, least=0):
-            if not prompt.strip():
-                raise ValueError("the prompt is empty; say what to draw, for example 'a cat on a blue background'")
-            warning = self.family.conditioner.check(prompt)
-            if warning is not None:
-                warnings.append(f"family {self.family.name!r} {warning}")
-        return warnings
+        return self.family.check_prompts(texts_of("prompts", prompts, least=0))
 
     def resolve(self, decoder: DecoderLike = None, sampling: SamplingLike = None) -> tuple[Decoder, SamplingParams]:
         """The decoder and the sampling parameters that a request runs with, every open setting filled in.

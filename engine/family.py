@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -36,6 +36,8 @@ from .lock import locked
 from .models.ar_model import ARModel
 from .models.eagle import EagleConfig, EagleDrafter
 from .models.kinds import AR_MODELS, TOKENIZERS, ImageTokenizer, build, kind_of
+from .models.layers import Block
+from .models.quantized import QuantizedLinear, checked_kind
 from .models.srgan import SuperResolver, SuperResolverConfig
 from .models.text import TextEncoder, Vocabulary
 from .models.upsampler import LatentResampler, ResamplerConfig
@@ -110,6 +112,8 @@ class Family:
         self.tokenizer = cast("ImageTokenizer", tokenizer)
         self.conditioner, self.models, self.resamplers = conditioner, models, resamplers
         self.eagle, self.srgan = eagle, srgan
+        # How the weights of the layers are held; None is in the type of the model.
+        self.quantization: str | None = None
         self._by_grid: dict[int, ARModel] = {}
         for model in models:
             if model.config.vocab_size != self.tokenizer.config.codebook_size:
@@ -250,6 +254,40 @@ class Family:
         """Number of parameters by part."""
         return {name: sum(t.numel() for t in module.state_dict().values()) for name, module in self._parts().items()}
 
+    def weight_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of all parts, with the AR models and the conditioner in `dtype`; tensors may be on the meta device."""
+        exact = {"tokenizer", "resamplers", "srgan"}
+        total = 0
+        for name, module in self._parts().items():
+            size = 4 if name in exact else dtype.itemsize
+            own = {id(t) for layer in module.modules() if isinstance(layer, QuantizedLinear) for t in layer.buffers()}
+            total += sum(t.numel() * (t.itemsize if id(t) in own else size) for t in tensors_of(module))
+        return total
+
+    def quantize(self, kind: str | None) -> Family:
+        """Hold the linear layers of the AR models and the feature drafter in 8 bits from now on; None changes nothing.
+
+        Embeddings, norms, output heads, the conditioner, tokenizer and up-samplers stay as they are.
+
+        Args:
+            kind: "int8", "fp8" or None.
+
+        Raises:
+            ValueError: another kind, or the family is quantised already, to another kind.
+        """
+        kind = checked_kind(kind)
+        if kind is None or kind == self.quantization:
+            return self
+        if self.quantization is not None:
+            raise ValueError(
+                f"family {self.name!r} is quantised to {self.quantization} already; load it again for {kind}"
+            )
+        for model in (*self.models, *([] if self.eagle is None else [self.eagle])):
+            for block in model.blocks:
+                cast("Block", block).quantize(kind)
+        self.quantization = kind
+        return self
+
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Family:
         """Move every part to a device; the AR models and the conditioner also to `dtype`."""
         for model in self.models:
@@ -263,6 +301,17 @@ class Family:
         self._neighbours.clear()
         self._null = None
         return self
+
+    def check_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """See `Engine.check_prompts`; it needs no weights."""
+        warnings = []
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError("the prompt is empty; say what to draw, for example 'a cat on a blue background'")
+            warning = self.conditioner.check(prompt)
+            if warning is not None:
+                warnings.append(f"family {self.name!r} {warning}")
+        return warnings
 
     def condition(self, prompts: list[str], seeds: Sequence[int] | None = None) -> Condition:
         """The condition of prompts, see `Conditioner.condition`: some families draw one for each image, by its seed."""
@@ -303,7 +352,16 @@ class Family:
 
     def write(self, folder: Path, *, half_encoder: bool = False) -> None:
         """Write family.json and the weights into an existing folder, in float16 but for the tokenizer's codebook and,
-        without `half_encoder`, its encoder."""
+        without `half_encoder`, its encoder.
+
+        Raises:
+            ValueError: the weights are quantised.
+        """
+        if self.quantization is not None:
+            raise ValueError(
+                f"family {self.name!r} is quantised to {self.quantization}, of which folders hold nothing: load it "
+                f"without quantization to write it"
+            )
         for name, module in self._parts().items():
             own = None
             if name == "resamplers":
@@ -401,6 +459,11 @@ class Family:
         with told(file):
             pairs = {(m.config.source, m.config.target): m for m in resamplers}
             return cls(config, tokenizer, conditioner, models, pairs, path, eagle, srgan)
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of a module that its state holds."""
+    yield from module.state_dict(keep_vars=True).values()
 
 
 def chosen(values: dict[str, Any], kinds: Mapping[str, Any]) -> str:

@@ -41,13 +41,12 @@ def plan_memory(family: Family, dtype: torch.dtype, *, collapse: bool = False) -
     """The memory plan of a family; its tensors may be on the meta device.
 
     Args:
-        family: loaded, with or without weights.
+        family: loaded, with or without weights, quantised or not.
         dtype: of the AR models and the conditioner.
         collapse: keep the condition in one slot of the KV cache, for models that allow it.
     """
     size = dtype.itemsize
-    own = {"tokenizer", "resamplers"}
-    weights = sum(n * (4 if part in own else size) for part, n in family.parameters().items())
+    weights = family.weight_bytes(dtype)
     kv = {}
     for grid in family.grids:
         model = family.model(grid)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .expand_islands import Expansion, expand_islands
+    from .fused_linear import fused_linear
     from .kv_write import kv_write
     from .local_resample import local_resample
     from .philox import Purpose, gumbel, uniform
@@ -29,6 +30,7 @@ _SOURCE = {
     "Purpose": "philox",
     "diagnose": "registry",
     "expand_islands": "expand_islands",
+    "fused_linear": "fused_linear",
     "gumbel": "philox",
     "kv_write": "kv_write",
     "local_resample": "local_resample",
@@ -49,6 +51,7 @@ __all__ = [
     "Purpose",
     "diagnose",
     "expand_islands",
+    "fused_linear",
     "gumbel",
     "kv_write",
     "local_resample",

@@ -146,7 +146,7 @@ class BackendStatus:
     reason: str
 
 
-OP_MODULES = ("expand_islands", "kv_write", "local_resample", "upsample_pool", "verify_attention")
+OP_MODULES = ("expand_islands", "fused_linear", "kv_write", "local_resample", "upsample_pool", "verify_attention")
 
 
 def diagnose() -> list[BackendStatus]:

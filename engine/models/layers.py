@@ -14,6 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.fused_linear import FEW_ROWS
+from ...kernels.fused_linear import OP as FUSED_LINEAR
+from ...kernels.fused_linear.call import Call as Fused
+from .quantized import QuantizedLinear
+
 # (layer, q [B, Q, H, D], k, v [B, Q, Hkv, D], before rotation) -> attended [B, Q, H, D].
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -74,6 +79,36 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
+def project(
+    x: Tensor,
+    linear: Linear | QuantizedLinear,
+    *,
+    norm: RMSNorm | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """`residual + act(linear(norm(x)))`, all but the layer where asked for: one kernel for few tokens on a GPU.
+
+    Args:
+        x: [..., K].
+        linear: K to N.
+        norm: of x, before the layer.
+        gated: whether the first half of N gates the second: SwiGLU.
+        residual: added last.
+    """
+    if x.is_cuda and not torch.is_grad_enabled() and x.numel() <= FEW_ROWS * x.shape[-1]:
+        scale = linear.scale if isinstance(linear, QuantizedLinear) else None
+        if scale is not None or linear.weight.dtype == x.dtype:
+            factor, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+            out: Tensor = FUSED_LINEAR(Fused(x, linear.weight, scale, linear.bias, factor, eps, gated, residual))
+            return out
+    out = linear.forward(x if norm is None else norm.forward(x))
+    if gated:
+        gate, up = out.chunk(2, dim=-1)
+        out = F.silu(gate) * up
+    return out if residual is None else residual + out
+
+
 class Layer(Protocol):
     """What the loop over layers asks of one."""
 
@@ -115,17 +150,22 @@ class Block(nn.Module):
             raise ValueError(f"n_kv_heads must divide the {n_heads} heads, got {n_kv_heads}")
         self.attention_norm = RMSNorm(dim, eps)
         width = (n_heads + 2 * self.n_kv_heads) * head_dim
-        self.wqkv = Linear(dim, width, bias=bias)
+        self.wqkv: Linear | QuantizedLinear = Linear(dim, width, bias=bias)
         self.q_norm = RMSNorm(head_dim, eps) if qk_norm else None
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else None
-        self.wo = Linear(n_heads * head_dim, dim)
+        self.wo: Linear | QuantizedLinear = Linear(n_heads * head_dim, dim)
         self.ffn_norm = RMSNorm(dim, eps)
-        self.w13 = Linear(dim, 2 * ffn_dim)
-        self.w2 = Linear(ffn_dim, dim)
+        self.w13: Linear | QuantizedLinear = Linear(dim, 2 * ffn_dim)
+        self.w2: Linear | QuantizedLinear = Linear(ffn_dim, dim)
+
+    def quantize(self, kind: str) -> None:
+        """Hold the weights of the linear layers in 8 bits, see `quantized`; norms stay."""
+        for name in ("wqkv", "wo", "w13", "w2"):
+            setattr(self, name, QuantizedLinear(getattr(self, name), kind))
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project the normalised input [B, Q, dim] to q [B, Q, H, D] and k, v [B, Q, Hkv, D], before rotation."""
-        fused = self.wqkv.forward(self.attention_norm.forward(x))
+        fused = project(x, self.wqkv, norm=self.attention_norm)
         if self.n_kv_heads == self.n_heads:
             q, k, v = fused.view(*x.shape[:2], 3, self.n_heads, self.head_dim).unbind(2)
         else:
@@ -137,9 +177,8 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add the attention output [B, Q, H, D] and the feed-forward output to the residual stream [B, Q, dim]."""
-        x = x + self.wo.forward(attended.flatten(-2))
-        gate, up = self.w13.forward(self.ffn_norm.forward(x)).chunk(2, dim=-1)
-        return x + self.w2.forward(F.silu(gate) * up)
+        x = project(attended.flatten(-2), self.wo, residual=x)
+        return project(project(x, self.w13, norm=self.ffn_norm, gated=True), self.w2, residual=x)
 
 
 def run_layers(layers: nn.ModuleList, x: Tensor, attend: Attend) -> Tensor:

@@ -24,6 +24,7 @@ DOORS = (
     "upsample_pool.nearest_code_cuda",
     "jit",
     "verify_attention.triton",
+    "fused_linear.triton",
     "kv_write.triton",
     "local_resample.triton",
     "expand_islands.triton",

@@ -40,6 +40,8 @@ def samples() -> list[tuple[str, tuple[Any, ...]]]:
         ),
         ("kv_write", (rand(2, 2, 2, 8), rand(2, 2, 2, 8), rand(2, 2, 2, 8), slots, table, cache, cache + 1, None)),
         ("kv_write", (rand(2, 2, 2, 8), rand(2, 2, 2, 8), rand(2, 2, 2, 8), slots, None, cache, cache + 1, 2)),
+        ("fused_linear", (rand(2, 3, 8), rand(6, 8), None, None, rand(8), 1e-5, True, rand(2, 3, 3))),
+        ("fused_linear", (rand(3, 8), rand(6, 8).char(), rand(6), rand(6), None, 1e-5, False, None)),
         ("local_resample", (logits, logits + 1, None, 2.0, 0.9, 3, 0.8, seeds, seeds, 0)),
         ("local_resample", (logits, None, rand(3, 7), 1.0, 1.0, 0, 1.0, None, None, 0)),
         ("pooled_mass", (logits, None, tokens, neighbours, 0.1, 1.0, 1.0, 0, 1.0)),
@@ -52,7 +54,7 @@ def samples() -> list[tuple[str, tuple[Any, ...]]]:
 
 def test_every_op_is_registered_and_sampled() -> None:
     diagnose()
-    assert len(OP_MODULES) == 5
+    assert len(OP_MODULES) == 6
     assert {name for name, _ in samples()} == set(OPS)
     assert all(op.schema for op in OPS.values())
 

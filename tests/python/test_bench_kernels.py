@@ -85,12 +85,14 @@ def test_a_kernel_that_raises_fails_and_a_peer_that_cannot_is_skipped() -> None:
     assert (second.what["status"], second.what["note"]) == ("skipped", "only on the moon")
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(8))
 def test_every_oracle_sees_a_wrong_result(index: int) -> None:
     """The error of a right result is within the tolerance, and that of one spoilt in a single place is not."""
     small = [
         cases.attention(2, 2, 8, 3, 40, torch.float32),
         cases.kv_write(2, 2, 8, 3, 10, torch.float32),
+        cases.linear(3, 20, 12, torch.float32, gated=True),
+        cases.linear(3, 20, 12, torch.float32, quantised=True),
         cases.sample(3, 50, 5, torch.float32),
         cases.pooled(3, 50, 4, torch.float32),
         cases.nearest(3, 50, 4, torch.float32),
@@ -251,7 +253,7 @@ def test_bars(tmp_path: Path) -> None:
     assert "<!-- triton -->" not in text
     with pytest.raises(ValueError, match="nothing was timed"):
         report.plot_kernels([row("kv_write", "torch", None)], tmp_path / "b.png")
-    assert len(OPS) == 6
+    assert len(OPS) == 7
 
 
 def test_tables_compare_with_the_fastest() -> None:

@@ -31,7 +31,15 @@ def test_a_machine_without_a_gpu_is_right_and_its_ops_and_images_are_checked(mon
     assert "no GPU here" in found["driver"].said and found["driver"].right is None
     assert not [f for f in found.values() if f.right is False]
     ops = {name.split(",")[0] for name, f in found.items() if ", torch," in name and f.right}
-    assert ops == {"verify_attention", "kv_write", "local_resample", "pooled_mass", "nearest_code", "expand_islands"}
+    assert ops == {
+        "verify_attention",
+        "kv_write",
+        "fused_linear",
+        "local_resample",
+        "pooled_mass",
+        "nearest_code",
+        "expand_islands",
+    }
     assert found["image against the CPU's"].right and found["graph replay"].right is None
 
 

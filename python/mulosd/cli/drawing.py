@@ -68,7 +68,7 @@ class Job:
         found = None if self.path is None else read_settings(self.path)
         if found is None:
             return "is no image that this command wrote"
-        for key in sorted({*self.settings, *("features",)} - {"version"}):
+        for key in sorted({*self.settings, "features", "quantization"} - {"version"}):
             here, wanted = found.get(key), self.settings.get(key)
             if here != wanted:
                 return f"was drawn with {key} {here!r}, not {wanted!r}"
@@ -117,6 +117,18 @@ def patient_interrupt() -> Iterator[Callable[[], bool]]:
             signal.signal(signal.SIGINT, former)
 
 
+def ask(engine: Engine, job: Job, sampling: SamplingParams, progress: Callable[[Progress], None] | None = None) -> int:
+    """Queue a job; the number that its updates carry."""
+    return engine.add_request(
+        job.prompt,
+        decoder=job.decoder,
+        sampling=sampling,
+        seed=job.seed,
+        progress=progress,
+        features=job.features,
+    )
+
+
 def draw(
     engine: Engine, jobs: Sequence[Job], sampling: SamplingParams, progress: Callable[[Progress], None] | None = None
 ) -> Generator[tuple[Job, Update], None, None]:
@@ -133,15 +145,7 @@ def draw(
             while waiting or under_way:
                 while waiting and len(under_way) < UNDER_WAY:
                     job = waiting.popleft()
-                    number = engine.add_request(
-                        job.prompt,
-                        decoder=job.decoder,
-                        sampling=sampling,
-                        seed=job.seed,
-                        progress=progress,
-                        features=job.features,
-                    )
-                    under_way[number] = job
+                    under_way[ask(engine, job, sampling, progress)] = job
                 failed: Exception | None = None
                 for update in engine.step():
                     if update.kind == "failed":

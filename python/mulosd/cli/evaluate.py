@@ -129,7 +129,7 @@ def evaluate(
 
     def load() -> tuple[Engine, SamplingParams]:
         engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value)
-        return engine, read_sampling(engine, sampling)
+        return engine, read_sampling(engine.family, sampling)
 
     if protocol is not None:
         from ..measure.protocols import make_protocol, protocol_table, run_protocol

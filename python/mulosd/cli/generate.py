@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -22,21 +22,31 @@ from .image_files import check_suffix
 from .options import (
     DecoderOption,
     DeviceOption,
+    DevicesOption,
     DtypeOption,
     FamilyOption,
+    Quantization,
+    QuantizationOption,
     SamplingOption,
+    dtype_name,
     read_decoder,
+    read_devices,
     read_sampling,
     sized,
     spell_sampling,
 )
 from .prompt_list import STDIN, Asked, read_prompt_list, seed_of
+from .workers import draw_on
 
 if TYPE_CHECKING:
-    from .. import Engine
     from ..engine.conditioning import Condition
     from ..engine.decoding import Decoder
-    from ..engine.sampling import SamplingParams
+    from ..engine.family import Family
+    from ..engine.request import Update
+    from ..engine.stats import Progress
+
+    # Draws the jobs of a call and tells of its progress.
+    Drawing = Callable[[Callable[[Progress], None]], Generator[tuple[Job, Update], None, None]]
 
 EXAMPLES = examples(
     'mulosd generate "a cat left of a guitar on a yellow background" --output cat.png',
@@ -71,7 +81,9 @@ def generate(
         bool, typer.Option("--collapse-prefix", help="Keep the condition in one cache slot (LlamaGen).")
     ] = False,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = Quantization.none,
     device: DeviceOption = "cpu",
+    devices: DevicesOption = None,
 ) -> None:
     """Turn each PROMPT into images; a second call draws only what is missing in the folder.
 
@@ -90,19 +102,37 @@ def generate(
     chosen = {text: placed(one, text) for one in asked for text in [one.decoder or decoder]}
 
     from .. import Engine, SchedulerConfig
+    from ..engine.devices import checked_device
+    from ..engine.dtypes import DTYPES
+    from ..engine.family import Family
+    from ..engine.models.quantized import check_device
     from .features import read_features
 
-    config = SchedulerConfig(collapse_prefix=collapse_prefix)
-    engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value, config=config)
-    given = None if features is None else read_features(features, engine.family, len(asked))
-    params = read_sampling(engine, sampling)
-    warnings = [] if given is not None else check_words(engine, asked)
-    chosen = {text: sized(one, size, engine.family).resolve(engine.family) for text, one in chosen.items()}
-    common = {
-        "family": engine.family.name,
-        "sampling": spell_sampling(params),
-        "dtype": str(engine.dtype).removeprefix("torch."),
+    places = read_devices(device, devices)
+    narrow = dtype_name(dtype, places[0])
+    if any(dtype_name(dtype, place) != narrow for place in places):
+        raise ValueError(f"--devices {devices}: these compute in different types; choose one for all with --dtype")
+    load: dict[str, Any] = {
+        "family": family,
+        "dtype": narrow,
+        "config": SchedulerConfig(collapse_prefix=collapse_prefix),
+        "quantization": quantization.value,
     }
+    engine = None
+    if len(places) == 1:
+        engine = Engine.from_pretrained(**load, device=places[0])
+        loaded = engine.family
+    else:
+        for place in places:
+            check_device(quantization.value, checked_device(place))
+        loaded = Family.load(family, dtype=DTYPES[narrow], weights=features is not None)
+    given = None if features is None else read_features(features, loaded, len(asked))
+    params = read_sampling(loaded, sampling)
+    warnings = [] if given is not None else check_words(loaded, asked)
+    chosen = {text: sized(one, size, loaded).resolve(loaded) for text, one in chosen.items()}
+    common = {"family": loaded.name, "sampling": spell_sampling(params), "dtype": narrow}
+    if quantization is not Quantization.none:
+        common["quantization"] = quantization.value
     jobs = jobs_of(asked, num_images, paths, [chosen[one.decoder or decoder] for one in asked], common, given)
     todo = list(range(len(jobs))) if overwrite or not where.directory else missing(jobs)
 
@@ -115,8 +145,15 @@ def generate(
     record.keep([job for i, job in enumerate(jobs) if i not in set(todo)])
     if record.entries:
         lines.print(f"{record.done} there already, in {escape(str(where.path))} (--overwrite draws them again)")
+    left = [jobs[i] for i in todo]
+
+    def draw_left(progress: Callable[[Progress], None]) -> Generator[tuple[Job, Update], None, None]:
+        if engine is not None:
+            return draw(engine, left, params, progress)
+        return draw_on(places[: len(left)], load, left, params, progress)
+
     with alone(stats):
-        run(engine, [jobs[i] for i in todo], params, record, f" with --seed {default}" if seed == "random" else "")
+        run(draw_left, record, f" with --seed {default}" if seed == "random" else "")
     if sheet is not None:
         write_sheet(jobs, sheet)
         lines.print(f"[bold]{escape(str(sheet))}[/]")
@@ -124,12 +161,12 @@ def generate(
         raise ValueError(f"the lines about images could not be written ({lines.error}); {record.done} images are there")
 
 
-def run(engine: Engine, jobs: Sequence[Job], sampling: SamplingParams, record: Record, again: str = "") -> None:
-    """Draw and write jobs; whatever ends that early, one line says what is kept."""
+def run(drawing: Drawing, record: Record, again: str = "") -> None:
+    """Write what is drawn; whatever ends that early, one line says what is kept."""
     try:
         if record.entries:
             record.write_stats()
-        with stage_bar() as progress, closing(draw(engine, jobs, sampling, progress)) as drawn:
+        with stage_bar() as progress, closing(drawing(progress)) as drawn:
             for job, update in drawn:
                 record.add(job, update)
     except KeyboardInterrupt:
@@ -241,12 +278,12 @@ def check_paths(where: Output, paths: Sequence[Path | None], stats: Path | None,
         taken.add(name)
 
 
-def check_words(engine: Engine, asked: Sequence[Asked]) -> list[str]:
+def check_words(family: Family, asked: Sequence[Asked]) -> list[str]:
     """Warnings for words that the family does not know, each once; errors say where in a list."""
     warnings: dict[str, None] = {}
     for one in asked:
         try:
-            warnings.update(dict.fromkeys(engine.check_prompts([one.prompt])))
+            warnings.update(dict.fromkeys(family.check_prompts([one.prompt])))
         except ValueError as error:
             if " line " not in one.place:
                 raise

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .console import examples, stdout
 from .memory import device_memory, parse_memory, show_bytes
-from .options import DeviceOption, DtypeOption, dtype_name
+from .options import DeviceOption, DtypeOption, Quantization, QuantizationOption, dtype_name
 
 if TYPE_CHECKING:
     from ..engine.family import Family
@@ -32,6 +32,7 @@ def info(
         str | None, typer.Option(help="Plan for so much, such as 24GiB.", show_default="all of the device's")
     ] = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = Quantization.none,
     device: DeviceOption = "cpu",
 ) -> None:
     """List the families, or tell one's scales, sizes, objects, backgrounds or classes, and calibrated settings.
@@ -44,7 +45,8 @@ def info(
     from ..engine.family import Family, list_families
 
     names = list_families() if family is None else [family]
-    described = [describe(Family.load(name, weights=False), dtype_name(dtype, device), available) for name in names]
+    loaded = [Family.load(name, weights=False).quantize(quantization.value) for name in names]
+    described = [describe(one, dtype_name(dtype, device), available) for one in loaded]
     if as_json:
         typer.echo(json.dumps(described[0] if family is not None else {"families": described}, indent=2))
     elif family is not None:
@@ -79,6 +81,7 @@ def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
         "parameters": f.parameters(),
         "memory": {
             "dtype": dtype,
+            "quantization": f.quantization,
             "available": available,
             "weights": plan.weights,
             "kv_per_request": plan.kv,
@@ -117,6 +120,7 @@ def show(f: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     memory = f["memory"]
+    held = f", layers in {memory['quantization']}" if memory["quantization"] else ""
     rows = {
         "family": f["name"],
         "folder": f["path"],
@@ -128,7 +132,7 @@ def show(f: dict[str, Any]) -> None:
         "classes": "; ".join(f["classes"]),
         "conditions": f["conditions"],
         "parameters": ", ".join(f"{name} {count:,}" for name, count in f["parameters"].items()),
-        "weights": f"{show_bytes(memory['weights'])} in {memory['dtype']} (tokenizer and up-samplers in float32)",
+        "weights": f"{show_bytes(memory['weights'])} in {memory['dtype']}{held} (tokenizer and up-samplers in float32)",
         "keys and values": ", ".join(
             f"{show_bytes(n)} a request at {grid}x{grid}" for grid, n in memory["kv_per_request"].items()
         ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from .. import Engine, SamplingParams
+    from .. import SamplingParams
     from ..engine.decoding import Decoder
     from ..engine.family import Family
 
@@ -21,6 +21,14 @@ class Dtype(str, Enum):
 
 FamilyOption = Annotated[str, typer.Option(help="A bundled family or the folder of one.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="0,1,…",
+        help="A list shared among GPUs, or cpu,cpu.",
+        show_default=False,
+    ),
+]
 DtypeOption = Annotated[
     Dtype | None,
     typer.Option(
@@ -28,6 +36,18 @@ DtypeOption = Annotated[
         help="float32 (exact), bfloat16 or float16.",
         show_default="bfloat16 on a GPU, float32 elsewhere",
     ),
+]
+
+
+class Quantization(str, Enum):
+    none = "none"
+    int8 = "int8"
+    fp8 = "fp8"
+
+
+QuantizationOption = Annotated[
+    Quantization,
+    typer.Option(metavar="TYPE", help="Layers in int8 or fp8."),
 ]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same image, whatever the batch.")]
 DECODER_TEXT = "NAME:KEY=…"
@@ -77,9 +97,35 @@ def read_decoder(text: str) -> Decoder:
     return found[0]
 
 
-def read_sampling(engine: Engine, text: str) -> SamplingParams:
+def read_sampling(family: Family, text: str) -> SamplingParams:
     """The family's own sampling parameters with those of a text such as `cfg_scale=3:top_k=100` on top."""
-    return engine.family.sampling.changed(text or None)
+    return family.sampling.changed(text or None)
+
+
+def read_devices(device: str, devices: str | None) -> list[str]:
+    """The devices that `--device` and `--devices` name; a number is a GPU.
+
+    Raises:
+        ValueError: both options are given, a device is not there, or a GPU is named twice.
+    """
+    if devices is None:
+        return [device]
+    if device != "cpu":
+        raise ValueError(f"--device {device} and --devices {devices}: give one of the two")
+
+    from ..engine.devices import checked_device
+
+    names = [f"cuda:{name}" if name.isdecimal() else name for name in map(str.strip, devices.split(","))]
+    for name in names:
+        try:
+            found = checked_device(name)
+        except ValueError as error:
+            raise ValueError(f"--devices {devices}: {error}") from error
+        if found.type == "cuda" and found.index is None:
+            raise ValueError(f"--devices {devices}: number the GPUs, such as 0,1")
+        if found.type == "cuda" and names.count(name) > 1:
+            raise ValueError(f"--devices {devices}: {name} is named twice; one process draws on a GPU")
+    return names
 
 
 def spell_sampling(sampling: SamplingParams) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from .console import examples
 from .memory import parse_memory
-from .options import DECODER_TEXT, DeviceOption, DtypeOption
+from .options import DECODER_TEXT, DeviceOption, DtypeOption, Quantization, QuantizationOption
 
 EXAMPLES = examples(
     "mulosd serve",
@@ -28,6 +28,7 @@ def serve(
     uds: Annotated[Path | None, typer.Option(help="A Unix socket in place of these.", show_default=False)] = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = Quantization.none,
     decoder: Annotated[
         str, typer.Option("--decoder", metavar=DECODER_TEXT, help="Of requests that name none.")
     ] = "mulo",
@@ -91,6 +92,7 @@ def serve(
         uds=None if uds is None else str(uds),
         device=device,
         dtype=dtype and dtype.value,
+        quantization=quantization.value,
         decoder=decoder,
         qualities=QUALITIES | dict(map(split_quality, quality or [])),
         max_running=max_running,

@@ -172,6 +172,8 @@ def op_checks(place: torch.device) -> Iterator[tuple[Case, str]]:
             shapes.attention(2, 4, 64, 1, 160, dtype),
             shapes.attention(2, 4, 64, 33, 160, dtype),
             shapes.kv_write(2, 4, 64, 5, 64, dtype),
+            shapes.linear(3, 160, 96, dtype, gated=True),
+            shapes.linear(3, 160, 96, dtype, quantised=True),
             shapes.sample(4, 1000, 50, dtype),
             shapes.pooled(4, 1000, 10, dtype),
             shapes.nearest(64, 1000, 8, dtype),

@@ -108,6 +108,7 @@ class Served:
             "family": self.name,
             "sampling": spell_sampling(asked.sampling),
             "dtype": self.dtype,
+            **({"quantization": held} if (held := self.family.quantization) is not None else {}),
             "version": __version__,
         }
 

@@ -23,7 +23,9 @@ def load_engines(settings: Settings) -> list[Engine]:
     """The engines of a server's families; ValueError for a family that cannot be, or two of one name."""
     config = SchedulerConfig(max_running=settings.max_running, kv_budget=settings.kv_budget)
     engines = [
-        Engine.from_pretrained(family, device=settings.device, dtype=settings.dtype, config=config)
+        Engine.from_pretrained(
+            family, device=settings.device, dtype=settings.dtype, config=config, quantization=settings.quantization
+        )
         for family in settings.families
     ]
     names = [engine.family.name for engine in engines]

@@ -21,7 +21,7 @@ class Settings:
     Args:
         families: bundled names or folders; the first one is the default model.
         host, port, uds: where to listen; a `uds` path takes the place of host and port.
-        device, dtype: of every family.
+        device, dtype, quantization: of every family, see `Engine`.
         decoder: text of the decoder of requests that name none.
         qualities: texts of the decoders of the API's `quality`.
         max_running, kv_budget: see `SchedulerConfig`; of each family.
@@ -53,6 +53,7 @@ class Settings:
     uds: str | None = None
     device: str = "cpu"
     dtype: str | None = None
+    quantization: str | None = None
     decoder: str = "mulo"
     qualities: Mapping[str, str] = field(default_factory=lambda: dict(QUALITIES))
     max_running: int = 8

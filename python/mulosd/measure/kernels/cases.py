@@ -115,6 +115,42 @@ def kv_write(B: int, heads: int, dim: int, Q: int, L: int, dtype: torch.dtype) -
     return Case("kv_write", f"B{B} H{heads}x{dim} Q{Q} KV{L}", dtype, work, make)
 
 
+def linear(R: int, K: int, N: int, dtype: torch.dtype, *, gated: bool = False, quantised: bool = False) -> Case:
+    """A norm, a product with weights of `dtype` or int8, and SwiGLU or a residual, for R tokens."""
+    width = N // 2 if gated else N
+
+    def make(device: torch.device) -> Problem:
+        x, norm = rand(device, dtype, R, K, seed=1), 1 + rand(device, dtype, K, seed=2) / 8
+        weight, residual = rand(device, dtype, N, K, seed=3) / K**0.5, rand(device, dtype, R, width, seed=4)
+        options: dict[str, Any] = {"norm": norm, "gated": gated, "residual": residual}
+        held = weight.double()
+        if quantised:
+            scale = weight.abs().amax(1).float() / 127
+            weight = (weight.float() / scale[:, None]).round().to(torch.int8)
+            options["scale"], held = scale, weight.double() * scale.double()[:, None]
+
+        def oracle() -> Tensor:
+            h = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * norm.double()
+            out = h @ held.T
+            if gated:
+                gate, value = out.chunk(2, -1)
+                out = F.silu(gate) * value
+            return out + residual.double()
+
+        expected = oracle()
+        return Problem(
+            lambda backend: lambda: kernels.fused_linear(x, weight, **options, backend=backend),
+            lambda out: float((out.double() - expected).abs().max()),
+            EXACT[dtype],
+            {},
+        )
+
+    kind = "int8" if quantised else "same"
+    shape = f"R{R} {K}->{N} {'gated ' if gated else ''}{kind}"
+    work = floors.fused_linear(R, K, N, dtype.itemsize, 1 if quantised else dtype.itemsize, gated)
+    return Case("fused_linear", shape, dtype, work, make)
+
+
 def sample(R: int, V: int, top_k: int, dtype: torch.dtype) -> Case:
     """One token of each of R rows of guided logits."""
     options: dict[str, Any] = {"cfg_scale": 4.0, "temperature": 1.0, "top_k": top_k}
@@ -236,6 +272,8 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
     for Q, L in [(32, 1024)] if quick else [(1, 1024), (32, 1024), (64, 1024), (64, 4096), (256, 2048)]:
         yield attention(2, 20, 64, Q, L, f32)
         yield kv_write(2, 20, 64, Q, L, f32)
+    for R in [2] if quick else [2, 16]:
+        yield linear(R, 768, 4096, f32, gated=True)
     for R in [16] if quick else [2, 64]:
         yield sample(R, 16384, 1000, f32)
         yield pooled(R, 16384, 100, f32)
@@ -256,6 +294,13 @@ def gpu_cases(quick: bool) -> Iterator[Case]:
         yield attention(*shape, half)
     for B, Q in [(2, 64)] if quick else itertools.product((2, 16, 64), queries):
         yield kv_write(B, 20, 64, Q, 4096, half)
+    # The layers of LlamaGen-XL.
+    for R in [2] if quick else [2, 16, 64]:
+        for quantised in (False, True):
+            yield linear(R, 1280, 3840, half, quantised=quantised)
+            yield linear(R, 1280, 1280, half, quantised=quantised)
+            yield linear(R, 1280, 6912, half, gated=True, quantised=quantised)
+            yield linear(R, 3456, 1280, half, quantised=quantised)
     logits = [(16384, 1000, 64)] if quick else itertools.product((16384, 65536), (0, 1000), (2, 64, 512))
     for V, top_k, R in logits:
         yield sample(R, V, top_k, half)

@@ -76,6 +76,13 @@ def kv_write(B: int, Q: int, H: int, Hkv: int, D: int, e: int, cache_e: int, rot
     )
 
 
+def fused_linear(R: int, K: int, N: int, e: int, weight_e: int, gated: bool) -> Work:
+    """Weights and their scales once; R tokens in, as many residuals and results."""
+    width = N // 2 if gated else N
+    scales = 4 * N if weight_e < 2 else 0
+    return Work(bytes=N * K * weight_e + scales + R * (K + 2 * width) * e, flops=2 * R * N * K)
+
+
 def sample(R: int, V: int, e: int, guided: bool, noise: bool) -> Work:
     """One read of the logits, two of guided ones, and of the float32 noise where it is given; one token a row."""
     return Work(bytes=R * V * (e * (2 if guided else 1) + (4 if noise else 0)) + R * 8)

@@ -20,7 +20,15 @@ from .floors import floor_us, limits_of
 from .peers import Call, Unavailable
 from .timing import time_calls
 
-OPS = ("verify_attention", "kv_write", "local_resample", "pooled_mass", "nearest_code", "expand_islands")
+OPS = (
+    "verify_attention",
+    "kv_write",
+    "fused_linear",
+    "local_resample",
+    "pooled_mass",
+    "nearest_code",
+    "expand_islands",
+)
 SECONDS = {True: 0.1, False: 0.5}
 
 
