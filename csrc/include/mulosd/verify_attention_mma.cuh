@@ -88,20 +88,31 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
   const auto own_query = [&](int r) {
     return __shfl_sync(kAllLanes, warp < 2 ? query[0] : query[1], warp % 2 * 16 + r * 8 + lane / 4);
   };
-  uint32_t q[kDim / 16][4];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int own = own_query(r);
+  for (int r = 0; r < 2; ++r)
     own_slot[r] = __shfl_sync(kAllLanes, warp < 2 ? slot[0] : slot[1], warp % 2 * 16 + r * 8 + lane / 4);
-    const int row = row_tile * kTileRows + warp * 16 + r * 8 + lane / 4;
-    const int64_t head = static_cast<int64_t>(kv_head) * group_size + row % group_size;
-    const T* const source =
-        static_cast<const T*>(p.q) + b * p.q_stride[0] + own * p.q_stride[1] + head * p.q_stride[2] + place * 2;
+
+  // Rows of the warp, q before the loop and the output behind it, pass through shared memory that no copy of keys uses
+  // at that time: lanes side by side then move whole sectors.
+  const auto staged = [&](int stage) { return tiles + (stage * 2 * kTileKeys + warp * 16) * kPitch; };
+  uint32_t q[kDim / 16][4];
+  {
+    T* const rows_of_warp = staged(0);
 #pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
-      const bool there = own >= 0 && i * 8 + place * 2 < p.dim;
-      q[i / 2][i % 2 * 2 + r] = there ? *reinterpret_cast<const uint32_t*>(source + i * 8) : 0u;
+    for (int i = lane; i < 16 * kParts; i += 32) {
+      const int r = i / kParts, d = i % kParts * kVec, row = row_tile * kTileRows + warp * 16 + r;
+      const int of_query = row / group_size;
+      Load<T, kVec> some{};
+      if (row < rows && of_query < used && d < p.dim) {
+        const int64_t head = static_cast<int64_t>(kv_head) * group_size + row % group_size;
+        some = *reinterpret_cast<const Load<T, kVec>*>(static_cast<const T*>(p.q) + b * p.q_stride[0] +
+                                                       of_query * p.q_stride[1] + head * p.q_stride[2] + d);
+      }
+      *reinterpret_cast<Load<T, kVec>*>(rows_of_warp + r * kPitch + d) = some;
     }
+    __syncwarp();
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d) load_matrices(q[d], rows_of_warp + lane % 16 * kPitch + d * 16 + lane / 16 * 8);
   }
 
   // The keys of a call as one sequence of tiles: committed slots first, then the draft. This block takes [low, high).
@@ -243,7 +254,8 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
   };
 
   KeyTile tile{-1, {0, 0}, {0u, 0u}};
-  for (int stage = 0, index = low;; stage ^= 1) {
+  int stage = 0;
+  for (int index = low;; stage ^= 1) {
     const KeyTile next = find(index);
     copy_wait();
     __syncthreads();  // the copies of all threads are there, and nobody reads the other stage any more
@@ -254,6 +266,10 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
     index = next.index + 1;
   }
 
+  T* const rows_of_warp = staged(stage ^ 1);
+  const auto target_of = [&](int row) {
+    return (static_cast<int64_t>(b) * p.queries + row / group_size) * p.heads + kv_head * group_size + row % group_size;
+  };
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     total[r] += shuffle_xor(total[r], 1);
@@ -262,25 +278,31 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
     if (row >= rows) continue;
     const float scale = total[r] != 0.0f ? 1.0f / total[r] : 0.0f;  // NaN is passed on
     const float mass = total[r] != 0.0f ? best[r] * p.factor + log2f(total[r]) : -INFINITY;
-    const int64_t target =
-        (static_cast<int64_t>(b) * p.queries + row / group_size) * p.heads + kv_head * group_size + row % group_size;
+    const int64_t target = target_of(row);
     const int64_t at = split * static_cast<int64_t>(p.batch) * p.queries * p.heads + target;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const int d = n * 8 + place * 2;
-      if (d >= p.dim) continue;
       const float two[2] = {acc[n][r * 2] * scale, acc[n][r * 2 + 1] * scale};
-      if (p.splits > 1) {
+      if (p.splits == 1)
+        *reinterpret_cast<uint32_t*>(rows_of_warp + (r * 8 + lane / 4) * kPitch + d) = pack<T>(two[0], two[1]);
+      else if (d < p.dim)
         *reinterpret_cast<Load<float, 2>*>(p.partial + at * p.dim + d) = {two[0], two[1]};
-      } else {
-        *reinterpret_cast<uint32_t*>(static_cast<T*>(p.out) + target * p.dim + d) = pack<T>(two[0], two[1]);
-      }
     }
     if (place != 0) continue;
     if (p.splits > 1)
       p.partial_lse[at] = mass;
     else if (p.lse)
       p.lse[target] = mass * kLn2;
+  }
+  if (p.splits > 1) return;
+  __syncwarp();
+#pragma unroll
+  for (int i = lane; i < 16 * kParts; i += 32) {
+    const int r = i / kParts, d = i % kParts * kVec, row = row_tile * kTileRows + warp * 16 + r;
+    if (row < rows && d < p.dim)
+      *reinterpret_cast<Load<T, kVec>*>(static_cast<T*>(p.out) + target_of(row) * p.dim + d) =
+          *reinterpret_cast<const Load<T, kVec>*>(rows_of_warp + r * kPitch + d);
   }
 }
 
