@@ -86,7 +86,7 @@ CALLS: dict[str, Regular] = {
     "local_resample": row("local_resample", 4096),
     "local_resample, filtered": row("local_resample", 4096, top_k=500, top_p=0.9),
     "pooled_mass, filtered": row("pooled_mass", 4096, top_k=500, top_p=0.9),
-    "verify_attention, 4 rows": attention(4, 252, (2, 2), 64),
+    "verify_attention, 1 row": attention(1, 255, (2, 2), 64),
     "verify_attention, 16 rows": attention(16, 240, (2, 2), 64),
     "verify_attention, 64 rows": attention(64, 192, (2, 2), 64),
     "verify_attention, 64 rows, 2 splits": attention(64, 192, (1, 1), 64, 2),
