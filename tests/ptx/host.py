@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,7 +123,8 @@ class Gpu:
             self._library.ptx_device(self._callback, self.capability, self.shared_optin)
             # Not by patch.dict, which would forget all modules that are first imported inside.
             enter(_module("mulosd._C", _Checked(self)))
-        enter(self._triton())
+        if find_spec("triton") is not None:
+            enter(self._triton())
         self.empties = enter(_Empties())
         return self
 
