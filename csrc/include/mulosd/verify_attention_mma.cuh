@@ -88,31 +88,20 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
   const auto own_query = [&](int r) {
     return __shfl_sync(kAllLanes, warp < 2 ? query[0] : query[1], warp % 2 * 16 + r * 8 + lane / 4);
   };
-#pragma unroll
-  for (int r = 0; r < 2; ++r)
-    own_slot[r] = __shfl_sync(kAllLanes, warp < 2 ? slot[0] : slot[1], warp % 2 * 16 + r * 8 + lane / 4);
-
-  // Rows of the warp, q before the loop and the output behind it, pass through shared memory that no copy of keys uses
-  // at that time: lanes side by side then move whole sectors.
-  const auto staged = [&](int stage) { return tiles + (stage * 2 * kTileKeys + warp * 16) * kPitch; };
   uint32_t q[kDim / 16][4];
-  {
-    T* const rows_of_warp = staged(0);
 #pragma unroll
-    for (int i = lane; i < 16 * kParts; i += 32) {
-      const int r = i / kParts, d = i % kParts * kVec, row = row_tile * kTileRows + warp * 16 + r;
-      const int of_query = row / group_size;
-      Load<T, kVec> some{};
-      if (row < rows && of_query < used && d < p.dim) {
-        const int64_t head = static_cast<int64_t>(kv_head) * group_size + row % group_size;
-        some = *reinterpret_cast<const Load<T, kVec>*>(static_cast<const T*>(p.q) + b * p.q_stride[0] +
-                                                       of_query * p.q_stride[1] + head * p.q_stride[2] + d);
-      }
-      *reinterpret_cast<Load<T, kVec>*>(rows_of_warp + r * kPitch + d) = some;
+  for (int r = 0; r < 2; ++r) {
+    const int own = own_query(r);
+    own_slot[r] = __shfl_sync(kAllLanes, warp < 2 ? slot[0] : slot[1], warp % 2 * 16 + r * 8 + lane / 4);
+    const int row = row_tile * kTileRows + warp * 16 + r * 8 + lane / 4;
+    const int64_t head = static_cast<int64_t>(kv_head) * group_size + row % group_size;
+    const T* const source =
+        static_cast<const T*>(p.q) + b * p.q_stride[0] + own * p.q_stride[1] + head * p.q_stride[2] + place * 2;
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      const bool there = own >= 0 && i * 8 + place * 2 < p.dim;
+      q[i / 2][i % 2 * 2 + r] = there ? *reinterpret_cast<const uint32_t*>(source + i * 8) : 0u;
     }
-    __syncwarp();
-#pragma unroll
-    for (int d = 0; d < kDim / 16; ++d) load_matrices(q[d], rows_of_warp + lane % 16 * kPitch + d * 16 + lane / 16 * 8);
   }
 
   // The keys of a call as one sequence of tiles: committed slots first, then the draft. This block takes [low, high).
@@ -266,7 +255,9 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
     index = next.index + 1;
   }
 
-  T* const rows_of_warp = staged(stage ^ 1);
+  // The output of a warp passes through the stage that nobody reads any more: lanes side by side then write whole
+  // sectors.
+  T* const rows_of_warp = tiles + ((stage ^ 1) * 2 * kTileKeys + warp * 16) * kPitch;
   const auto target_of = [&](int row) {
     return (static_cast<int64_t>(b) * p.queries + row / group_size) * p.heads + kv_head * group_size + row % group_size;
   };
