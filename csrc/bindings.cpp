@@ -80,8 +80,11 @@ using CellArgs = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t, int, 
 // (codebook, code_stride, vocab, dim)
 using CodebookArgs = std::tuple<uintptr_t, int64_t, int, int>;
 
+// split: splits, codes of each, memory for their similarities and codes (unused with one)
+using CodeSplitArgs = std::tuple<int, int, uintptr_t, uintptr_t>;
+
 void nearest_code(const CellArgs& features, const CodebookArgs& codes, uintptr_t neighbours, int k, int64_t cells,
-                  uintptr_t code, uintptr_t sets, uintptr_t stream) {
+                  uintptr_t code, uintptr_t sets, const CodeSplitArgs& split, uintptr_t stream) {
   mulosd::NearestParams p{};
   uintptr_t source = 0, codebook = 0;
   int type = 0;
@@ -96,6 +99,10 @@ void nearest_code(const CellArgs& features, const CodebookArgs& codes, uintptr_t
   p.cells = cells;
   p.code = pointer<int64_t>(code);
   p.sets = pointer<int32_t>(sets);
+  p.splits = std::get<0>(split);
+  p.split_codes = std::get<1>(split);
+  p.partial = pointer<float>(std::get<2>(split));
+  p.partial_code = pointer<int32_t>(std::get<3>(split));
   mulosd::launch_nearest_code(p, pointer<void>(stream));
 }
 
@@ -199,7 +206,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("pooled_mass", &pooled_mass, py::arg("logits"), py::arg("token"), py::arg("neighbours"), py::arg("k"),
         py::arg("tau"), py::arg("mass"), py::arg("accept"), py::arg("stream"));
   m.def("nearest_code", &nearest_code, py::arg("features"), py::arg("codebook"), py::arg("neighbours"), py::arg("k"),
-        py::arg("cells"), py::arg("code"), py::arg("sets"), py::arg("stream"));
+        py::arg("cells"), py::arg("code"), py::arg("sets"), py::arg("split"), py::arg("stream"));
   m.def("kv_write", &kv_write, py::arg("pointers"), py::arg("strides"), py::arg("shape"), py::arg("start"),
         py::arg("size"), py::arg("type"), py::arg("cache_type"), py::arg("stream"));
   m.attr("MAX_SIDE") = mulosd::kMaxSide;

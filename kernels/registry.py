@@ -50,6 +50,7 @@ class Op:
             of `call`, in its order, and last `str? backend=None`. Empty: the op is not registered.
         fake: the shapes and dtypes of the results, from the arguments of the schema.
         modules: backend name -> module with `unusable`, `decline` and `run`, imported when first asked for.
+        order: the backends in the order in which a call is offered to them; None is that of `BACKENDS` for every call.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Op:
     schema: str = ""
     fake: Callable[..., Any] | None = None
     modules: dict[str, str] = field(default_factory=dict)
+    order: Callable[[Any], tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.modules) - {"cuda", "triton"}
@@ -101,7 +103,7 @@ class Op:
     def select(self, forced: str | None, call: Any) -> str:
         """The backend that serves a call."""
         reasons: dict[str, str] = {}
-        for name in BACKENDS:
+        for name in BACKENDS if self.order is None else self.order(call):
             reason = self.reason(name, call)
             if reason is not None:
                 reasons[name] = reason

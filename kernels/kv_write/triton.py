@@ -19,10 +19,10 @@ TILE = 1024  # elements a program moves of each tensor
 @triton.jit
 def _turned(x, rotary, slot, width, DIM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):
     """x [BLOCK_H, BLOCK_D] in float32 with its interleaved pairs turned by the table's row."""
-    pair = tl.arange(0, BLOCK_D // 2)
-    inside = 2 * pair < width
-    cos = tl.load(rotary + slot * DIM + 2 * pair, mask=inside, other=0.0)[None, :]
-    sin = tl.load(rotary + slot * DIM + 2 * pair + 1, mask=inside, other=0.0)[None, :]
+    # Both of a pair in one access: apart, each would fetch the sectors of both.
+    dim = tl.arange(0, BLOCK_D)
+    table = tl.load(rotary + slot * DIM + dim, mask=dim < width, other=0.0)
+    cos, sin = tl.split(tl.reshape(table[None, :], (1, BLOCK_D // 2, 2)))
     a, b = tl.split(tl.reshape(x, (BLOCK_H, BLOCK_D // 2, 2)))
     return tl.reshape(tl.join(a * cos - b * sin, b * cos + a * sin), (BLOCK_H, BLOCK_D))
 

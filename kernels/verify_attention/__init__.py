@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from ..registry import Op
+from ..registry import BACKENDS, Op
+from . import flash
 from .call import Call
+from .plan import preferred
 from .reference import verify_attention_reference
 
 
 def _fake(q: Tensor, *args: object, **_: object) -> tuple[Tensor, Tensor]:
     with_lse = args[9]
     return q.new_empty(q.shape), q.new_empty(q.shape[:3] if with_lse else 0, dtype=torch.float32)
+
+
+@lru_cache(maxsize=16)
+def _capability(index: int | None) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def _order(call: Call) -> tuple[str, ...]:
+    if flash.unusable() is None and flash.decline(call) is None:
+        return BACKENDS  # flash-attn, which is part of the cuda backend
+    device, half = call.q.device, call.q.dtype in (torch.float16, torch.bfloat16)
+    capability = _capability(device.index) if device.type == "cuda" and torch.cuda.is_available() else 0
+    return preferred(call.rows, half, capability)
 
 
 # Called with a `Call`, it skips the checks of the function below.
@@ -26,6 +43,7 @@ OP = Op(
     "float? scale, Tensor? block, Tensor? counts, bool return_lse, int? splits, str? backend=None) -> (Tensor, Tensor)",
     fake=_fake,
     modules={"cuda": f"{__name__}.cuda", "triton": f"{__name__}.triton"},
+    order=_order,
 )
 
 

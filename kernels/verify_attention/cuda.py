@@ -16,7 +16,10 @@ from .plan import cdiv, choose_splits, split_length
 
 __all__ = ["decline", "run", "unusable"]
 
-# Rows of a key head up to which the kernel without tensor cores serves.
+# Rows of a key head from which on the kernel on tensor cores serves what it can: the scalar one needs more instructions
+# there than can be issued while memory delivers the keys (docs/kernels-log.md).
+TENSOR_CORE_ROWS = 2
+# Rows up to which the kernel without them serves the rest.
 FEW_ROWS = 16
 MAX_DIM = 128
 # The largest head size that is no multiple of 8 for which there is a kernel on tensor cores.
@@ -33,11 +36,24 @@ class Tile:
     tensor_cores: bool
 
 
-def tile_of(rows: int, dim: int) -> Tile:
-    """The kernel that serves `rows` = Q * H / Hkv rows a key head, of head size `dim`."""
-    if rows <= FEW_ROWS:
+def tile_of(call: Call) -> Tile:
+    """The kernel that serves a call."""
+    dim = call.q.shape[-1]
+    if call.rows < TENSOR_CORE_ROWS or (call.rows <= FEW_ROWS and no_tensor_cores(call)):
         return Tile(4, 64, 3, tensor_cores=False)
     return Tile(64, 64, 3 if dim <= 64 and dim % 8 == 0 else 2, tensor_cores=True)
+
+
+def no_tensor_cores(call: Call) -> str | None:
+    """Why the kernel on tensor cores cannot serve a call, or None."""
+    dim, scale = call.q.shape[-1], call.scale
+    if call.q.dtype == torch.float32:
+        return "the kernel runs on tensor cores, which need float16 or bfloat16, got torch.float32"
+    if dim > MAX_ODD_DIM and dim % 8:
+        return f"a head size above {MAX_ODD_DIM} must be a multiple of 8, got {dim}"
+    if scale is not None and not scale > 0.0:
+        return f"scale must be positive, got {scale}"
+    return None
 
 
 def unusable() -> str | None:
@@ -60,8 +76,7 @@ def decline(call: Call) -> str | None:
 
 def decline_shapes(call: Call) -> str | None:
     """Why the kernels of mulosd._C cannot take these tensors, whatever their device, or None."""
-    q, k_cache, v_cache, scale = call.q, call.k_cache, call.v_cache, call.scale
-    dim, rows = q.shape[-1], call.rows
+    q, k_cache, v_cache, dim = call.q, call.k_cache, call.v_cache, call.q.shape[-1]
     if q.dtype not in native.TYPES or k_cache.dtype != q.dtype or v_cache.dtype != q.dtype:
         return (
             f"q and the caches must share one of float32, float16 and bfloat16, got {q.dtype}, {k_cache.dtype} and "
@@ -69,14 +84,8 @@ def decline_shapes(call: Call) -> str | None:
         )
     if dim > MAX_DIM or dim % 4:
         return f"the head size must be a multiple of 4 up to {MAX_DIM}, got {dim}"
-    if tile_of(rows, dim).tensor_cores:
-        beyond = f"with Q * H / Hkv = {rows} rows, more than {FEW_ROWS},"
-        if q.dtype == torch.float32:
-            return f"{beyond} the kernel runs on tensor cores, which need float16 or bfloat16, got {q.dtype}"
-        if dim > MAX_ODD_DIM and dim % 8:
-            return f"{beyond} a head size above {MAX_ODD_DIM} must be a multiple of 8, got {dim}"
-        if scale is not None and not scale > 0.0:
-            return f"{beyond} scale must be positive, got {scale}"
+    if call.rows > FEW_ROWS and (reason := no_tensor_cores(call)):
+        return f"with Q * H / Hkv = {call.rows} rows, more than {FEW_ROWS}, {reason}"
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if not _vectors(cache, dim):
             return (
@@ -118,7 +127,7 @@ def launch(call: Call, processors: int, function: Callable[..., None], stream: i
     call = call.for_kernel()
     batch, queries, heads, dim = call.q.shape
     kv_heads = call.k_cache.shape[2]
-    tile = tile_of(call.rows, dim)
+    tile = tile_of(call)
     out, lse = call.results()
     if out.numel() == 0:
         return out, lse

@@ -6,6 +6,9 @@ Everything here is a pure function of shapes known on the host, so planning neve
 from __future__ import annotations
 
 MAX_SPLITS = 32
+# Rows of a key head from which on the matrix instructions of warpgroups, which Triton emits on sm_90 and sm_100, pay:
+# a tile of theirs holds twice the rows, so that keys come half as often from L2.
+WIDE_ROWS = 128
 
 # The costs below are in units of one tile of keys. What a program does before and after its loop:
 _PROLOGUE = 2.0
@@ -16,6 +19,18 @@ _MERGE_LAUNCH = 4.0
 def cdiv(a: int, b: int) -> int:
     """`a / b` rounded up."""
     return -(-a // b)
+
+
+def preferred(rows: int, half: bool, capability: int) -> tuple[str, ...]:
+    """The order in which backends are asked to serve `rows` = Q * H / Hkv rows a key head.
+
+    Args:
+        rows: queries of one key head.
+        half: float16 or bfloat16.
+        capability: of the device, 80, 90, ...
+    """
+    wide = rows >= WIDE_ROWS and half and capability // 10 in (9, 10)
+    return ("triton", "cuda", "torch") if wide else ("cuda", "triton", "torch")
 
 
 def tile_rows(rows: int, largest: int = 128) -> int:
@@ -65,7 +80,7 @@ def choose_splits(
         waves = cdiv(tiles * splits, processors * resident)
         merge = 0.0
         if splits > 1:
-            merge = _MERGE_LAUNCH + 2.0 * tile_rows / tile_keys * splits * tiles / (processors * resident)
+            merge = _MERGE_LAUNCH + 2.0 * min(rows, tile_rows) / tile_keys * splits * tiles / (processors * resident)
         return waves * (cdiv(length, splits) + _PROLOGUE) + merge
 
     return min(range(1, most + 1), key=lambda splits: (cost(splits), splits))

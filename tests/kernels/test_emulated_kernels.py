@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mulosd.kernels import gumbel, local_resample, pooled_mass, shuffle_nearest
+from mulosd.kernels.upsample_pool.nearest_code_cuda import choose_split
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -78,6 +79,10 @@ class NearestParams(ctypes.Structure):
         ("cells", ctypes.c_int64),
         ("code", Pointer),
         ("sets", Pointer),
+        ("splits", Int),
+        ("split_codes", Int),
+        ("partial", Pointer),
+        ("partial_code", Pointer),
     ]
 
 
@@ -280,7 +285,7 @@ def test_bad_rows_are_marked(library: ctypes.CDLL, options: dict[str, float]) ->
 
 
 def emulate_nearest(
-    library: ctypes.CDLL, features: Tensor, codebook: Tensor, r: int, table: Tensor | None
+    library: ctypes.CDLL, features: Tensor, codebook: Tensor, r: int, table: Tensor | None, processors: int = 1
 ) -> tuple[Tensor, Tensor]:
     batch, _, height, width = features.shape
     k = 0 if table is None else table.shape[1]
@@ -289,7 +294,11 @@ def emulate_nearest(
     map_of = (address(features), *features.stride(), TYPES[features.dtype], height * r, width * r, r)
     codes = (address(codebook), codebook.stride(0), *codebook.shape)
     outputs = (code.numel(), address(code), address(sets))
-    library.emulate_nearest_code(ctypes.byref(NearestParams(*map_of, *codes, address(table), k, *outputs)))
+    splits, split_codes = choose_split(code.numel(), *codebook.shape, processors)
+    partial = torch.full((splits, code.numel()), math.nan)
+    partial_code = torch.full((splits, code.numel()), -99, dtype=torch.int32)
+    split = (splits, split_codes, address(partial), address(partial_code))
+    library.emulate_nearest_code(ctypes.byref(NearestParams(*map_of, *codes, address(table), k, *outputs, *split)))
     return code, sets
 
 
@@ -301,12 +310,26 @@ def test_nearest_code(library: ctypes.CDLL, vocab: int, dim: int, r: int) -> Non
     codebook[vocab // 2 :] = codebook[: vocab - vocab // 2].clone()  # every code twice: the lower index wins
     features = 5 * torch.randn(2, dim * r * r, 3, 7, generator=generator)
     table = torch.randint(vocab, (vocab, 9), generator=generator, dtype=torch.int32)
-    for given in (features, features.to(memory_format=torch.channels_last), features.half(), features.bfloat16()):
+    layouts = (features, features.to(memory_format=torch.channels_last), features.half(), features.bfloat16())
+    for processors, given in zip((1, 9, 40, 999), layouts, strict=True):  # as many splits as fill so many processors
         expected = shuffle_nearest(given, codebook, r)
-        code, sets = emulate_nearest(library, given, codebook, r, table)
+        code, sets = emulate_nearest(library, given, codebook, r, table, processors)
         assert torch.equal(code, expected)
         assert torch.equal(sets, table[expected])
     assert torch.equal(emulate_nearest(library, features, codebook, r, None)[0], shuffle_nearest(features, codebook, r))
+
+
+@pytest.mark.parametrize(("cells", "vocab", "dim"), [(1, 1, 1), (1024, 16384, 8), (4096, 16384, 8), (40, 1000, 33)])
+@pytest.mark.parametrize("processors", [1, 7, 132])
+def test_splits_of_the_codes_fill_the_device_and_none_is_empty(
+    cells: int, vocab: int, dim: int, processors: int
+) -> None:
+    splits, codes = choose_split(cells, vocab, dim, processors)
+    assert (splits - 1) * codes < vocab <= splits * codes
+    blocks = math.ceil(cells / (64 if dim <= 16 else 32))
+    assert splits == 1 or blocks * splits <= processors
+    if (cells, vocab, processors) == (1024, 16384, 132):
+        assert blocks * splits == 128
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -314,7 +337,9 @@ def test_bad_features_give_minus_one(library: ctypes.CDLL, value: float) -> None
     codebook = torch.nn.functional.normalize(torch.randn(20, 4), dim=-1)
     features = torch.randn(1, 4, 3, 3)
     features[0, 1, 2, 0] = value
-    code, sets = emulate_nearest(library, features, codebook, 1, torch.zeros(20, 2, dtype=torch.int32))
+    codebook = codebook.repeat(100, 1)
+    table = torch.zeros(2000, 2, dtype=torch.int32)
+    code, sets = emulate_nearest(library, features, codebook, 1, table, processors=4)
     bad = torch.zeros(1, 3, 3, dtype=torch.bool)
     bad[0, 2, 0] = True
     assert torch.equal(code == -1, bad)

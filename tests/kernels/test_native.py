@@ -29,6 +29,7 @@ KERNELS = {
     "local_resample_kernel": 12,
     # Four code lengths, three types.
     "nearest_code_kernel": 12,
+    "merge_nearest_kernel": 1,
     "pooled_mass_kernel": 12,
     # Three widths of a load for each of the 16-bit types, two for float32.
     "verify_attention_kernel": 8,

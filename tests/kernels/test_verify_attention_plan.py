@@ -16,12 +16,36 @@ from torch import Tensor
 from mulosd.kernels import verify_attention
 from mulosd.kernels.verify_attention import cuda, flash
 from mulosd.kernels.verify_attention.call import Call
-from mulosd.kernels.verify_attention.plan import MAX_SPLITS, cdiv, choose_splits, split_length, tile_rows
+from mulosd.kernels.verify_attention.plan import MAX_SPLITS, cdiv, choose_splits, preferred, split_length, tile_rows
 
 
 def test_tile_rows() -> None:
     assert [tile_rows(n) for n in (1, 16, 17, 32, 33, 64, 65, 128, 1000)] == [16, 16, 32, 32, 64, 64, 128, 128, 128]
     assert tile_rows(1000, largest=32) == 32
+
+
+def test_triton_goes_first_where_it_has_instructions_that_the_cuda_kernel_lacks() -> None:
+    first = {
+        (rows, half, arch): preferred(rows, half, arch)[0]
+        for rows in (1, 127, 128)
+        for half in (True, False)
+        for arch in (80, 89, 90, 100, 120)
+    }
+    assert {case for case, backend in first.items() if backend == "triton"} == {(128, True, 90), (128, True, 100)}
+    assert all(sorted(preferred(rows, True, 90)) == ["cuda", "torch", "triton"] for rows in (1, 128))
+
+
+def test_the_order_of_an_op_decides_which_able_backend_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["mulosd.kernels.verify_attention"]  # the name itself is the function
+    op = module.OP
+    case = cases.draw(0, queries=128, dtype=torch.float16)
+    call = Call(*case.tensors(), *case.options().values())
+    monkeypatch.setattr(type(op), "reason", lambda self, name, call: None)
+    order = ["triton", "cuda", "torch"]
+    monkeypatch.setattr(module, "preferred", lambda *_: tuple(order))
+    assert op.select(None, call) == "triton" and op.select("cuda", call) == "cuda"
+    order.reverse()
+    assert op.select(None, call) == "torch"
 
 
 def h200(heads: int, rows: int, keys: int) -> int:

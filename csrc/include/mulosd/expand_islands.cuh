@@ -137,8 +137,10 @@ __global__ void __launch_bounds__(kThreads, 1) expand_islands_kernel(IslandParam
     }
   }
   __syncthreads();
+  // Volatile, for others pass through this cell on the way to their roots. Either value leads there.
+  volatile int* const links = parent;
   for (int i = threadIdx.x; i < cells; i += kThreads)
-    if (mask[i]) parent[i] = find_root(parent, i);
+    if (mask[i]) links[i] = find_root(links, i);
   __syncthreads();
 
   // Ranks in raster order: every thread counts a stretch of neighbouring cells.

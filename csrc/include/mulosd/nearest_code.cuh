@@ -1,4 +1,5 @@
-// Nearest code of every cell of a pixel-shuffled map by cosine: a block takes some cells, its warps share the codes.
+// Nearest code of every cell of a pixel-shuffled map by cosine: a block takes some cells and one range of the codes,
+// which its warps share. Ranges are merged in their order.
 #pragma once
 
 #include <climits>
@@ -16,8 +17,18 @@ struct NearestShape {
   static constexpr int kTile = 4096 / kDim;        // codes a tile
 };
 
+// The neighbours of the codes that were chosen for `count` cells from `first` on. All threads of the block call it.
+__device__ __forceinline__ void write_sets(const NearestParams& p, const int* chosen, int64_t first, int count) {
+  for (int i = threadIdx.x; i < count * p.k; i += kThreads) {
+    const int64_t cell = first + i / p.k;
+    if (cell >= p.cells) continue;
+    const int code = chosen[i / p.k], slot = i % p.k;
+    p.sets[cell * p.k + slot] = code < 0 ? -1 : p.neighbours[static_cast<int64_t>(code) * p.k + slot];
+  }
+}
+
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads) nearest_code_kernel(NearestParams p) {
+__global__ void __launch_bounds__(kThreads, kDim <= 32 ? 2 : 1) nearest_code_kernel(NearestParams p) {
   using Shape = NearestShape<T, kDim>;
   constexpr int kOwn = Shape::kOwn, kCells = Shape::kCells, kTile = Shape::kTile;
   __shared__ float4 codes[kTile * kDim / 4];
@@ -25,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) nearest_code_kernel(NearestParams p)
   __shared__ int indices[kWarps][kCells];
   __shared__ int chosen[kCells];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kCells;
+  const int64_t first = static_cast<int64_t>(static_cast<int>(blockIdx.x) / p.splits) * kCells;
 
   float x[kOwn][kDim];
   bool finite[kOwn];
@@ -56,15 +67,17 @@ __global__ void __launch_bounds__(kThreads) nearest_code_kernel(NearestParams p)
   }
 
   float* flat = reinterpret_cast<float*>(codes);
-  for (int begin = 0; begin < p.vocab; begin += kTile) {
+  const int split = static_cast<int>(blockIdx.x) % p.splits;
+  const int low = split * p.split_codes, high = p.vocab - low < p.split_codes ? p.vocab : low + p.split_codes;
+  for (int begin = low; begin < high; begin += kTile) {
     __syncthreads();  // readers of the tile before are done
 #pragma unroll
     for (int i = threadIdx.x; i < kTile * kDim; i += kThreads) {
       const int index = begin + i / kDim, c = i % kDim;
-      flat[i] = index < p.vocab && c < p.dim ? p.codebook[index * p.code_stride + c] : 0.0f;
+      flat[i] = index < high && c < p.dim ? p.codebook[index * p.code_stride + c] : 0.0f;
     }
     __syncthreads();
-    const int count = p.vocab - begin < kTile ? p.vocab - begin : kTile;
+    const int count = high - begin < kTile ? high - begin : kTile;
     for (int j = warp; j < count; j += kWarps) {
       float sum[kOwn] = {};
 #pragma unroll
@@ -97,17 +110,41 @@ __global__ void __launch_bounds__(kThreads) nearest_code_kernel(NearestParams p)
       if (index >= 0) over = BestOp()(over, Best{values[w][threadIdx.x], index});
     }
     const int code = over.index == INT_MAX ? -1 : over.index;
+    const int64_t cell = first + threadIdx.x;
     chosen[threadIdx.x] = code;
-    if (first + threadIdx.x < p.cells) p.code[first + threadIdx.x] = code;
+    if (cell < p.cells && p.splits == 1) p.code[cell] = code;
+    if (cell < p.cells && p.splits > 1) {
+      p.partial[split * p.cells + cell] = over.value;
+      p.partial_code[split * p.cells + cell] = code;
+    }
+  }
+  if (p.neighbours == nullptr || p.splits > 1) return;
+  __syncthreads();
+  write_sets(p, chosen, first, kCells);
+}
+
+constexpr int kMergeCells = 64;
+
+// Merges the ranges of codes, the lower one at ties, which has the lower codes.
+__global__ void __launch_bounds__(kThreads) merge_nearest_kernel(NearestParams p) {
+  __shared__ int chosen[kMergeCells];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kMergeCells, cell = first + threadIdx.x;
+  if (threadIdx.x < kMergeCells && cell < p.cells) {
+    float best = p.partial[cell];
+    int code = p.partial_code[cell];
+    for (int split = 1; split < p.splits; ++split) {
+      const float value = p.partial[split * p.cells + cell];
+      if (value > best) {
+        best = value;
+        code = p.partial_code[split * p.cells + cell];
+      }
+    }
+    chosen[threadIdx.x] = code;
+    p.code[cell] = code;
   }
   if (p.neighbours == nullptr) return;
   __syncthreads();
-  for (int i = threadIdx.x; i < kCells * p.k; i += kThreads) {
-    const int64_t cell = first + i / p.k;
-    const int code = chosen[i / p.k], slot = i % p.k;
-    if (cell < p.cells)
-      p.sets[cell * p.k + slot] = code < 0 ? -1 : p.neighbours[static_cast<int64_t>(code) * p.k + slot];
-  }
+  write_sets(p, chosen, first, kMergeCells);
 }
 
 // Calls launch(kernel, cells a block) with the instance for codes of this length.

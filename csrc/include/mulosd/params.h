@@ -64,8 +64,12 @@ struct NearestParams {
   const int32_t* neighbours;  // [vocab, k] contiguous, or null
   int k;
   int64_t cells;
-  int64_t* code;  // [cells], out; -1 for features that are not finite
-  int32_t* sets;  // [cells, k], out, with neighbours; -1 beside a code of -1
+  int64_t* code;          // [cells], out; -1 for features that are not finite
+  int32_t* sets;          // [cells, k], out, with neighbours; -1 beside a code of -1
+  int splits;             // blocks that share the codes of a cell
+  int split_codes;        // codes of one of them
+  float* partial;         // [splits, cells], with splits > 1: the largest similarity of each
+  int32_t* partial_code;  // [splits, cells]: the code of it, -1 for features that are not finite
 };
 
 // Tensors [batch, tokens, heads, dim] and caches [batch, slot, head, dim]; strides in elements, the last one is 1.

@@ -75,7 +75,10 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks) verify_at
   constexpr int kStep = kAttentionWarps * kGroups * kAttentionAhead;
   __shared__ float shared_best[kAttentionWarps][kAttentionRows];
   __shared__ float shared_total[kAttentionWarps][kAttentionRows];
-  __shared__ float shared_acc[kAttentionWarps][kAttentionRows][kLanes * kVec];
+  // Quads of the numbers of all lanes, the first ones before the second ones, half the banks apart: neither the stores
+  // of quads nor the reads of single numbers meet in a bank.
+  constexpr int kHalf = kLanes + 4;
+  __shared__ float4 shared_acc[kAttentionWarps][kAttentionRows][kVec / 4 * kHalf];
 
   const int group_size = p.heads / p.kv_heads;
   const int rows = p.queries * group_size;
@@ -206,7 +209,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks) verify_at
     }
     if (lane < kLanes) {
 #pragma unroll
-      for (int e = 0; e < kVec; ++e) shared_acc[warp][r][lane * kVec + e] = mine.acc[e];
+      for (int e = 0; e < kVec; e += 4)
+        shared_acc[warp][r][e / 4 * kHalf + lane] =
+            float4{mine.acc[e], mine.acc[e + 1], mine.acc[e + 2], mine.acc[e + 3]};
     }
     if (lane == 0) {
       shared_best[warp][r] = mine.best;
@@ -226,7 +231,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks) verify_at
     for (int w = 0; w < kAttentionWarps; ++w) {
       const float weight = exp2f(shared_best[w][r] - Running<kVec>::pivot(best));
       total += weight * shared_total[w][r];
-      sum += weight * shared_acc[w][r][d];
+      sum += weight * reinterpret_cast<const float*>(&shared_acc[w][r][d % kVec / 4 * kHalf + d / kVec])[d % 4];
     }
     const int64_t target =
         (static_cast<int64_t>(b) * p.queries + row / group_size) * p.heads + kv_head * group_size + row % group_size;

@@ -243,7 +243,8 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
   };
 
   KeyTile tile{-1, {0, 0}, {0u, 0u}};
-  for (int stage = 0, index = low;; stage ^= 1) {
+  int stage = 0;
+  for (int index = low;; stage ^= 1) {
     const KeyTile next = find(index);
     copy_wait();
     __syncthreads();  // the copies of all threads are there, and nobody reads the other stage any more
@@ -254,6 +255,12 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
     index = next.index + 1;
   }
 
+  // The output of a warp passes through the stage that nobody reads any more: lanes side by side then write whole
+  // sectors.
+  T* const rows_of_warp = tiles + ((stage ^ 1) * 2 * kTileKeys + warp * 16) * kPitch;
+  const auto target_of = [&](int row) {
+    return (static_cast<int64_t>(b) * p.queries + row / group_size) * p.heads + kv_head * group_size + row % group_size;
+  };
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     total[r] += shuffle_xor(total[r], 1);
@@ -262,25 +269,31 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
     if (row >= rows) continue;
     const float scale = total[r] != 0.0f ? 1.0f / total[r] : 0.0f;  // NaN is passed on
     const float mass = total[r] != 0.0f ? best[r] * p.factor + log2f(total[r]) : -INFINITY;
-    const int64_t target =
-        (static_cast<int64_t>(b) * p.queries + row / group_size) * p.heads + kv_head * group_size + row % group_size;
+    const int64_t target = target_of(row);
     const int64_t at = split * static_cast<int64_t>(p.batch) * p.queries * p.heads + target;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const int d = n * 8 + place * 2;
-      if (d >= p.dim) continue;
       const float two[2] = {acc[n][r * 2] * scale, acc[n][r * 2 + 1] * scale};
-      if (p.splits > 1) {
+      if (p.splits == 1)
+        *reinterpret_cast<uint32_t*>(rows_of_warp + (r * 8 + lane / 4) * kPitch + d) = pack<T>(two[0], two[1]);
+      else if (d < p.dim)
         *reinterpret_cast<Load<float, 2>*>(p.partial + at * p.dim + d) = {two[0], two[1]};
-      } else {
-        *reinterpret_cast<uint32_t*>(static_cast<T*>(p.out) + target * p.dim + d) = pack<T>(two[0], two[1]);
-      }
     }
     if (place != 0) continue;
     if (p.splits > 1)
       p.partial_lse[at] = mass;
     else if (p.lse)
       p.lse[target] = mass * kLn2;
+  }
+  if (p.splits > 1) return;
+  __syncwarp();
+#pragma unroll
+  for (int i = lane; i < 16 * kParts; i += 32) {
+    const int r = i / kParts, d = i % kParts * kVec, row = row_tile * kTileRows + warp * 16 + r;
+    if (row < rows && d < p.dim)
+      *reinterpret_cast<Load<T, kVec>*>(static_cast<T*>(p.out) + target_of(row) * p.dim + d) =
+          *reinterpret_cast<const Load<T, kVec>*>(rows_of_warp + r * kPitch + d);
   }
 }
 

@@ -145,6 +145,10 @@ inline void __syncthreads() {
   emulator::wait(emulator::block_barrier, static_cast<int>(emulator::fibres.size()));
 }
 
+inline void __syncwarp() {
+  emulator::wait(emulator::warp_barrier[threadIdx.x / 32], 32);
+}
+
 inline int __syncthreads_or(int value) {
   emulator::block_or |= value;
   __syncthreads();

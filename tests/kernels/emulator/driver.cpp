@@ -62,7 +62,11 @@ extern "C" void emulate_pooled_mass(const mulosd::PoolParams* params, int room) 
 extern "C" void emulate_nearest_code(const mulosd::NearestParams* params) {
   using namespace mulosd;
   const auto launch = [&](auto kernel, int cells) {
-    emulator::launch(static_cast<int>((params->cells + cells - 1) / cells), kThreads, [&] { kernel(*params); });
+    const int blocks = static_cast<int>((params->cells + cells - 1) / cells);
+    emulator::launch(blocks * params->splits, kThreads, [&] { kernel(*params); });
+    if (params->splits == 1) return;
+    const int merges = static_cast<int>((params->cells + kMergeCells - 1) / kMergeCells);
+    emulator::launch(merges, kThreads, [&] { merge_nearest_kernel(*params); });
   };
   switch (params->type) {
     case LogitType::kFloat32:
