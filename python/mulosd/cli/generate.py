@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from .._version import __version__
 from .console import Lines, Pipe, examples, stage_bar, stderr, warn
-from .drawing import Job, Record, alone, draw, missing
+from .drawing import Record, alone, draw
 from .files import Output, check_below, check_file
 from .image_files import check_suffix
+from .jobs import Job, job_of, missing, placed, remembered, settled
 from .options import (
     DecoderOption,
     DeviceOption,
     DtypeOption,
     FamilyOption,
     SamplingOption,
-    read_decoder,
     read_sampling,
     sized,
-    spell_sampling,
 )
 from .prompt_list import STDIN, Asked, read_prompt_list, seed_of
 
@@ -52,7 +50,8 @@ def generate(
         typer.Argument(metavar="PROMPT", help="One sentence an image, each in quotes.", show_default=False),
     ] = None,
     prompt_list: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="More: a line each, CSV or JSONL; - is stdin.")
+        str | None,
+        typer.Option("--prompts", metavar="FILE", help="More: a line each, CSV, JSONL, Parquet; - is stdin."),
     ] = None,
     family: FamilyOption = "emoji",
     decoder: DecoderOption = "mulo",
@@ -98,12 +97,8 @@ def generate(
     params = read_sampling(engine, sampling)
     warnings = [] if given is not None else check_words(engine, asked)
     chosen = {text: sized(one, size, engine.family).resolve(engine.family) for text, one in chosen.items()}
-    common = {
-        "family": engine.family.name,
-        "sampling": spell_sampling(params),
-        "dtype": str(engine.dtype).removeprefix("torch."),
-    }
-    jobs = jobs_of(asked, num_images, paths, [chosen[one.decoder or decoder] for one in asked], common, given)
+    decoders = [chosen[one.decoder or decoder] for one in asked]
+    jobs = jobs_of(asked, num_images, paths, decoders, remembered(engine, params), given)
     todo = list(range(len(jobs))) if overwrite or not where.directory else missing(jobs)
 
     for warning in warnings:
@@ -166,37 +161,9 @@ def asked_for(prompts: Sequence[str], prompt_list: str | None) -> list[Asked]:
     return asked
 
 
-def settled(asked: Asked, num_images: int) -> Asked:
-    """A prompt that says something and can be stored; ValueError otherwise."""
-    prompt, place = asked.prompt, asked.place
-    if not prompt.strip():
-        raise ValueError(f'{place} is empty; describe an image, such as "a cat on a blue background"')
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{place} is no text in UTF-8: {prompt!r}") from error
-    if prompt.startswith("@") and Path(prompt[1:]).is_file():
-        raise ValueError(f"{place} is {prompt}: --prompts {prompt[1:]} reads prompts from a file")
-    if asked.output is not None:
-        check_suffix(f"{place}: output", asked.output)
-        if num_images > 1:
-            raise ValueError(f"{place} names one output, but --num-images is {num_images}; leave one of them out")
-    return asked
-
-
 def first(asked: Asked) -> int:
     """The seed of the first image."""
     return asked.seed or 0
-
-
-def placed(asked: Asked, text: str) -> Decoder:
-    """The decoder that a text names; errors say where it stands when that is a list."""
-    try:
-        return read_decoder(text)
-    except ValueError as error:
-        if asked.decoder is None:
-            raise
-        raise ValueError(f"{asked.place}: {error}") from error
 
 
 def paths_of(where: Output, asked: Sequence[Asked], num_images: int) -> list[Path | None]:
@@ -263,26 +230,13 @@ def jobs_of(
     given: Condition | None,
 ) -> list[Job]:
     """One job an image, with what its file is to remember."""
-    from ..engine.decoding import spell
-
     jobs = []
     for i, path in enumerate(paths):
         k = i // num_images
         one, seed = asked[k], first(asked[k]) + i % num_images
         condition = None if given is None else given[k : k + 1]
-        settings = {"prompt": one.prompt, "seed": str(seed), "decoder": spell(decoders[k]), **common}
-        if condition is not None:
-            settings["features"] = digest(condition)
-        jobs.append(Job(one.prompt, seed, decoders[k], path, {**settings, "version": __version__}, condition))
+        jobs.append(job_of(one.prompt, seed, decoders[k], path, common, condition))
     return jobs
-
-
-def digest(condition: Condition) -> str:
-    """What tells one precomputed condition from another."""
-    from hashlib import sha256
-
-    values = condition.features.cpu()
-    return sha256((values.float() if values.is_floating_point() else values).numpy().tobytes()).hexdigest()[:16]
 
 
 def write_sheet(jobs: Sequence[Job], path: Path) -> None:
