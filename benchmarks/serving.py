@@ -136,13 +136,21 @@ def soak(requests: int, only: str | None = None) -> dict[str, Any]:
                 "refused": lambda i: refused.draw("apple", i),
             }
             for name in kinds if only is None else [only]:
-                report[name] = {"bytes a request": slope(kinds[name], requests, url, process)}
+                points = readings(kinds[name], requests, url, process)
+                x, y = np.array(points, dtype=float).T
+                half = len(points) // 2
+                report[name] = {
+                    "bytes a request": float(np.polyfit(x, y, 1)[0]),
+                    "in its second half": float(np.polyfit(x[half:], y[half:], 1)[0]),
+                    "readings": points,
+                }
             report["counted"] = counts(url)
     return report
 
 
-def slope(ask: Callable[[int], object], requests: int, url: str, process: int) -> float:
-    """Of memory over requests, four at a time, behind a warm-up of a half as many; read while nothing is under way."""
+def readings(ask: Callable[[int], object], requests: int, url: str, process: int) -> list[tuple[int, int]]:
+    """Requests and bytes of memory, four at a time, behind a warm-up of a half as many; read while nothing is under
+    way."""
     points: list[tuple[int, int]] = []
     part = max(1, requests // 20)
     with ThreadPoolExecutor(4) as threads:
@@ -153,8 +161,7 @@ def slope(ask: Callable[[int], object], requests: int, url: str, process: int) -
             list(threads.map(ask, range(begun + requests, min(requests, begun + part) + requests)))
         rest(url)
         points.append((requests, memory(process)))
-    x, y = np.array(points, dtype=float).T
-    return float(np.polyfit(x, y, 1)[0])
+    return points
 
 
 def rest(url: str) -> None:

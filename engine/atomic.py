@@ -47,7 +47,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     target = path.resolve() if path.is_symlink() else path
     clean(target.parent.resolve())
     file, partial = new_partial(target)
-    with file, told(path, partial):
+    with told(path, partial), file:  # closing a file whose buffer does not fit raises once more
         try:
             yield file
             file.flush()

@@ -235,7 +235,8 @@ class Engine:
 
         Args:
             prompt, decoder, sampling, seed: as for `generate`.
-            previews: also report the draft and every verified band, as images; a number is at most so many of them.
+            previews: also report the draft and every verified band, or rows as they are decided, as images; a number is
+                at most so many of them.
             progress, features: as for `generate`; features of this one prompt.
 
         Raises:

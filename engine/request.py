@@ -92,8 +92,8 @@ class Request:
 
     The other attributes are the scheduler's: the number, the plan, the bytes of cache that it may hold and in which
     caches (grid, whether it is the feature drafter's); the feeds that the plan waits for, and what is there of their
-    results; and the updates that are not reported yet. `last` is the engine's: the tokens and the image of the latest
-    preview.
+    results; the updates that are not reported yet, and the rows that are. `last` is the engine's: the tokens and the
+    image of the latest preview.
     """
 
     family: Family
@@ -115,6 +115,7 @@ class Request:
     parts: dict[int, Logits] = field(default_factory=dict)
     fed: int = 0
     updates: list[Update] = field(default_factory=list)
+    rows_shown: int = 0
     last: tuple[Tensor, Image] | None = None
 
     def lane(self, grid: int, drafter: bool = False) -> Lane:
@@ -141,6 +142,17 @@ class Request:
             if self.previews is not True:
                 self.previews -= 1
             self.updates.append(Update(self.number, kind, tokens=tokens.clone(), row=row))
+
+    def show_rows(self, tokens: Tensor, side: int, decided: int) -> None:
+        """Report the new rows of tokens [side * side] of which the first `decided` are, as bands: each row, or bands of
+        about equal height where a number of previews is wanted. The last rows are the image's."""
+        if not self.previews:
+            return
+        rows, top = decided // side, self.rows_shown
+        least = 1 if self.previews is True else -(-(side - top) // (self.previews + 1))
+        if rows < side and rows - top >= least:
+            self.rows_shown = rows
+            self.show("band", tokens.view(side, side)[top:rows], top)
 
     def shown(self, tokens: Tensor) -> Image | None:
         """The image of these tokens if the latest preview was just that: a last band may be the whole image."""

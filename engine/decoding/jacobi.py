@@ -60,6 +60,7 @@ class Jacobi(OneGrid):
             first = yield from prefix(lane)
             kind = Coupled if self.coupled else Independent
             iteration = kind(request, lane, tokens, request.noise(Purpose.TARGET), "jacobi")
+            iteration.show = True
             yield from iteration.run(0, lane.size, first, self.window)
         return Outcome(lane.image())
 
@@ -75,6 +76,8 @@ class Iteration(ABC):
         role: what the tokens fed are counted as.
     """
 
+    show = False  # rows that stand, as previews
+
     def __init__(self, request: Request, lane: Lane, tokens: Tensor, noise: Noise, role: str) -> None:
         self.request, self.lane, self.tokens, self.noise, self.role = request, lane, tokens, noise, role
         self.done = 0
@@ -88,6 +91,8 @@ class Iteration(ABC):
             found = yield from self.forward(min(window, stop - self.done))
             self.settle(found)
             self.request.recorder.report(self.role, self.done, stop)
+            if self.show:
+                self.request.show_rows(self.tokens, self.lane.grid, self.done)
 
     def forward(self, count: int) -> Generator[list[Feed], list[Result], Logits]:
         """Feed the last standing token and all but the last of `count` guesses; logits [count, V] of the guesses."""

@@ -15,7 +15,15 @@ from .base import OneGrid, Outcome, Plan
 
 
 def draw_raster(
-    request: Request, lane: Lane, tokens: Tensor, start: int, stop: int, logits: Logits, noise: Noise, role: str
+    request: Request,
+    lane: Lane,
+    tokens: Tensor,
+    start: int,
+    stop: int,
+    logits: Logits,
+    noise: Noise,
+    role: str,
+    show: bool = False,
 ) -> Steps:
     """Draw positions start..stop-1 of `tokens` [N] in place, one forward each but for the first.
 
@@ -23,6 +31,7 @@ def draw_raster(
         lane: its cache holds every position before `start`; position stop-1 is left unfed. With its own `tokens` a GPU
             draws one after the other without the host.
         logits: [1, V] of position `start`.
+        show: rows as previews.
     """
     for i in range(start, stop):
         if i == start:
@@ -31,6 +40,8 @@ def draw_raster(
             before, draw = range(i - 1, i), request.drawing(noise, [i], tokens)
             yield [Feed(lane, tokens, before, role=role, draw=draw, sources=before)]
         request.recorder.report(role, i + 1, lane.size)
+        if show:
+            request.show_rows(tokens, lane.grid, i + 1)
 
 
 @dataclass(frozen=True)
@@ -50,5 +61,5 @@ class Serial(OneGrid):
             lane = request.lane(grid)
             first = yield from prefix(lane)
             noise = request.noise(Purpose.TARGET)
-            yield from draw_raster(request, lane, lane.tokens, 0, grid * grid, first, noise, "serial")
+            yield from draw_raster(request, lane, lane.tokens, 0, grid * grid, first, noise, "serial", show=True)
         return Outcome(lane.image())

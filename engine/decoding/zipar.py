@@ -54,7 +54,8 @@ class ZipAR(OneGrid):
             lane = request.lane(grid)
             first = yield from prefix(lane)
             noise = request.noise(Purpose.TARGET)
-            yield from draw_steps(request, lane, lane.tokens, steps, noise, "zipar", {0: first}, unmasked=self.zero_kv)
+            known, how = {0: first}, {"unmasked": self.zero_kv, "show": True}
+            yield from draw_steps(request, lane, lane.tokens, steps, noise, "zipar", known, **how)
         return Outcome(lane.image(), depth=len(steps))
 
 
@@ -112,6 +113,7 @@ def draw_steps(
     known: Mapping[int, Logits],
     *,
     unmasked: bool = False,
+    show: bool = False,
 ) -> Generator[list[Feed], list[Result], list[int]]:
     """Draw the positions of all steps; `tokens` [N] changes in place.
 
@@ -122,6 +124,7 @@ def draw_steps(
         known: logits [1, V] that are there already, by position; the others are fed for.
         unmasked: parity with ZipAR's public code: pending slots stay visible, as zeros or as what stands there, and
             `newest_above` is the surrogate.
+        show: rows that are complete, with all above them, as previews.
 
     Returns:
         The positions of the last step, whose keys and values are not written; they are left hidden.
@@ -160,4 +163,6 @@ def draw_steps(
         fresh = sorted(step)
         done += len(step)
         request.recorder.report(role, done, total)
+        if show and request.previews:
+            request.show_rows(tokens, lane.grid, min(pending, default=lane.size))
     return fresh

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mulosd.engine.async_engine import AsyncEngine
-from mulosd.engine.decoding import Decoder, MuloSD, Serial, ZipAR
+from mulosd.engine.decoding import Decoder, DraftOnly, Jacobi, MuloSD, Serial, ZipAR
 from mulosd.engine.decoding.base import Plan
 from mulosd.engine.engine import Engine, Update
 from mulosd.engine.random_family import random_family
@@ -23,6 +23,34 @@ SAMPLING = SamplingParams(cfg_scale=2.0)
 @pytest.fixture
 def engine() -> Engine:
     return Engine(random_family(), config=SchedulerConfig(max_running=3))
+
+
+ROW_BY_ROW = (Serial(), ZipAR(2), ZipAR(2, zero_kv=True), Jacobi(window=8), Jacobi(window=8, coupled=False), Jacobi(64))
+
+
+@pytest.mark.parametrize("decoder", ROW_BY_ROW, ids=str)
+def test_rows_are_shown_as_they_are_decided(engine: Engine, decoder: Decoder) -> None:
+    *bands, final = engine.stream("apple", decoder=decoder, seed=2, sampling=SAMPLING)
+    assert {band.kind for band in bands} <= {"band"} and final.tokens is not None
+    assert len(bands) == 7 or not isinstance(decoder, (Serial, ZipAR)), "every row but the last, which is the image's"
+    row = 0
+    for band in bands:
+        assert band.tokens is not None and band.image is not None and band.row == row
+        assert torch.equal(band.tokens, final.tokens[row : row + len(band.tokens)]), "what is shown does not change"
+        assert band.image.size == (16, 2 * len(band.tokens))
+        row += len(band.tokens)
+    assert row < 8
+    whole = engine.generate("apple", decoder=decoder, seed=2, sampling=SAMPLING)
+    assert torch.equal(final.tokens, whole.tokens[0])
+
+
+@pytest.mark.parametrize(("wanted", "rows"), [(0, []), (1, [0]), (2, [0, 3]), (3, [0, 2, 4]), (50, list(range(7)))])
+def test_as_many_bands_as_wanted_share_the_image(engine: Engine, wanted: int, rows: list[int]) -> None:
+    engine.add_request("apple", decoder=Serial(), previews=wanted)
+    updates = []
+    while engine.busy:
+        updates += engine.step()
+    assert [update.row for update in updates[:-1]] == rows and updates[-1].kind == "final"
 
 
 class Failing(Decoder):
@@ -61,7 +89,7 @@ def test_a_stream_shows_the_draft_the_bands_and_the_image(engine: Engine) -> Non
     assert [u.image.size for u in updates if u.image is not None] == [(8, 4), (16, 8), (8, 8), (16, 8), (16, 16)]
     final, bands = updates[-1], [u.tokens for u in updates if u.kind == "band"]
     assert final.tokens is not None and torch.equal(torch.cat([b for b in bands if b is not None]), final.tokens)
-    for update in engine.stream("apple", decoder=Serial(), seed=2):
+    for update in engine.stream("apple", decoder=DraftOnly(scale=2), seed=2):
         assert update.kind == "final"
     half = engine.stream("apple", decoder=MULO)
     next(half)

@@ -15,7 +15,7 @@ import torch
 from typer.testing import Result
 
 from mulosd.cli import workers
-from mulosd.cli.drawing import Job
+from mulosd.cli.jobs import Job
 from mulosd.cli.options import read_devices
 from mulosd.cli.workers import draw_on, portable
 from mulosd.engine.decoding import parse

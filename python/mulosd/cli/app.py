@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from .._version import __version__
 from ..screen import printable
-from . import bench, calibrate, convert, decoders, diagnose, doctor, evaluate, generate, info, serve, train
+from . import batch, bench, calibrate, convert, decoders, diagnose, doctor, evaluate, generate, info, serve, train
 from .console import silence, stderr
 from .respelled import Respelled
 
@@ -76,6 +76,7 @@ def root(
 
 
 app.command("generate", epilog=generate.EXAMPLES, cls=Respelled)(generate.generate)
+app.command("batch", epilog=batch.EXAMPLES)(batch.batch)
 app.command("evaluate", epilog=evaluate.EXAMPLES, cls=Respelled)(evaluate.evaluate)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("info", epilog=info.EXAMPLES)(info.info)

@@ -7,11 +7,11 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rich.markup import escape
 
@@ -20,77 +20,19 @@ from ..engine.atomic import atomic, is_stream, write_json
 from ..engine.lock import locked
 from ..screen import printable
 from .console import Lines, silence
-from .image_files import read_settings, save_image
+from .image_files import save_image
+from .jobs import Job
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .. import Engine
-    from ..engine.conditioning import Condition
-    from ..engine.decoding import Decoder
     from ..engine.request import Update
     from ..engine.sampling import SamplingParams
     from ..engine.stats import Progress
 
 # Images under way at a time; each holds rows of the KV caches.
 UNDER_WAY = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One image to draw.
-
-    Args:
-        prompt, seed, decoder: of the image; the decoder is resolved.
-        path: file to write; None is standard output.
-        settings: what the file is to remember, as texts.
-        features: its precomputed condition, or None.
-    """
-
-    prompt: str
-    seed: int
-    decoder: Decoder
-    path: Path | None
-    settings: dict[str, str]
-    features: Condition | None = None
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """What --stats holds of it before it is drawn."""
-        named = {k: v for k, v in self.settings.items() if k not in ("decoder", "version")}
-        return {"file": self.file, **named, "seed": self.seed, "spelling": self.settings["decoder"]}
-
-    @property
-    def file(self) -> str:
-        """The path as it can be printed and stored, whatever its bytes."""
-        return str(self.path or "-").encode(errors="surrogateescape").decode(errors="replace")
-
-    def conflict(self) -> str | None:
-        """How a file that is there differs from what this job would write; None when it is the same image."""
-        found = None if self.path is None else read_settings(self.path)
-        if found is None:
-            return "is no image that this command wrote"
-        for key in sorted({*self.settings, "features", "quantization"} - {"version"}):
-            here, wanted = found.get(key), self.settings.get(key)
-            if here != wanted:
-                return f"was drawn with {key} {here!r}, not {wanted!r}"
-        return None
-
-
-def missing(jobs: Sequence[Job]) -> list[int]:
-    """Numbers of the jobs whose files are not there yet.
-
-    Raises:
-        ValueError: a file of that name is there, but another image.
-    """
-    there = [i for i, job in enumerate(jobs) if job.path is not None and job.path.exists()]
-    others = [(jobs[i], conflict) for i in there if (conflict := jobs[i].conflict()) is not None]
-    if others:
-        job, conflict = others[0]
-        more = f" (and {len(others) - 1} more files are others)" if len(others) > 1 else ""
-        raise ValueError(
-            f"{job.file} exists already and {conflict}{more}: choose another folder (--output), or draw over it "
-            f"(--overwrite)"
-        )
-    return [i for i in range(len(jobs)) if i not in set(there)]
 
 
 @contextmanager
@@ -138,28 +80,57 @@ def draw(
         KeyboardInterrupt: Ctrl-C, once all that was finished by then has been given.
         Exception: of the first image that fails.
     """
+    with closing(outcomes(engine, jobs, sampling, progress)) as found:
+        for job, update in found:
+            if update.error is not None:
+                raise update.error
+            yield job, update
+
+
+def outcomes(
+    engine: Engine,
+    jobs: Sequence[Job],
+    sampling: SamplingParams,
+    progress: Callable[[Progress], None] | None = None,
+    most: int = UNDER_WAY,
+) -> Generator[tuple[Job, Update], None, None]:
+    """Jobs with their last updates, final or failed, in the order in which they end; at most so many under way.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, once all that was finished by then has been given.
+    """
     waiting = deque(jobs)
     under_way: dict[int, Job] = {}
     with patient_interrupt() as interrupted:
         try:
             while waiting or under_way:
-                while waiting and len(under_way) < UNDER_WAY:
+                while waiting and len(under_way) < most:
                     job = waiting.popleft()
                     under_way[ask(engine, job, sampling, progress)] = job
-                failed: Exception | None = None
-                for update in engine.step():
-                    if update.kind == "failed":
-                        under_way.pop(update.request)
-                        failed = failed or update.error
-                    elif update.kind == "final":
-                        yield under_way.pop(update.request), update
-                if failed is not None:
-                    raise failed
+                ended = [update for update in engine.step() if update.kind in ("final", "failed")]
+                # A failure may end the call: first what it must not lose.
+                for update in sorted(ended, key=lambda update: update.kind == "failed"):
+                    yield under_way.pop(update.request), update
                 if interrupted():
                     raise KeyboardInterrupt
         finally:
             for number in under_way:
                 engine.abort(number)
+
+
+def encoded(job: Job, image: Image) -> bytes:
+    """The bytes of a job's file."""
+    held = BytesIO()
+    save_image(held, image, job.settings, ".png" if job.path is None else job.path.suffix)
+    return held.getvalue()
+
+
+@contextmanager
+def image_file(path: Path) -> Iterator[BinaryIO]:
+    """The file of an image, which appears whole or not at all; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as file:
+        yield file
 
 
 @contextmanager
@@ -222,18 +193,16 @@ class Record:
         if update.image is None or update.stats is None:
             raise RuntimeError("a final update holds an image and its statistics")
         if job.path is None:
-            held = BytesIO()
-            save_image(held, update.image, job.settings)
+            data = encoded(job, update.image)
             try:
-                sys.stdout.buffer.write(held.getvalue())
+                sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
             except OSError:
                 silence(sys.stdout)
                 raise
         else:
-            job.path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(job.path) as file:
-                save_image(file, update.image, job.settings, job.path.suffix)
+            with image_file(job.path) as file:
+                file.write(encoded(job, update.image))
         self.entries[job] = {**job.entry, **update.stats.to_dict()}
         self.write_stats()
         count = f"{self.done}  " if len(self.jobs) > 1 else ""

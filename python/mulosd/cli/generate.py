@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from .._version import __version__
 from .console import Lines, Pipe, examples, stage_bar, stderr, warn
-from .drawing import Job, Record, alone, draw, missing
+from .drawing import Record, alone, draw
 from .files import Output, check_below, check_file
 from .image_files import check_suffix
+from .jobs import Job, job_of, missing, placed, remembered, settled
 from .options import (
     DecoderOption,
     DeviceOption,
@@ -29,11 +29,9 @@ from .options import (
     QuantizationOption,
     SamplingOption,
     dtype_name,
-    read_decoder,
     read_devices,
     read_sampling,
     sized,
-    spell_sampling,
 )
 from .prompt_list import STDIN, Asked, read_prompt_list, seed_of
 from .workers import draw_on
@@ -62,7 +60,8 @@ def generate(
         typer.Argument(metavar="PROMPT", help="One sentence an image, each in quotes.", show_default=False),
     ] = None,
     prompt_list: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="More: a line each, CSV or JSONL; - is stdin.")
+        str | None,
+        typer.Option("--prompts", metavar="FILE", help="More: a line each, CSV, JSONL, Parquet; - is stdin."),
     ] = None,
     family: FamilyOption = "emoji",
     decoder: DecoderOption = "mulo",
@@ -130,10 +129,9 @@ def generate(
     params = read_sampling(loaded, sampling)
     warnings = [] if given is not None else check_words(loaded, asked)
     chosen = {text: sized(one, size, loaded).resolve(loaded) for text, one in chosen.items()}
-    common = {"family": loaded.name, "sampling": spell_sampling(params), "dtype": narrow}
-    if quantization is not Quantization.none:
-        common["quantization"] = quantization.value
-    jobs = jobs_of(asked, num_images, paths, [chosen[one.decoder or decoder] for one in asked], common, given)
+    decoders = [chosen[one.decoder or decoder] for one in asked]
+    common = remembered(loaded, params, narrow, quantization.value)
+    jobs = jobs_of(asked, num_images, paths, decoders, common, given)
     todo = list(range(len(jobs))) if overwrite or not where.directory else missing(jobs)
 
     for warning in warnings:
@@ -203,37 +201,9 @@ def asked_for(prompts: Sequence[str], prompt_list: str | None) -> list[Asked]:
     return asked
 
 
-def settled(asked: Asked, num_images: int) -> Asked:
-    """A prompt that says something and can be stored; ValueError otherwise."""
-    prompt, place = asked.prompt, asked.place
-    if not prompt.strip():
-        raise ValueError(f'{place} is empty; describe an image, such as "a cat on a blue background"')
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{place} is no text in UTF-8: {prompt!r}") from error
-    if prompt.startswith("@") and Path(prompt[1:]).is_file():
-        raise ValueError(f"{place} is {prompt}: --prompts {prompt[1:]} reads prompts from a file")
-    if asked.output is not None:
-        check_suffix(f"{place}: output", asked.output)
-        if num_images > 1:
-            raise ValueError(f"{place} names one output, but --num-images is {num_images}; leave one of them out")
-    return asked
-
-
 def first(asked: Asked) -> int:
     """The seed of the first image."""
     return asked.seed or 0
-
-
-def placed(asked: Asked, text: str) -> Decoder:
-    """The decoder that a text names; errors say where it stands when that is a list."""
-    try:
-        return read_decoder(text)
-    except ValueError as error:
-        if asked.decoder is None:
-            raise
-        raise ValueError(f"{asked.place}: {error}") from error
 
 
 def paths_of(where: Output, asked: Sequence[Asked], num_images: int) -> list[Path | None]:
@@ -300,26 +270,13 @@ def jobs_of(
     given: Condition | None,
 ) -> list[Job]:
     """One job an image, with what its file is to remember."""
-    from ..engine.decoding import spell
-
     jobs = []
     for i, path in enumerate(paths):
         k = i // num_images
         one, seed = asked[k], first(asked[k]) + i % num_images
         condition = None if given is None else given[k : k + 1]
-        settings = {"prompt": one.prompt, "seed": str(seed), "decoder": spell(decoders[k]), **common}
-        if condition is not None:
-            settings["features"] = digest(condition)
-        jobs.append(Job(one.prompt, seed, decoders[k], path, {**settings, "version": __version__}, condition))
+        jobs.append(job_of(one.prompt, seed, decoders[k], path, common, condition))
     return jobs
-
-
-def digest(condition: Condition) -> str:
-    """What tells one precomputed condition from another."""
-    from hashlib import sha256
-
-    values = condition.features.cpu()
-    return sha256((values.float() if values.is_floating_point() else values).numpy().tobytes()).hexdigest()[:16]
 
 
 def write_sheet(jobs: Sequence[Job], path: Path) -> None:

@@ -1,12 +1,14 @@
-"""Lists of prompts: text with one a line, CSV and JSONL with settings of each."""
+"""Lists of prompts: text with one a line, CSV, JSONL and Parquet with settings of each."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,17 @@ from ..engine.paths import expanded
 from ..files.texts import parse_json, read_text, text_of
 
 COLUMNS = ("prompt", "seed", "decoder", "output")
+# A batch names its images by it.
+ID = "id"
 STDIN = "-"
+POSSIBLE = "with one prompt a line, CSV, JSONL or Parquet"
 
 
 @dataclass(frozen=True)
 class Asked:
     """A prompt, where it was written (for messages), and what its line settles; the rest is for options to settle.
 
-    `output` is a file below the folder of --output.
+    `output` is a file below the folder of --output, `id` what a batch calls the image.
     """
 
     prompt: str
@@ -29,16 +34,55 @@ class Asked:
     seed: int | None = None
     decoder: str | None = None
     output: Path | None = None
+    id: str | None = None
 
 
-def read_prompt_list(name: str) -> list[Asked]:
+@dataclass(frozen=True)
+class Reading:
+    """How a list is read.
+
+    Args:
+        label: its name in messages.
+        columns: what its lines may name.
+        wrong: told of the place of a line that cannot be, and why; None raises instead.
+    """
+
+    label: str
+    columns: tuple[str, ...] = COLUMNS
+    wrong: Callable[[str, ValueError], None] | None = None
+
+    def row(self, place: str, values: Callable[[], dict[str, Any]]) -> Iterator[Asked]:
+        """What a line asks for; nothing where it cannot be and that was told."""
+        try:
+            asked = asked_of(values(), place)
+        except ValueError as error:
+            if self.wrong is None:
+                raise
+            self.wrong(place, error)
+        else:
+            yield asked
+
+
+def read_prompt_list(
+    name: str,
+    option: str = "--prompts ",
+    *,
+    columns: tuple[str, ...] = COLUMNS,
+    wrong: Callable[[str, ValueError], None] | None = None,
+) -> list[Asked]:
     """The prompts of a file, or of standard input ("-").
 
     The suffix tells how to read it: .csv and .tsv (with a line of column names), .jsonl and .ndjson (an object a line),
-    anything else is text with a prompt a line. Blank lines are skipped. Standard input is text, or JSONL when its first
-    line starts with "{".
+    .parquet (needs pyarrow), anything else is text with a prompt a line. Blank lines are skipped. Standard input is
+    text, or JSONL when its first line starts with "{".
+
+    Args:
+        name: of the file.
+        option: what stands before the name on the command line, for messages.
+        columns, wrong: see `Reading`.
 
     Raises:
+        ImportError: it is Parquet, and pyarrow is not installed.
         ValueError: no such file, no text, no prompt, or a line that cannot be; the message names file and line.
     """
     if name == STDIN:
@@ -49,26 +93,49 @@ def read_prompt_list(name: str) -> list[Asked]:
         path = expanded(name)
         if not path.is_file():
             what = "a directory" if path.is_dir() else "not there"
-            raise ValueError(f"--prompts {name} is {what}; name a file with one prompt a line, CSV or JSONL")
+            raise ValueError(f"{option}{name} is {what}; name a file {POSSIBLE}")
         kind, label = path.suffix.lower(), name
-        if kind in (".json", ".yaml", ".yml", ".toml", ".parquet", ".xlsx", ".ods"):
-            raise ValueError(f"--prompts {name}: {kind[1:]} is not read; write text, CSV or JSONL (an object a line)")
-        text = read_text(path)
-    read = {".csv": table, ".tsv": table, ".jsonl": objects, ".ndjson": objects}.get(kind, lines)
-    asked = list(read(text, label))
-    if not asked:
+        if kind in (".json", ".yaml", ".yml", ".toml", ".xlsx", ".ods"):
+            raise ValueError(
+                f"{option}{name}: {kind[1:]} is not read; write text, CSV, JSONL (an object a line) or Parquet"
+            )
+        text = "" if kind == ".parquet" else read_text(path)
+    failed = False
+
+    def noted(place: str, error: ValueError) -> None:
+        nonlocal failed
+        failed = True
+        if wrong is not None:
+            wrong(place, error)
+
+    how = Reading(label, columns, None if wrong is None else noted)
+    if kind == ".parquet":
+        asked = list(parquet(path, how))
+    else:
+        read = {".csv": table, ".tsv": table, ".jsonl": objects, ".ndjson": objects}.get(kind, lines)
+        asked = list(read(text, how))
+    if not asked and not failed:
         raise ValueError(f"{label} has no prompts; write one a line")
     return asked
 
 
-def lines(text: str, label: str) -> Iterator[Asked]:
+def lines(text: str, how: Reading) -> Iterator[Asked]:
     # Not str.splitlines, which also cuts at signs that may stand within a prompt.
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
-            yield Asked(line.strip(), f"{label} line {number}")
+            yield Asked(line.strip(), f"{how.label} line {number}")
 
 
-def table(text: str, label: str) -> Iterator[Asked]:
+def parquet(path: Path, how: Reading) -> Iterator[Asked]:
+    from ..files.parquet import parquet_rows
+
+    names, rows = parquet_rows(path)
+    check_columns(names, how.label, how.columns)
+    for number, values in enumerate(rows, 1):
+        yield from how.row(f"{how.label} row {number}", partial(dict, values))
+
+
+def table(text: str, how: Reading) -> Iterator[Asked]:
     head = next((line for line in text.splitlines() if line.strip()), "")
     # Spreadsheets write the sign that the language of the computer has.
     delimiter = max(",;\t", key=head.count)
@@ -77,42 +144,49 @@ def table(text: str, label: str) -> Iterator[Asked]:
     begun = 1
     try:
         for row in rows:
-            place, begun = f"{label} line {begun}", rows.line_num + 1
+            place, begun = f"{how.label} line {begun}", rows.line_num + 1
             if not any(cell.strip() for cell in row):
                 continue
             if names is None:
                 names = [cell.strip().lower() for cell in row]
-                check_columns(names, place)
-            elif len(row) > len(names):
-                raise ValueError(
-                    f"{place} has {len(row)} cells for {len(names)} columns; quote a prompt that holds {delimiter!r}"
-                )
+                check_columns(names, place, how.columns)
             else:
-                yield asked_of(dict(zip(names, (cell.strip() for cell in row), strict=False)), place)
+                yield from how.row(place, partial(cells, names, row, place, delimiter))
     except csv.Error as error:
-        raise ValueError(f"{label} line {rows.line_num}: {error}") from error
+        raise ValueError(f"{how.label} line {rows.line_num}: {error}") from error
 
 
-def objects(text: str, label: str) -> Iterator[Asked]:
+def cells(names: list[str], row: list[str], place: str, delimiter: str) -> dict[str, Any]:
+    if len(row) > len(names):
+        raise ValueError(
+            f"{place} has {len(row)} cells for {len(names)} columns; quote a prompt that holds {delimiter!r}"
+        )
+    return dict(zip(names, (cell.strip() for cell in row), strict=False))
+
+
+def objects(text: str, how: Reading) -> Iterator[Asked]:
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
-        place = f"{label} line {number}"
-        if not line.strip():
-            continue
-        values = parse_json(line, label, number)
-        if not isinstance(values, dict):
-            raise ValueError(f'{place} is no object; write such as {{"prompt": "a cat", "seed": 7}}')
-        check_columns(list(values), place)
-        yield asked_of(values, place)
+        if line.strip():
+            yield from how.row(f"{how.label} line {number}", partial(fields, line, number, how))
 
 
-def check_columns(names: list[str], place: str) -> None:
+def fields(line: str, number: int, how: Reading) -> dict[str, Any]:
+    place = f"{how.label} line {number}"
+    values = parse_json(line, how.label, number)
+    if not isinstance(values, dict):
+        raise ValueError(f'{place} is no object; write such as {{"prompt": "a cat", "seed": 7}}')
+    check_columns(list(values), place, how.columns)
+    return values
+
+
+def check_columns(names: list[str], place: str, possible: tuple[str, ...]) -> None:
     if "prompt" not in names:
         raise ValueError(
-            f"{place} names no 'prompt' (but {', '.join(map(repr, names))}); possible: {', '.join(COLUMNS)}"
+            f"{place} names no 'prompt' (but {', '.join(map(repr, names))}); possible: {', '.join(possible)}"
         )
     for name in names:
-        if name not in COLUMNS:
-            raise ValueError(f"{place} names {name!r}, which means nothing here; possible: {', '.join(COLUMNS)}")
+        if name not in possible:
+            raise ValueError(f"{place} names {name!r}, which means nothing here; possible: {', '.join(possible)}")
         if names.count(name) > 1:
             raise ValueError(f"{place} names {name!r} twice")
 
@@ -126,7 +200,7 @@ def asked_of(values: dict[str, Any], place: str) -> Asked:
             raise ValueError(f"{place}: {name} must be a text, got {value!r}")
         return value or None
 
-    seed = values.get("seed")
+    seed, name = values.get("seed"), values.get(ID)
     output = text("output")
     return Asked(
         text("prompt") or "",
@@ -134,7 +208,16 @@ def asked_of(values: dict[str, Any], place: str) -> Asked:
         None if seed in (None, "") else seed_of(seed, f"{place}: seed"),
         text("decoder"),
         None if output is None else Path(output),
+        None if name in (None, "") else id_of(name, place),
     )
+
+
+def id_of(value: object, place: str) -> str:
+    """An id as the name of a file, from a text or a number."""
+    found = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", found) is None:
+        raise ValueError(f"{place}: id must be 1 to 100 letters, digits, '.', '_' or '-', got {value!r}")
+    return found
 
 
 def seed_of(value: object, what: str, random: Callable[[], int] | None = None) -> int:

@@ -62,6 +62,15 @@ def serve(
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")] = False,
     metrics_open: Annotated[bool, typer.Option("--metrics-open", help="/metrics needs no key.")] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="A further port for /metrics and /health, without a key.", show_default=False)
+    ] = None,
+    size_policy: Annotated[
+        str, typer.Option(help="A size that is not the family's: strict refuses it, nearest draws the nearest.")
+    ] = "strict",
+    root_path: Annotated[
+        str, typer.Option(help="Prefix that a proxy puts the server below, such as /images.", show_default=False)
+    ] = "",
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="A web origin that may ask from a browser; repeat it.", show_default=False)
     ] = None,
@@ -107,6 +116,9 @@ def serve(
         api_keys=tuple(keys),
         insecure=insecure,
         metrics_open=metrics_open,
+        metrics_port=metrics_port,
+        size_policy=size_policy,
+        root_path=root_path,
         cors_origins=tuple(cors_origin or []),
         served_names=tuple(served_model_name or []),
         image_store=image_store,

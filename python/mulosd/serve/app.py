@@ -17,14 +17,14 @@ from ..engine.engine import Engine
 from . import errors, images, page
 from .errors import ApiError, json_response
 from .layers import IMAGES, layers
+from .measured import add_health, add_metrics
 from .metrics import Metrics
 from .record import logger
-from .schema import Cancelled, ErrorBody, Health, ImageRequest, ImagesResponse, Model, ModelList, Version
+from .schema import Cancelled, ErrorBody, ImageRequest, ImagesResponse, Model, ModelList, Version
 from .server import Server, load_engines
 from .settings import Settings
 
 DESCRIPTION = "The OpenAI images API over autoregressive families, with previews while an image is drawn."
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -66,7 +66,7 @@ def create_app(settings: Settings | None = None, engines: Sequence[Engine] | Non
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if not server.families:
             server.open(await asyncio.to_thread(load_engines, settings))
-        warming = asyncio.create_task(server.warm_up())
+        warming = server.warming = asyncio.create_task(server.warm_up())
         warming.add_done_callback(log_failure)
         yield
         warming.cancel()
@@ -162,31 +162,8 @@ def add_models(app: FastAPI, server: Server) -> None:
 
 def add_operations(app: FastAPI, server: Server) -> None:
     """Routes for those who run the server."""
-    unhealthy: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "why not"}}
-
-    def health(status: str, ok: bool) -> Response:
-        return json_response(Health(status=status).model_dump(), 200 if ok else 503, {"cache-control": "no-store"})
-
-    @app.get("/health", response_model=Health, responses={**unhealthy, **refusals()}, operation_id="health")
-    async def alive() -> Response:
-        """Whether the process is worth keeping: 503 when an engine is dead."""
-        dead = server.dead
-        return health(f"dead: {', '.join(dead)}" if dead else "ok", not dead)
-
-    @app.get("/health/ready", response_model=Health, responses={**unhealthy, **refusals()}, operation_id="ready")
-    async def ready() -> Response:
-        """Whether requests are taken: not while starting, shutting down, or dead."""
-        why = "dead" if server.dead else "draining" if server.draining else "ready" if server.warm else "starting"
-        return health(why, server.ready)
-
-    @app.get(
-        "/metrics",
-        response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals()},
-        operation_id="metrics",
-    )
-    async def metrics() -> Response:
-        return Response(server.scrape(), headers={"content-type": TEXT})
+    add_health(app, server, refusals())
+    add_metrics(app, server, refusals())
 
     @app.get("/version", response_model=Version, responses=refusals(), operation_id="version")
     async def version() -> Version:

@@ -75,7 +75,7 @@ class Records:
             self._count(scope, record, status)
 
     def _count(self, scope: Scope, record: Record, status: int) -> None:
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], path_of(scope)
         route = getattr(scope.get("route"), "path", None) or "other"
         self.metrics.responses.labels(route, str(status)).inc()
         if method == "POST" and path == IMAGES:
@@ -102,7 +102,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            error = self._refusal(scope["path"], scope["method"], Headers(scope=scope))
+            error = self._refusal(path_of(scope), scope["method"], Headers(scope=scope))
             if error is not None:
                 await error.answer(scope, receive, send)
                 return
@@ -132,6 +132,31 @@ class Guard:
             code="invalid_api_key",
             headers={"www-authenticate": way},
         )
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request as routes are written, without the prefix under which the application is mounted."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+class Mounted:
+    """Puts the application under a prefix, which a proxy in front may have cut off a path, or may not.
+
+    Args:
+        app: the rest.
+        root: the prefix, such as "/images".
+    """
+
+    def __init__(self, app: ASGIApp, root: str) -> None:
+        self.app, self.root = app, root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            here = path if path.startswith(f"{self.root}/") else self.root + path
+            scope = {**scope, "root_path": self.root, "path": here}
+        await self.app(scope, receive, send)
 
 
 def key_of(header: str) -> str:
@@ -206,4 +231,5 @@ def layers(settings: Settings, metrics: Metrics) -> list[tuple[Callable[..., Any
         (Guard, {"settings": settings}),
         *([(CORSMiddleware, cors)] if settings.cors_origins else []),
         (Records, {"settings": settings, "metrics": metrics}),
+        *([(Mounted, {"root": settings.root_path})] if settings.root_path else []),
     ]

@@ -11,12 +11,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
+from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
 
 from .app import create_app
+from .measured import measured
 from .record import logger
 from .server import Server, load_engines
 from .settings import Settings
@@ -36,16 +39,7 @@ class GracefulServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI) -> None:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=10,
-            lifespan="on",
-            ws="none",
-        )
-        super().__init__(config)
+        super().__init__(config_of(app, lifespan="on"))
         self.state: Server = app.state.server
         self.code = 0
         self._ending: asyncio.Task[None] | None = None
@@ -83,6 +77,27 @@ class GracefulServer(uvicorn.Server):
         self.should_exit = True
 
 
+class Beside(uvicorn.Server):
+    """A server that leaves signals to another one of the process."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def config_of(app: FastAPI, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+    """How uvicorn runs an application of ours."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        lifespan=lifespan,
+        ws="none",
+    )
+
+
 def configure_log() -> None:
     """Lines of the server go to stderr as they are; warnings and errors of uvicorn too."""
     handler = logging.StreamHandler(sys.stderr)
@@ -102,16 +117,35 @@ def serve(settings: Settings) -> int:
     """
     configure_log()
     app = create_app(settings, load_engines(settings))
-    listener = listen(settings)
+    listeners = [listen(settings)]
     server = GracefulServer(app)
-    logger.info("listening on %s", address(settings, listener))
+    logger.info("listening on %s", address(settings, listeners[0]))
     try:
-        asyncio.run(server.serve(sockets=[listener]))
+        if settings.metrics_port is not None:
+            beside = replace(settings, port=settings.metrics_port, uds=None, root_path="")
+            listeners.append(listen(beside))
+            logger.info("metrics on %s/metrics", address(beside, listeners[1]))
+        asyncio.run(both(server, *listeners))
     finally:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         if settings.uds is not None:
             remove_socket(settings.uds)
     return 1 if app.state.server.dead else server.code
+
+
+async def both(server: GracefulServer, listener: socket.socket, metrics: socket.socket | None = None) -> None:
+    """Serve until a signal; metrics too, until the server has ended."""
+    if metrics is None:
+        await server.serve(sockets=[listener])
+        return
+    beside = Beside(config_of(measured(server.state), lifespan="off"))
+    serving = asyncio.create_task(beside.serve(sockets=[metrics]))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        beside.should_exit = True
+        await serving
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ class Asked:
         decoder, sampling: resolved.
         size: side of the image in px.
         quality: as the answer names it.
-        warnings: words that the family does not know.
+        warnings: words that the family does not know, and a size that it does not draw.
     """
 
     decoder: Decoder
@@ -79,7 +80,7 @@ class Served:
         given = None if options is None else options.decoder
         quality = body.quality or "auto"
         text = given or self.settings.qualities.get(quality, self.settings.decoder)
-        size = self._size(body.size)
+        size, told = self._size(body.size)
         with self._blames("mulosd.decoder"):
             decoder = parse(safe(text))
         if given is None:
@@ -95,7 +96,7 @@ class Served:
         with self._blames("prompt"):
             warnings = self._check([body.prompt])
         side = max(decoder.grids(self.family)) * self.family.patch
-        return Asked(decoder, sampling, side, level(quality), warnings)
+        return Asked(decoder, sampling, side, level(quality), [*told, *warnings])
 
     def remembers(self, asked: Asked, prompt: str, seed: int) -> dict[str, str]:
         """What the file of an image states, so that the command line draws it again."""
@@ -139,20 +140,26 @@ class Served:
             ),
         )
 
-    def _size(self, text: str | None) -> int | None:
-        """Side in px; None where any will do."""
+    def _size(self, text: str | None) -> tuple[int | None, list[str]]:
+        """Side in px, None where any will do, and what is to be said of it."""
         if text in (None, "auto"):
-            return None
+            return None, []
         found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text or "", re.ASCII)
-        if found is None or found[1] != found[2]:
-            sizes = ", ".join(f"{size}x{size}" for size in self.family.image_sizes)
+        sides = self.family.image_sizes
+        drawn = ", ".join(f"{side}x{side}" for side in sides)
+        if found is None or (found[1] != found[2] and self.settings.size_policy == "strict"):
             raise ApiError(
                 400,
-                f"size {text!r}: family {self.name!r} draws {sizes}; or say auto",
+                f"size {text!r}: family {self.name!r} draws {drawn}; or say auto",
                 param="size",
                 code="invalid_value",
             )
-        return int(found[1])
+        width, height = int(found[1]), int(found[2])
+        if self.settings.size_policy == "strict" or (width == height and width in sides):
+            return width, []
+        # The nearest by area, the larger of two that are as near.
+        side = min(reversed(sides), key=lambda side: abs(math.log(width * height / side**2)))
+        return side, [f"size {text}: family {self.name!r} draws {drawn}; this is {side}x{side}"]
 
     def _blames(self, param: str) -> Blame:
         return Blame(param, {} if self.family.path is None else {str(self.family.path): self.name})

@@ -48,6 +48,7 @@ class Server:
         self.families: dict[str, Served] = {}
         self.store = None if settings.image_store is None else ImageStore(settings.image_store)
         self.warm = self.draining = False
+        self.warming: asyncio.Task[None] | None = None
         self._jobs: dict[str, Job] = {}
 
     def open(self, engines: Sequence[Engine]) -> None:
@@ -149,10 +150,14 @@ class Server:
         for served in self.families.values():
             await served.engine.close()
 
-    def scrape(self) -> bytes:
-        """The metrics, with the gauges as they are now."""
+    def measure(self) -> None:
+        """Set the gauges to what they are now."""
         for name, served in self.families.items():
             admission, budget = served.admission, self.settings.kv_budget
             self.metrics.load(name, served.engine.snapshot(), admission.taken, admission.places, budget)
         self.metrics.ready.set(self.ready)
+
+    def scrape(self) -> bytes:
+        """The metrics, with the gauges as they are now."""
+        self.measure()
         return self.metrics.text()

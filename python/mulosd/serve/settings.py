@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 # Decoders of the API's `quality`: the floor, and the tokens of serial decoding in fewer forwards. What is not here
 # takes the server's own decoder.
 QUALITIES = {"low": "draft-only", "high": "jacobi", "xhigh": "jacobi", "max": "jacobi", "hd": "jacobi"}
+# What becomes of a size that the family does not draw: it is refused, or the nearest one is drawn.
+SIZE_POLICIES = ("strict", "nearest")
 ALL_QUALITIES = ("auto", "low", "medium", "high", "xhigh", "max", "standard", "hd")
 KIB = 1024
 
@@ -35,6 +38,9 @@ class Settings:
         api_keys: any of them is asked of every request but /health; none asks nothing.
         insecure: listen beyond this machine without a key.
         metrics_open: answer /metrics without a key.
+        metrics_port: a further port of this host for /metrics and /health, without a key; for `mulosd serve` alone.
+        size_policy: "strict" refuses a size that the family does not draw, "nearest" draws the nearest one.
+        root_path: prefix of every address where a proxy puts the server below one, such as "/images".
         cors_origins: web origins that may ask from a browser.
         served_names: further names of the first family.
         image_store: folder that images of `response_format=url` are kept in; None refuses it.
@@ -68,6 +74,9 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     insecure: bool = False
     metrics_open: bool = False
+    metrics_port: int | None = None
+    size_policy: str = "strict"
+    root_path: str = ""
     cors_origins: tuple[str, ...] = ()
     served_names: tuple[str, ...] = ()
     image_store: Path | None = None
@@ -91,6 +100,14 @@ class Settings:
             raise ValueError(f"request_timeout must be above 0 seconds, got {self.request_timeout}")
         if self.log_format not in ("text", "json"):
             raise ValueError(f"log_format must be text or json, got {self.log_format!r}")
+        if self.size_policy not in SIZE_POLICIES:
+            raise ValueError(f"size_policy must be {' or '.join(SIZE_POLICIES)}, got {self.size_policy!r}")
+        if self.root_path and re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.root_path) is None:
+            raise ValueError(
+                f"root_path must begin with a slash and end with none, such as /images: {self.root_path!r}"
+            )
+        if self.metrics_port is not None and not 0 <= self.metrics_port < 2**16:
+            raise ValueError(f"metrics_port must be from 0 to 65535, got {self.metrics_port}")
         for quality in self.qualities:
             if quality not in ALL_QUALITIES:
                 raise ValueError(f"there is no quality {quality!r}; choose from {', '.join(ALL_QUALITIES)}")

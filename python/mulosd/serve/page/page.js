@@ -16,7 +16,7 @@ function make(tag, text = "", attributes = {}) {
 
 async function connect() {
   try {
-    const answer = await fetch("/v1/models");
+    const answer = await fetch("v1/models");
     const body = await answer.json();
     if (!answer.ok) throw new Error(body.error.message);
     state.models = new Map(body.data.map((model) => [model.id, model.mulosd]));
@@ -39,7 +39,7 @@ async function connect() {
 
 async function ready() {
   try {
-    const { status } = await (await fetch("/health/ready")).json();
+    const { status } = await (await fetch("health/ready")).json();
     const count = state.models.size;
     $("server").textContent = status === "ready" ? `ready, ${count} ${count === 1 ? "family" : "families"}` : status;
   } catch {
@@ -93,7 +93,7 @@ class Problem extends Error {
 }
 
 async function* events(body, signal, named) {
-  const answer = await fetch("/v1/images/generations", {
+  const answer = await fetch("v1/images/generations", {
     method: "POST",
     headers: { "content-type": "application/json", "x-request-id": named },
     body: JSON.stringify(body),
@@ -188,7 +188,7 @@ async function one(entry, decoder, made, control) {
 
 function stop() {
   if (!state.running) return;
-  fetch(`/v1/requests/${encodeURIComponent(state.running.named)}/cancel`, { method: "POST" }).catch(() => {});
+  fetch(`v1/requests/${encodeURIComponent(state.running.named)}/cancel`, { method: "POST" }).catch(() => {});
   state.running.control.abort();
 }
 
@@ -304,7 +304,7 @@ function facts(figure, { decoder, spelled, blob, stats, first }, entry) {
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
-const command = (entry, decoder) => `curl -s ${location.origin}/v1/images/generations -H 'content-type: application/json' -d ${
+const command = (entry, decoder) => `curl -s ${new URL("v1/images/generations", location.href)} -H 'content-type: application/json' -d ${
   quoted(JSON.stringify({ prompt: entry.prompt, model: entry.family, size: entry.size, seed: entry.seed, mulosd: { decoder } }))
 } | jq -r '.data[0].b64_json' | base64 -d > image.png`;
 

@@ -1,0 +1,36 @@
+"""The server under faults, as tools/chaos_serve.py has it at length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from .conftest import load
+
+for needed in ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"):
+    pytest.importorskip(needed)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def tool() -> Any:
+    return load("chaos_serve")
+
+
+def test_no_request_is_lost_while_engines_fail_and_die(tool: Any) -> None:
+    report = tool.Storm(seed=1, rate=0.05, lives=50).run(100, clients=6)
+    assert (report["faults"], report["sent"], report["lost"]) == ([], 100, 0)
+    assert report["injected"]["thread: killed"] == report["servers"] == 2
+    assert all(report[outcome] for outcome in ("finished", "aborted", "failed", "refused"))
+
+
+def test_what_is_lost_or_another_image_is_found(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    storm = tool.Storm(rate=0.0)
+    outcomes = tool.Running.outcomes
+    monkeypatch.setattr(tool.Running, "outcomes", lambda self: outcomes(self) - Counter({"finished": 1}))
+    monkeypatch.setattr(storm, "reference", lambda *asked: b"another")
+    report = storm.run(12, clients=3)
+    assert report["lost"] == 1 and any("were sent" in fault for fault in report["faults"])
+    assert any("not the one made alone" in fault for fault in report["faults"])
