@@ -15,7 +15,8 @@ from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING, Any
 
 from .console import warn
-from .drawing import UNDER_WAY, Job, ask, patient_interrupt
+from .drawing import UNDER_WAY, ask, patient_interrupt
+from .jobs import Job
 
 if TYPE_CHECKING:
     from .. import Engine
