@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mulosd.engine.decoding import DraftOnly, Serial
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
 from mulosd.engine.random_family import random_family
+from mulosd.engine.request import Update
 from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.scheduler import SchedulerConfig
 
@@ -206,7 +208,20 @@ def test_aborting_from_the_back_is_not_quadratic(engine: Engine) -> None:
     assert walked == 0 and not engine.busy
 
 
-def test_closing_fails_what_waits_and_may_be_repeated(engine: Engine) -> None:
+def slow_down(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a serial image of 64 tokens take more than a second on any machine."""
+    step = engine.step
+
+    def slow() -> list[Update]:
+        time.sleep(0.02)
+        return step()
+
+    monkeypatch.setattr(engine, "step", slow)
+
+
+def test_closing_fails_what_waits_and_may_be_repeated(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(engine, monkeypatch)
+
     async def go() -> None:
         server = AsyncEngine(engine)
         waiting = [asyncio.create_task(server.generate("apple", seed=s, decoder=Serial())) for s in range(3)]
@@ -222,7 +237,9 @@ def test_closing_fails_what_waits_and_may_be_repeated(engine: Engine) -> None:
     assert not engine.scheduler.running and not engine.scheduler.waiting
 
 
-def test_a_request_cancelled_at_any_point_leaves_nothing(engine: Engine) -> None:
+def test_a_request_cancelled_at_any_point_leaves_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(engine, monkeypatch)
+
     async def go() -> None:
         server = AsyncEngine(engine)
         for pause in (0, 0, 0.001, 0.002, 0.005, 0.02, 0.05):

@@ -46,9 +46,10 @@ def asked(words: list[str]) -> dict[str, Any]:
     return dict(command().make_context("serve", list(words)).params)
 
 
-def block(language: str) -> str:
-    """The one block of that language in the page."""
-    [found] = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / "serving.md").read_text(), re.M | re.S)
+def block(language: str, holds: str = "") -> str:
+    """The one block of that language in the page that holds a text."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / "serving.md").read_text(), re.M | re.S)
+    [found] = [text for text in blocks if holds in text]
     return str(found)
 
 
@@ -169,7 +170,7 @@ def test_the_systemd_unit_starts_the_server(tmp_path: Path) -> None:
 
 
 def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
-    deployment, service = yaml.safe_load_all(block("yaml"))
+    deployment, service = yaml.safe_load_all(block("yaml", "kind: Deployment"))
     return deployment, service
 
 
