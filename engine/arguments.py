@@ -127,6 +127,18 @@ def seeds_of(value: Any, count: int, images: int) -> list[int]:
     return [whole("seed", seed, 0, SEEDS - 1 - images) for seed in given]
 
 
+def jobs_of(prompts: Any, seed: Any, num_images: Any) -> tuple[list[str], list[tuple[str, int]]]:
+    """The prompts of a call, and (prompt, seed) of each of its images, those of a prompt side by side.
+
+    Raises:
+        ValueError: prompts are no texts, or as `whole` and `seeds_of` say.
+    """
+    asked = texts_of("prompts", prompts)
+    images = whole("num_images", num_images)
+    seeds = seeds_of(seed, len(asked), images)
+    return asked, [(prompt, first + n) for prompt, first in zip(asked, seeds, strict=True) for n in range(images)]
+
+
 def texts_of(name: str, value: Any, least: int = 1) -> list[str]:
     """A text, or several, as a list; ValueError for fewer than `least`, and for what is no text."""
     if isinstance(value, str):

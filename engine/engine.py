@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import SEEDS, seeds_of, shown, texts_of, tokens_of, whole
+from .arguments import SEEDS, jobs_of, seeds_of, shown, texts_of, tokens_of, whole
 from .cache import KVCache
 from .conditioning import Condition, check_condition
 from .decoding.base import Decoder
@@ -190,17 +190,14 @@ class Engine:
             ValueError: an empty prompt, or a setting that the family cannot serve (the message says what it can). An
                 exception of one image is raised, and the others of the call are dropped.
         """
-        asked = texts_of("prompts", prompts)
-        num_images, batch_size = whole("num_images", num_images), whole("batch_size", batch_size)
-        seeds = seeds_of(seed, len(asked), num_images)
+        asked, jobs = jobs_of(prompts, seed, num_images)
+        batch_size = whole("batch_size", batch_size)
         if features is not None:
             check_condition(features, self.family.null_features(1), len(asked))
         warnings = [] if features is not None else self.check_prompts(asked)
         chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
-        jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
-        given = (
-            None if features is None else [features[i : i + 1] for i in range(len(asked)) for _ in range(num_images)]
-        )
+        each = len(jobs) // len(asked)
+        given = None if features is None else [features[n // each : n // each + 1] for n in range(len(jobs))]
         done: dict[int, Update] = {}
         with closing(self._follow(jobs, chosen, params, batch_size, progress=progress, conditions=given)) as steps:
             for met in steps:
@@ -339,14 +336,12 @@ class Engine:
             ValueError: as `generate`, at once. An exception of one image is raised in the loop, and the others of the
                 call are dropped.
         """
-        asked = texts_of("prompts", prompts)
-        num_images, batch_size = whole("num_images", num_images), whole("batch_size", batch_size)
-        seeds = seeds_of(seed, len(asked), num_images)
+        asked, jobs = jobs_of(prompts, seed, num_images)
+        batch_size = whole("batch_size", batch_size)
         if not isinstance(previews, bool):
             previews = whole("previews", previews, 0)
         self.check_prompts(asked)
         chosen, params = self.resolve(decoder, sampling)
-        jobs = [(p, s + n) for p, s in zip(asked, seeds, strict=True) for n in range(num_images)]
         return self._follow(jobs, chosen, params, batch_size, previews=previews)
 
     def _follow(
