@@ -258,3 +258,35 @@ def test_the_gap_is_the_likelihood_of_the_other_caption_less_that_of_the_own(
     asked.nll = nll  # type: ignore[method-assign]
     gap = asked.gap(8, 3, 2)
     assert (gap.nats, gap.right, gap.images) == (1.5, 2, 3)
+
+
+def test_captions_go_on_from_what_a_family_knows_of_them(tmp_path: Path) -> None:
+    values = yaml.safe_load((SMOKE.parent / "emoji.yaml").read_text())
+    values |= {"init": str(BUNDLED), "captions": {"from_init": True, "loop": {"steps": 1}}}
+    values["data"]["sprites"] = str(BUNDLED / "sprites.png")
+
+    def task(**changes: Any) -> CaptionsTask:
+        path = tmp_path / "emoji.yaml"
+        path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
+        made = TASKS["captions"](TrainingFile.load(path), tmp_path / "run")
+        assert isinstance(made, CaptionsTask) and made.position is not None
+        return made
+
+    family, going_on = Family.load(BUNDLED), task()
+    for name, value in family.conditioner.weights["text"].state_dict().items():
+        assert torch.equal(going_on.text.state_dict()[name], value.float())
+    for name, value in family.ar.position_cond.state_dict().items():
+        assert torch.equal(going_on.position.state_dict()[name], value.float())
+    anew = task(captions={"loop": {"steps": 1}})
+    assert any(
+        not torch.equal(value, going_on.text.state_dict()[name]) for name, value in anew.text.state_dict().items()
+    )
+
+    fewer = {**values["data"], "objects": dict(list(values["data"]["objects"].items())[1:])}
+    with pytest.raises(ValueError, match="other words or another text encoder"):
+        task(data=fewer)
+    with pytest.raises(ValueError, match="from_init must be true or false, got 'yes please'"):
+        task(captions={"from_init": "yes please"})
+    del values["init"]
+    with pytest.raises(ValueError, match="from_init needs `init`"):
+        task()

@@ -34,6 +34,7 @@ DECODE_EXAMPLES = examples(
     "mulosd bench decode --prompts 200 --json bench.json --plot bench.png --runs bench.jsonl",
     "mulosd bench decode --decoder serial,zipar,mulo:window=2 --sweep zipar=1,2,4 --sweep mulo=1e-6,1e-3",
     "mulosd bench decode --prompts-file mine.txt --decoder serial --decoder mulo:scale=2:tau=none",
+    "mulosd bench decode --decoder serial,serial:dtype=bfloat16,zipar:window=8:dtype=bfloat16",
 )
 ABLATION_EXAMPLES = examples(
     "mulosd bench ablations --family emoji --prompts 16",

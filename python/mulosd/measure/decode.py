@@ -20,6 +20,7 @@ from .journal import open_runs
 from .judge import Judge
 from .machine import now
 from .metrics.kid import MIN_SET
+from .row_engines import engines_of, split
 from .rows import Row, rows_of
 from .run import Job, Progress, Sample, describe, difference, draw, origin
 from .table import Column, figure, labels, named, table, total
@@ -124,8 +125,20 @@ def bench_decode(
     mulo: MuloSD | None = None,
     **how: Any,
 ) -> dict[str, Any]:
-    """`measure` of the decoders of `plan_rows`; arguments and errors are those of the two."""
-    return measure(engine, prompts, plan_rows(engine.family, decoders, sweeps, mulo), **how)
+    """`measure` of the decoders of `plan_rows`; arguments and errors are those of the two.
+
+    A decoder may also state a `dtype` or `quantization` for an engine of its own, "zipar:window=4:dtype=bfloat16" say:
+    the family is loaded once more so, and what it draws is judged by `engine` like all the rest.
+    """
+    if not decoders:
+        plan_rows(engine.family, decoders)  # which says what there is
+    rows: list[tuple[Decoder, dict[str, str]]] = []
+    for text in decoders:
+        bare, own = split(text)
+        rows += [(decoder, own) for decoder in plan_rows(engine.family, [bare], sweeps, mulo)]
+    rows = [row for n, row in enumerate(rows) if row not in rows[:n]]
+    engines = engines_of(engine, [own for _, own in rows])
+    return measure(engine, prompts, [decoder for decoder, _ in rows], engines=engines, **how)
 
 
 def measure(

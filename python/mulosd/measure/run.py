@@ -22,6 +22,7 @@ from .metrics.accuracy import Score, summarise
 from .metrics.diversity import mean_over_prompts, overall_diversity, prompt_diversities
 from .metrics.kid import MIN_SET
 from .metrics.seams import seam_energy
+from .row_engines import stated
 from .rows import Row
 from .statistics import Estimate, bootstrap_ratio, spread
 
@@ -256,8 +257,11 @@ def describe(
         }
     else:
         values["kid"] = judge.kid(images)
-    what = {"decoder": sample.decoder.name, "spec": spell(sample.decoder)}
-    return Row({**({"label": sample.label} if sample.label else {}), **what}, values, sample.decoder.settings())
+    own = stated(engine, sample.engine)
+    spec = ":".join([spell(sample.decoder), *(f"{key}={value}" for key, value in own.items())])
+    what = {"decoder": sample.decoder.name, "spec": spec}
+    settings = {**sample.decoder.settings(), **own}
+    return Row({**({"label": sample.label} if sample.label else {}), **what}, values, settings)
 
 
 def diversity(sample: Sample, features: NDArray[np.float32] | None, group: int) -> dict[str, Any] | None:

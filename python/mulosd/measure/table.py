@@ -19,6 +19,8 @@ SHORT = {
     "draft_window": "d{}",
     "draft_guesses": "g{}",
     "verify_dtype": "{}",
+    "dtype": "{} engine",
+    "quantization": "{} weights",
     "lantern_k": "k{}",
     "delta": "δ{:.1g}",
 }

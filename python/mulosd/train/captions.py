@@ -25,6 +25,7 @@ from ..engine.models.position_condition import PositionCondition
 from ..engine.models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from .config import TrainingFile
 from .loop import Task
+from .tokenizer import trained_here
 
 MAX_OBJECTS = 3
 # Least change of both object slots, relative to their size, when a caption's objects are swapped. An encoder that knows
@@ -163,8 +164,33 @@ def check_order(conditioner: PhraseConditioner, scenes: SceneConfig) -> None:
 
 
 def captions_task(config: TrainingFile, run: Path) -> CaptionsTask:
-    """The task of the stage `captions`."""
+    """The task of the stage `captions`; `from_init: true` goes on from the text encoder of the family `init`."""
     phrases = config.phrases("captions")
     width = config.section("ar").get("model", {}).get("position_cond", 0)
-    options = config.options("captions", CaptionsTask)
-    return CaptionsTask(phrases.text.config, phrases.vocabulary, config.scenes(), width, **options)
+    options = config.options("captions", CaptionsTask, "from_init")
+    task = CaptionsTask(phrases.text.config, phrases.vocabulary, config.scenes(), width, **options)
+    from_init = config.section("captions").get("from_init", False)
+    if not isinstance(from_init, bool):
+        raise ValueError(f"{config.path}: captions: from_init must be true or false, got {from_init!r}")
+    if from_init:
+        start_from(config, phrases, task)
+    return task
+
+
+def start_from(config: TrainingFile, phrases: PhraseConditioner, task: CaptionsTask) -> None:
+    """Start from what the family `init` knows of captions.
+
+    Raises:
+        ValueError: there is no `init`, or its text encoder has other words or sizes.
+    """
+    family = config.initial_family()
+    if family is None:
+        raise ValueError(f"{config.path}: captions: from_init needs `init`, the family to go on from")
+    if family.conditioner.to_dict() != phrases.to_dict():
+        raise ValueError(
+            f"init: family {family.name!r} has other words or another text encoder than this training file"
+        )
+    task.text.load_state_dict(family.conditioner.weights["text"].state_dict())
+    ar, _ = trained_here(family)
+    if task.position is not None and ar.position_cond is not None:
+        task.position.load_state_dict(ar.position_cond.state_dict())
