@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_SOURCES = $(shell find csrc \( -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' \) 2>/dev/null)
 # What the native extension is built from; a change rebuilds it. Python files need no reinstallation.
-NATIVE := $(wildcard CMakeLists.txt csrc/*.cu csrc/*.cpp csrc/include/mulosd/*.cuh csrc/include/mulosd/*.h)
+NATIVE := $(wildcard CMakeLists.txt csrc/*.cu csrc/*.cpp csrc/include/mulosd/*.cuh csrc/include/mulosd/*.h csrc/host/*)
 # What became of it and why, in one line that setup.py leaves and pip does not show.
 BUILT := python/mulosd/native.txt
 

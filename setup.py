@@ -1,12 +1,13 @@
-"""The bridge from setuptools to CMake, which builds the native module mulosd._C.
+"""The bridge from setuptools to CMake, which builds the native modules mulosd._cpu and mulosd._C.
 
-Built for the CUDA devices of this machine, so not at all where there is none; what was done and why stands in
-mulosd/native.txt, which `make` and `mulosd diagnose` print.
+mulosd._cpu, the host kernels, is built wherever there is a C++ compiler; mulosd._C for the CUDA devices of this machine,
+so not at all where there is none. What was done and why stands in mulosd/native.txt, which `make` and `mulosd diagnose`
+print.
 
 MULOSD_CUDA_ARCHS        build for these, whatever devices there are: "all" (sm_80, 90, 100, 120 and PTX), or a list as
                          CMake takes it, e.g. "90-real"
-MULOSD_SKIP_NATIVE=1     leave the native module out
-MULOSD_REQUIRE_NATIVE=1  build it, for all architectures unless some are named, and make a failure an error
+MULOSD_SKIP_NATIVE=1     leave both modules out
+MULOSD_REQUIRE_NATIVE=1  build both, for all architectures unless some are named, and make a failure an error
 MULOSD_VERBOSE_BUILD=1   show compiler commands and the registers and spills of every kernel
 MULOSD_BUILD_JOBS        parallel compile jobs (default: ninja's choice)
 """
@@ -26,6 +27,7 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 RECORD = "native.txt"
+CUDA, HOST = "mulosd._C (CUDA kernels)", "mulosd._cpu (host kernels)"
 OLDEST = 80  # compute capability that the kernels are written for
 HOW = "to build it anyway: MULOSD_CUDA_ARCHS=all, or one such as 90-real, when installing (docs/kernels.md)"
 
@@ -97,43 +99,57 @@ def devices() -> set[int]:
 NATIVE = plan()
 
 
-def tell(command: Command, text: str) -> None:
-    """Say in one line what became of the native module, and leave that line in the package: pip shows no output."""
+def tell(command: Command, *lines: str) -> None:
+    """Say what became of the native modules, and leave those lines in the package: pip shows no output."""
     folder = ROOT / "python" if command.editable_mode else Path(command.build_lib)  # type: ignore[attr-defined]
     path = folder / "mulosd" / RECORD
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
-    command.warn(text)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    for line in lines:
+        command.warn(line)
+
+
+def left_out() -> list[str]:
+    """What is not even tried, and why."""
+    lines = [f"{HOST} was not built: {NATIVE.why}"] if flag("MULOSD_SKIP_NATIVE") else []
+    return lines if NATIVE.archs is not None else [*lines, f"{CUDA} was not built: {NATIVE.why}; {HOW}"]
 
 
 class Python(build_py):
-    """Copies the package; where the native module is left out, says so."""
+    """Copies the package; where a native module is left out, says so."""
 
     def run(self) -> None:
         super().run()
-        if NATIVE.archs is None:
-            tell(self, f"mulosd._C (CUDA kernels) was not built: {NATIVE.why}; {HOW}")
+        tell(self, *left_out())
 
 
 class CMakeBuild(build_ext):
-    """Builds the module with CMake; a failure leaves it out unless MULOSD_REQUIRE_NATIVE is set."""
+    """Builds the modules with CMake; a failure leaves one out unless MULOSD_REQUIRE_NATIVE is set."""
+
+    def run(self) -> None:
+        self.told = left_out()
+        super().run()
+        tell(self, *self.told)
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / "native"
+        host = ext.name == "mulosd._cpu"
+        build = Path(self.build_temp).resolve() / ("host" if host else "native")
         build.mkdir(parents=True, exist_ok=True)
+        what, aim = (HOST, "") if host else (CUDA, f" for {NATIVE.archs or 'every architecture'}")
         try:
-            self._cmake(target, build)
+            self._cmake(target, build, host)
         except (ImportError, OSError, subprocess.CalledProcessError) as error:
             failure = "cmake failed" if isinstance(error, subprocess.CalledProcessError) else str(error)
-            message = f"mulosd._C (CUDA kernels) was not built for {NATIVE.archs or 'every architecture'}: {failure}"
+            message = f"{what} was not built{aim}: {failure}"
             if not ext.optional:
                 raise CompileError(f"{message}\n{error}") from error
-            tell(self, f"{message}; pip install -v shows more, and the kernels of torch and Triton serve without it")
+            others = "those of torch serve" if host else "the kernels of torch and Triton serve"
+            self.told.append(f"{message}; pip install -v shows more, and {others} without it")
         else:
-            tell(self, f"mulosd._C (CUDA kernels) was built for {NATIVE.archs or 'every architecture'}: {NATIVE.why}")
+            self.told.append(f"{what} was built{aim}: {'there is a C++ compiler' if host else NATIVE.why}")
 
-    def _cmake(self, target: Path, build: Path) -> None:
+    def _cmake(self, target: Path, build: Path, host: bool) -> None:
         import pybind11
 
         verbose = flag("MULOSD_VERBOSE_BUILD")
@@ -143,13 +159,17 @@ class CMakeBuild(build_ext):
             "-G",
             "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
+            f"-DMULOSD_HOST={'ON' if host else 'OFF'}",
+            f"-DMULOSD_CUDA={'OFF' if host else 'ON'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DMULOSD_VERBOSE_PTXAS={'ON' if verbose else 'OFF'}",
-            # Stated even when it is the default: a build folder remembers what an earlier call asked for.
-            *([f"-DCMAKE_CUDA_ARCHITECTURES={NATIVE.archs}"] if NATIVE.archs else ["-UCMAKE_CUDA_ARCHITECTURES"]),
         ]
+        if not host:
+            # Stated even when it is the default: a build folder remembers what an earlier call asked for.
+            asked = f"-DCMAKE_CUDA_ARCHITECTURES={NATIVE.archs}" if NATIVE.archs else "-UCMAKE_CUDA_ARCHITECTURES"
+            configure.append(asked)
         compile_ = ["cmake", "--build", str(build)]
         if jobs := os.environ.get("MULOSD_BUILD_JOBS"):
             compile_ += ["--parallel", jobs]
@@ -173,8 +193,11 @@ class CMakeBuild(build_ext):
         return [ext for ext in self.extensions if (library / self.get_ext_filename(ext.name)).exists()]
 
 
-extension = Extension("mulosd._C", sources=[], optional=not flag("MULOSD_REQUIRE_NATIVE"))
-setup(
-    ext_modules=[] if NATIVE.archs is None else [extension],
-    cmdclass={"build_ext": CMakeBuild, "build_py": Python},
-)
+def extensions() -> list[Extension]:
+    wanted = [] if flag("MULOSD_SKIP_NATIVE") else ["mulosd._cpu"]
+    if NATIVE.archs is not None:
+        wanted.append("mulosd._C")
+    return [Extension(name, sources=[], optional=not flag("MULOSD_REQUIRE_NATIVE")) for name in wanted]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild, "build_py": Python})

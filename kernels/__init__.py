@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .decode_layers import decode_layers
     from .expand_islands import Expansion, expand_islands
     from .fused_linear import fused_linear
     from .kv_write import kv_write
@@ -28,6 +29,7 @@ _SOURCE = {
     "Expansion": "expand_islands",
     "PooledMass": "upsample_pool",
     "Purpose": "philox",
+    "decode_layers": "decode_layers",
     "diagnose": "registry",
     "expand_islands": "expand_islands",
     "fused_linear": "fused_linear",
@@ -49,6 +51,7 @@ __all__ = [
     "Expansion",
     "PooledMass",
     "Purpose",
+    "decode_layers",
     "diagnose",
     "expand_islands",
     "fused_linear",

@@ -1,4 +1,4 @@
-"""Which backend serves a call of an op: cuda before triton before torch, each free to decline with a reason.
+"""Which backend serves a call of an op: cuda before triton before cpu before torch, each free to decline with a reason.
 
 Every op is also registered with torch.library as `torch.ops.mulosd.NAME`, schema and fake implementation included. A
 call outside of a compiled region goes straight to its backend, which saves the dispatcher's microseconds; inside one it
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-BACKENDS = ("cuda", "triton", "torch")
+BACKENDS = ("cuda", "triton", "cpu", "torch")
 ENVIRONMENT = "MULOSD_BACKEND"
 NOT_WRITTEN = "this op has no such backend"
 NAMESPACE = "mulosd"
@@ -62,9 +62,10 @@ class Op:
     order: Callable[[Any], tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
-        unknown = set(self.modules) - {"cuda", "triton"}
+        unknown = set(self.modules) - set(BACKENDS[:-1])
         if unknown:
-            raise ValueError(f"op {self.name}: unknown backends {sorted(unknown)}, possible are cuda and triton")
+            possible = ", ".join(BACKENDS[:-1])
+            raise ValueError(f"op {self.name}: unknown backends {sorted(unknown)}, possible are {possible}")
         OPS[self.name] = self
         if not self.schema or self.fake is None:
             return
@@ -83,10 +84,12 @@ class Op:
         Raises:
             BackendUnavailable: the forced backend is unknown or declines.
         """
-        if torch.compiler.is_compiling():
+        if self.schema and torch.compiler.is_compiling():
             return getattr(getattr(torch.ops, NAMESPACE), self.name)(*call, backend)
         forced = backend or os.environ.get(ENVIRONMENT) or None
         if forced is None and (not self.modules or call[0].device.type == "cpu"):
+            if "cpu" in self.modules and self.reason("cpu", call) is None:
+                return self._module("cpu").run(call)
             return self.reference(*call)
         name = self.select(forced, call)
         return self.reference(*call) if name == "torch" else self._module(name).run(call)
@@ -148,7 +151,15 @@ class BackendStatus:
     reason: str
 
 
-OP_MODULES = ("expand_islands", "fused_linear", "kv_write", "local_resample", "upsample_pool", "verify_attention")
+OP_MODULES = (
+    "decode_layers",
+    "expand_islands",
+    "fused_linear",
+    "kv_write",
+    "local_resample",
+    "upsample_pool",
+    "verify_attention",
+)
 
 
 def diagnose() -> list[BackendStatus]:

@@ -24,7 +24,7 @@ OP = Op(
     fake=lambda x, weight, scale, bias, norm, eps, gated, *_, **__: x.new_empty(
         *x.shape[:-1], weight.shape[0] // (2 if gated else 1)
     ),
-    modules={"triton": f"{__name__}.triton"},
+    modules={"triton": f"{__name__}.triton", "cpu": f"{__name__}.cpu"},
 )
 
 
@@ -53,7 +53,7 @@ def fused_linear(
         eps: of the norm.
         gated: the rows of `weight` are N/2 gates and N/2 values: `silu(gate) * value` is returned.
         residual: float [..., N], or [..., N/2] if gated, added last.
-        backend: force "triton" or "torch".
+        backend: force "triton", "cpu" or "torch".
 
     Returns:
         [..., N], or [..., N/2] if gated, of the type of `x`.

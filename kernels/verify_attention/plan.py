@@ -30,7 +30,7 @@ def preferred(rows: int, half: bool, capability: int) -> tuple[str, ...]:
         capability: of the device, 80, 90, ...
     """
     wide = rows >= WIDE_ROWS and half and capability // 10 in (9, 10)
-    return ("triton", "cuda", "torch") if wide else ("cuda", "triton", "torch")
+    return ("triton", "cuda", "cpu", "torch") if wide else ("cuda", "triton", "cpu", "torch")
 
 
 def tile_rows(rows: int, largest: int = 128) -> int:

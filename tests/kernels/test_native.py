@@ -106,6 +106,34 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return next((folder / "lib").rglob("_C*.so")), output
 
 
+HOST_PROBE = """
+import importlib.util, json, struct, sys
+spec = importlib.util.spec_from_file_location("mulosd._cpu", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert "torch" not in sys.modules
+import array
+x = array.array("f", [1.0] * 16)
+w = array.array("f", [float(i) for i in range(32)])
+out = array.array("f", [0.0, 0.0])
+layer = (w.buffer_info()[0], 0, 0, 0, 2, 16)
+found = []
+for isa in module.isas():
+    module.linear(layer, [x.buffer_info()[0], 0, 0, out.buffer_info()[0]], [16, 2, 1], 0.0, False, 4, isa)
+    found.append(list(out))
+print(json.dumps([module.isas(), module.has_pool(), found]))
+"""
+
+
+@pytest.mark.slow
+def test_host_kernels_are_built_and_need_neither_torch_nor_threads(build: tuple[Path, str]) -> None:
+    (path,) = build[0].parent.glob("_cpu*.so")
+    probe = subprocess.run([sys.executable, "-c", HOST_PROBE, str(path)], capture_output=True, text=True, check=True)
+    isas, pool, found = json.loads(probe.stdout)
+    assert isas[-1] == "generic" and not pool
+    assert found == [[120.0, 376.0]] * len(isas)
+
+
 @pytest.mark.slow
 def test_default_architectures_reach_the_compiler(tmp_path: Path) -> None:
     need_tools()

@@ -118,12 +118,19 @@ def test_native_module_is_built_for_the_devices_or_as_asked(
         text=True,
     )
     assert (done.returncode == 0) == (works or asked is None or "MULOSD_REQUIRE_NATIVE" not in wanted), done.stderr
-    calls = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
-    assert bool(calls) == (asked is not None)
-    if asked is not None:
-        assert (asked if asked == ALL else f"-DCMAKE_CUDA_ARCHITECTURES={asked}") in calls.split()
+    calls = (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+    skipped = bool(wanted.get("MULOSD_SKIP_NATIVE"))
+    assert any("-DMULOSD_CUDA=OFF" in call and "-DMULOSD_HOST=ON" in call for call in calls) == (not skipped)
+    cuda = [call for call in calls if "-DMULOSD_CUDA=ON" in call]
+    # A module that is required ends the build at the first failure.
+    assert bool(cuda) == (asked is not None and (works or "MULOSD_REQUIRE_NATIVE" not in wanted))
+    if cuda:
+        assert (asked if asked == ALL else f"-DCMAKE_CUDA_ARCHITECTURES={asked}") in cuda[0].split()
     if done.returncode == 0:
-        (line,) = next(tmp_path.rglob("native.txt")).read_text().splitlines()
+        lines = next(tmp_path.rglob("native.txt")).read_text().splitlines()
+        (line,) = (each for each in lines if each.startswith("mulosd._C"))
+        (host,) = (each for each in lines if each.startswith("mulosd._cpu"))
+        assert ("was not built" in host) == (skipped or not works)
         assert told in line and ("was not built" in line) == (asked is None or not works)
         assert line in done.stderr
         assert asked is not None or "MULOSD_CUDA_ARCHS=all" in line
@@ -171,6 +178,7 @@ def test_wheel_is_complete(wheel: Path) -> None:
     ]
     if os.environ.get("MULOSD_REQUIRE_NATIVE"):
         assert [name for name in names if name.startswith("mulosd/_C.")]
+        assert [name for name in names if name.startswith("mulosd/_cpu.")]
 
 
 @pytest.mark.slow
