@@ -1,8 +1,8 @@
 """The bridge from setuptools to CMake, which builds the native modules mulosd._cpu and mulosd._C.
 
-mulosd._cpu, the host kernels, is built wherever there is a C++ compiler; mulosd._C for the CUDA devices of this machine,
-so not at all where there is none. What was done and why stands in mulosd/native.txt, which `make` and `mulosd diagnose`
-print.
+mulosd._cpu, the host kernels, is built wherever there is a C++ compiler; mulosd._C for the CUDA devices of this
+machine, so not at all where there is none. What was done and why stands in mulosd/native.txt, which `make` and
+`mulosd diagnose` print.
 
 MULOSD_CUDA_ARCHS        build for these, whatever devices there are: "all" (sm_80, 90, 100, 120 and PTX), or a list as
                          CMake takes it, e.g. "90-real"

@@ -24,6 +24,7 @@ from .devices import checked_device, exact_float32
 from .dtypes import settled_dtype
 from .family import Family
 from .likelihood import nll
+from .linear_choice import Times, checked_linear, choose
 from .models.quantized import check_device, checked_kind
 from .request import Request, Update
 from .sampling import SamplingLike, SamplingParams
@@ -83,6 +84,9 @@ class Engine:
         config: limits of what runs at a time.
         quantization: "int8" or, on a GPU of sm_89 or later, "fp8" (e4m3) holds the weights of the layers in 8 bits, see
             docs/gpu.md; `family` itself is changed. As in the narrow types an image may depend on its batch.
+        linear: how a CPU multiplies by the weights: "auto" takes what was measured to be fastest on this machine, "torch"
+            is `F.linear` always, "native", "onednn" and "left" are its rivals where they serve, see docs/cpu.md. None is
+            $MULOSD_LINEAR, or "auto". Ways differ in the last bits of float32. `family` itself is changed.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Engine:
         dtype: str | torch.dtype | None = None,
         config: SchedulerConfig | None = None,
         quantization: str | None = None,
+        linear: str | None = None,
     ) -> None:
         self.config = SchedulerConfig() if config is None else config
         for name, value, kind in (("family", family, Family), ("config", self.config, SchedulerConfig)):
@@ -100,10 +105,16 @@ class Engine:
                 raise ValueError(f"{name} must be a {kind.__name__}, got {shown(value)}")
         where = checked_device(device)
         self.dtype = settled_dtype(dtype, where)
+        self.linear = checked_linear(linear)
         eight_bit = checked_kind(quantization)
         check_device(eight_bit or family.quantization, where)
         self.family = family.quantize(eight_bit).to(where, self.dtype)
         self._device = self.family.device
+        # What "auto" chose by, see docs/cpu.md.
+        self.linear_times: dict[str, Times] = {}
+        if self._device.type == "cpu":
+            drafters = [] if self.family.eagle is None else [self.family.eagle]
+            self.linear_times = choose([*self.family.models, *drafters], self.linear)
         self.scheduler = Scheduler(self.family, self.config)
         self._requests: dict[int, Request] = {}
         # Updates without images yet, and updates that nobody has been given yet.
@@ -124,12 +135,14 @@ class Engine:
         dtype: str | torch.dtype | None = None,
         config: SchedulerConfig | None = None,
         quantization: str | None = None,
+        linear: str | None = None,
     ) -> Engine:
         """Load a bundled family by name, or a family folder; ValueError lists what there is."""
         check_device(checked_kind(quantization), checked_device(device))  # before weights are read
+        checked_linear(linear)
         kind = settled_dtype(dtype, device)
         loaded = Family.load(family, dtype=kind)
-        return cls(loaded, device=device, dtype=kind, config=config, quantization=quantization)
+        return cls(loaded, device=device, dtype=kind, config=config, quantization=quantization, linear=linear)
 
     @property
     def caches(self) -> dict[tuple[int, bool], KVCache]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..kernels.local_resample import OP as LOCAL_RESAMPLE
 from ..kernels.local_resample.call import Call
+from . import host_step
 from .batch import Batch, Feed, Result, grouped, span
 from .devices import upload
 from .graphs import can_serve, parts, step_of
@@ -73,7 +74,8 @@ def forward(model: Model, feeds: Sequence[Feed]) -> list[Result]:
         parts = zip(batches, q.split(sizes, 1), k.split(sizes, 1), v.split(sizes, 1), strict=True)
         return torch.cat([b.attend(layer, *qkv) for b, *qkv in parts], dim=1)
 
-    x = model.run(x, batches[0].attend if len(batches) == 1 else each)
+    whole = host_step.run_layers(model, batches[0], x[0]) if len(batches) == 1 else None
+    x = model.run(x, batches[0].attend if len(batches) == 1 else each) if whole is None else whole[None]
     return select(model, batches, x[0], len(feeds))
 
 

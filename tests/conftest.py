@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+# What is fastest on the machine of the tests is nothing to them: they compute in one way, and those of other ways ask.
+os.environ.setdefault("MULOSD_LINEAR", "torch")
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the Triton interpreter's tests to a process of their own, and skip what needs a CUDA device without one.

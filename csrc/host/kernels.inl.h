@@ -6,6 +6,10 @@
 // not depend on what is computed beside it.
 #include <cstdint>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "params.h"
 
 namespace mulosd::host::MULOSD_ISA {
@@ -30,6 +34,27 @@ inline void store(float* to, Vec value) {
   __builtin_memcpy(to, &value, sizeof value);
 }
 
+// kLanes integers as wide as a float: by the instructions that the file is compiled for, as compilers do not find them.
+inline Words widened(const uint16_t* p) {
+#if MULOSD_LANES == 16 && defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif MULOSD_LANES == 8 && defined(__AVX2__)
+  return (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  return __builtin_convertvector(load<Halves>(p), Words);
+#endif
+}
+inline Ints widened(const int8_t* p) {
+#if MULOSD_LANES == 16 && defined(__AVX512F__)
+  return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif MULOSD_LANES == 8 && defined(__AVX2__)
+  return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
+  return __builtin_convertvector(__builtin_convertvector(load<Bytes>(p), Shorts), Ints);
+#endif
+}
+
 // Weights as float32, kLanes of them.
 template <int kType>
 struct Weights;
@@ -41,29 +66,30 @@ struct Weights<kFloat32> {
 template <>
 struct Weights<kBfloat16> {
   typedef uint16_t Element;
-  static inline Vec at(const uint16_t* p) { return (Vec)(__builtin_convertvector(load<Halves>(p), Words) << 16); }
+  static inline Vec at(const uint16_t* p) { return (Vec)(widened(p) << 16); }
 };
 template <>
 struct Weights<kInt8> {
   typedef int8_t Element;
-  static inline Vec at(const int8_t* p) {
-    return __builtin_convertvector(__builtin_convertvector(load<Bytes>(p), Ints), Vec);
-  }
+  static inline Vec at(const int8_t* p) { return __builtin_convertvector(widened(p), Vec); }
 };
 
-inline float sum(Vec v) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &v, sizeof v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
+typedef float Quad __attribute__((vector_size(16)));
 
-inline float to_float(uint16_t bits) {
-  const uint32_t word = uint32_t(bits) << 16;
-  float value;
-  __builtin_memcpy(&value, &word, 4);
-  return value;
+// The upper half is added to the lower until one number is left, all in registers.
+inline float sum(Vec v) {
+#if MULOSD_LANES == 16
+  typedef float Half __attribute__((vector_size(32)));
+  const Half half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Quad q = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#elif MULOSD_LANES == 8
+  const Quad q = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#else
+  const Quad q = v;
+#endif
+  const Quad pair = q + __builtin_shufflevector(q, q, 2, 3, 2, 3);
+  return pair[0] + pair[1];
 }
 
 // To the nearest, ties to even, as torch rounds.

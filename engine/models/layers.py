@@ -17,54 +17,11 @@ from torch import Tensor, nn
 from ...kernels.fused_linear import FEW_ROWS
 from ...kernels.fused_linear import OP as FUSED_LINEAR
 from ...kernels.fused_linear.call import Call as Fused
+from .linear import FEW_CLASSES, Linear
 from .quantized import QuantizedLinear
 
 # (layer, q [B, Q, H, D], k, v [B, Q, Hkv, D], before rotation) -> attended [B, Q, H, D].
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-class Linear(nn.Linear):
-    """`nn.Linear`, without bias unless asked for.
-
-    Without gradients an input of another type than the weight's is multiplied in the input's.
-
-    At one to four float32 rows, such as the CFG pair of one request, the BLAS of CPU builds reads the weights at a
-    quarter to half of the speed that memory allows. With the weights as the left factor, of two columns at least, it
-    does not (benchmarks/few_rows.py); one row alone is better off so where several threads share it.
-    """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
-        super().__init__(in_features, out_features, bias=bias)
-        # A wide input is better served the usual way from three rows on.
-        self._few = 4 if out_features >= in_features else 2
-        self._narrowed: Tensor | None = None
-        self._version = -1
-
-    def narrowed(self, dtype: torch.dtype) -> Tensor:
-        """The weight in another type: a copy that is kept until the weight changes."""
-        weight, kept = self.weight, self._narrowed
-        if kept is None or kept.dtype != dtype or kept.device != weight.device or self._version != weight._version:
-            kept = weight.detach().to(dtype)
-            self._narrowed, self._version = kept, weight._version
-        return kept
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        weight, bias = self.weight, self.bias
-        if x.dtype != weight.dtype and not torch.is_grad_enabled():
-            return F.linear(x, self.narrowed(x.dtype), None if bias is None else bias.to(x.dtype))
-        if (
-            rows > self._few
-            or (rows == 1 and torch.get_num_threads() == 1)
-            or not x.is_cpu
-            or x.dtype != torch.float32
-            or torch.is_grad_enabled()
-        ):
-            return F.linear(x, weight, bias)
-        flat = x.reshape(rows, -1)
-        product = torch.mm(weight, (flat if rows > 1 else flat.repeat(2, 1)).t())
-        out = product[:, :rows].t().contiguous().view(*x.shape[:-1], self.out_features)
-        return out if bias is None else out + bias
 
 
 class RMSNorm(nn.Module):
@@ -87,7 +44,8 @@ def project(
     gated: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """`residual + act(linear(norm(x)))`, all but the layer where asked for: one kernel for few tokens on a GPU.
+    """`residual + act(linear(norm(x)))`, all but the layer where asked for: one kernel for few tokens on a GPU, and on a CPU
+    where that was measured to be faster.
 
     Args:
         x: [..., K].
@@ -96,11 +54,13 @@ def project(
         gated: whether the first half of N gates the second: SwiGLU.
         residual: added last.
     """
-    if x.is_cuda and not torch.is_grad_enabled() and x.numel() <= FEW_ROWS * x.shape[-1]:
+    if not torch.is_grad_enabled():
         scale = linear.scale if isinstance(linear, QuantizedLinear) else None
-        if scale is not None or linear.weight.dtype == x.dtype:
+        few = x.numel() <= FEW_ROWS * x.shape[-1] if x.is_cuda else linear.way(x) == "native"
+        if few and (scale is not None or linear.weight.dtype == x.dtype):
             factor, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-            out: Tensor = FUSED_LINEAR(Fused(x, linear.weight, scale, linear.bias, factor, eps, gated, residual))
+            fused = Fused(x, linear.weight, scale, linear.bias, factor, eps, gated, residual)
+            out: Tensor = FUSED_LINEAR(fused, None if x.is_cuda else "cpu")
             return out
     out = linear.forward(x if norm is None else norm.forward(x))
     if gated:
@@ -157,6 +117,8 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(dim, eps)
         self.w13: Linear | QuantizedLinear = Linear(dim, 2 * ffn_dim)
         self.w2: Linear | QuantizedLinear = Linear(ffn_dim, dim)
+        # Of each class of few rows, whether the host kernels take such blocks whole (`engine.linear_choice`).
+        self.host_classes: tuple[bool, ...] = (False,) * FEW_CLASSES
 
     def quantize(self, kind: str) -> None:
         """Hold the weights of the linear layers in 8 bits, see `quantized`; norms stay."""

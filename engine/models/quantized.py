@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.fused_linear import OP as FUSED_LINEAR
+from ...kernels.fused_linear.call import Call as Fused
 from ...kernels.fused_linear.reference import dequantised
 from ..arguments import shown
+from .linear import Ways, way_of
 
 # By name: the type that is stored, and the largest magnitude that is used of it.
 KINDS: dict[str, tuple[torch.dtype, float]] = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
@@ -67,6 +70,9 @@ class QuantizedLinear(nn.Module):
     Args:
         linear: whose weights are quantised; it is not changed.
         kind: one of `KINDS`.
+
+    Attributes:
+        ways: how inputs are multiplied on a CPU: "torch", or "native" for a few rows.
     """
 
     weight: Tensor
@@ -79,6 +85,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = linear.bias
+        self.ways: Ways = {}
         # What torch multiplies int8 by reads whole vectors of the weights, past the end of rows of other lengths.
         self._whole = self.in_features % 32 == 0
 
@@ -94,12 +101,19 @@ class QuantizedLinear(nn.Module):
         found: Any = super()._apply(moved, recurse)
         return found
 
+    def way(self, x: Tensor) -> str:
+        """How an input is multiplied."""
+        return way_of(self.ways, x)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N], of the type of x.
 
-        Where a CPU has instructions for it, x is rounded to bfloat16 and multiplied by int8 as they are, and the sums
+        The host kernels multiply as they are, in float32. Otherwise, where a CPU has instructions for it, x is rounded to bfloat16 and multiplied by int8 as they are, and the sums
         are rounded to bfloat16 before they are scaled; elsewhere, and in float16, weights are dequantised first.
         """
+        if self.way(x) == "native":
+            native: Tensor = FUSED_LINEAR(Fused(x, self.weight, self.scale, self.bias), "cpu")
+            return native
         rows = x.numel() // x.shape[-1]
         unscaled = None
         if x.is_cpu and x.dtype != torch.float16 and self.weight.dtype == torch.int8:

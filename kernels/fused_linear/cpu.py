@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -32,20 +34,33 @@ def decline(call: Call) -> str | None:
 def run(call: Call) -> Tensor:
     """Sums and everything else are float32; rounded once, to the type of x."""
     x, weight, scale, bias, norm, eps, gated, residual = call
-    k = x.shape[-1]
-    flat = x.reshape(-1, k).float().contiguous()
-    width = weight.shape[0] // (2 if gated else 1)
-    added = None if residual is None else residual.reshape(-1, width).float().contiguous()
-    bias = None if bias is None else bias.float().contiguous()
-    norm = None if norm is None else norm.float().contiguous()
-    out = torch.empty(flat.shape[0], width)
+    k, dtype = x.shape[-1], x.dtype
+    width = weight.shape[0] // 2 if gated else weight.shape[0]
+    # Conversions are no more than a check where there is nothing to convert; they must live as long as the call.
+    x, bias, norm, residual = plain(x), plain(bias), plain(norm), plain(residual)
+    out = torch.empty(*x.shape[:-1], width)
     host.module().linear(
         host.linear_args(weight, scale, bias),
-        [flat.data_ptr(), *(0 if t is None else t.data_ptr() for t in (norm, added)), out.data_ptr()],
-        [k, width, flat.shape[0]],
+        (x.data_ptr(), *(0 if t is None else t.data_ptr() for t in (norm, residual)), out.data_ptr()),
+        (k, width, x.numel() // k),
         eps,
         gated,
         host.threads(),
         host.isa(),
     )
-    return out.to(x.dtype).view(*x.shape[:-1], width)
+    return out if dtype == torch.float32 else out.to(dtype)
+
+
+@overload
+def plain(t: Tensor) -> Tensor: ...
+@overload
+def plain(t: None) -> None: ...
+@overload
+def plain(t: Tensor | None) -> Tensor | None: ...
+
+
+def plain(t: Tensor | None) -> Tensor | None:
+    """The same numbers as contiguous float32."""
+    if t is None or (t.dtype == torch.float32 and t.is_contiguous()):
+        return t
+    return t.float().contiguous()
