@@ -84,9 +84,9 @@ class Engine:
         config: limits of what runs at a time.
         quantization: "int8" or, on a GPU of sm_89 or later, "fp8" (e4m3) holds the weights of the layers in 8 bits, see
             docs/gpu.md; `family` itself is changed. As in the narrow types an image may depend on its batch.
-        linear: how a CPU multiplies by the weights: "auto" takes what was measured to be fastest on this machine, "torch"
-            is `F.linear` always, "native", "onednn" and "left" are its rivals where they serve, see docs/cpu.md. None is
-            $MULOSD_LINEAR, or "auto". Ways differ in the last bits of float32. `family` itself is changed.
+        linear: how a CPU multiplies by the weights: "auto" takes what was measured to be fastest on this machine,
+            "torch" is `F.linear` always, "native", "onednn" and "left" are its rivals where they serve, see
+            docs/cpu.md. None is $MULOSD_LINEAR, or "auto". Ways differ in the last bits; `family` itself is changed.
     """
 
     def __init__(

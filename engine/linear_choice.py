@@ -1,9 +1,9 @@
 """Which way a CPU multiplies by the weights of a model: measured once a machine, kept in a file, or as asked.
 
 `F.linear` serves unless another way takes less than `CLEARLY` of its time: what is chosen is then the same whenever it
-is measured, and nothing is slower than `F.linear` beyond the error of a measurement. Ways of float32 differ in the order
-of their sums, so in the last bits. The times are kept by processor, torch version and threads, and the first process
-that measured a shape decides for all that follow: later ones compute the same.
+is measured, and nothing is slower than `F.linear` beyond the error of a measurement. Ways of float32 differ in the
+order of their sums, so in the last bits. The times are kept by processor, torch version and threads, and the first
+process that measured a shape decides for all that follow: later ones compute the same.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ CLEARLY = 0.9
 # Seconds that all measurements of a model should take, and how often each candidate is timed at least and at most.
 BUDGET, LAYER_BUDGET = 0.25, 0.03
 ROUNDS, MOST_ROUNDS = 3, 40
+# How much longer a measurement may last on a busy machine, and seconds that each has in any case.
+PATIENCE, LEAST = 4.0, 0.001
 # A measurement multiplies a part of a large weight, so that it ends: of so many weights, and of so many products.
 MOST_WEIGHTS, MOST_PRODUCTS = 1 << 20, 1 << 24
 # Keys and values that a whole layer is measured with.
@@ -126,7 +128,7 @@ def layers_of(model: nn.Module) -> list[Linear | QuantizedLinear]:
     return [m for m in model.modules() if isinstance(m, Linear | QuantizedLinear)]
 
 
-def candidates(layer: Linear | QuantizedLinear, dtype: torch.dtype, rows: int, packs: bool) -> dict[str, Any]:
+def candidates(layer: Linear | QuantizedLinear, dtype: torch.dtype, rows: int) -> dict[str, Any]:
     """By way, a function of x [rows, K] that multiplies by a part of a layer's weights."""
     part = max(
         16, min(layer.out_features, MOST_WEIGHTS // layer.in_features, MOST_PRODUCTS // (rows * layer.in_features))
@@ -145,7 +147,7 @@ def candidates(layer: Linear | QuantizedLinear, dtype: torch.dtype, rows: int, p
         found["torch"] = lambda x: F.linear(x, weight)
         if rows <= 4 and dtype == torch.float32:
             found["left"] = lambda x: left_linear(x, weight, None)
-        if packs and has_onednn() and dtype in (torch.float32, torch.bfloat16):
+        if has_onednn() and dtype in (torch.float32, torch.bfloat16):
             packed = pack(weight)
             found["onednn"] = lambda x: packed_linear(x, packed, None)
     if rows <= host.MOST_ROWS and host.unusable() is None:
@@ -155,22 +157,37 @@ def candidates(layer: Linear | QuantizedLinear, dtype: torch.dtype, rows: int, p
     return found
 
 
-def timed(ways: dict[str, Callable[[Tensor], Tensor]], x: Tensor, until: float) -> dict[str, float]:
-    """The least microseconds of each way, taken in turns until a moment."""
+def timed(ways: dict[str, Callable[[Tensor], Tensor]], x: Tensor, seconds: float) -> dict[str, float]:
+    """The least microseconds of each way, taken in turns for so many seconds; none where the machine is too busy.
+
+    The least of several is what the machine can do, if it was seen twice: for that they last up to `PATIENCE` times as
+    long.
+    """
     for call in ways.values():
         call(x)
-    best, rounds = dict.fromkeys(ways, float("inf")), 0
-    while rounds < ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() < until):
+    samples: dict[str, list[float]] = {way: [] for way in ways}
+    begun, rounds, sure = time.perf_counter(), 0, False
+    while rounds < MOST_ROUNDS:
+        spent = time.perf_counter() - begun
+        if rounds >= ROUNDS and (spent > seconds if sure else spent > PATIENCE * seconds):
+            break
         for way, call in ways.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             call(x)
-            best[way] = min(best[way], time.perf_counter() - begun)
+            samples[way].append(time.perf_counter() - start)
         rounds += 1
-    return {way: round(1e6 * seconds, 2) for way, seconds in best.items()}
+        sure = rounds >= ROUNDS and all(seen_twice(each) for each in samples.values())
+    return {way: round(1e6 * min(each), 2) for way, each in samples.items()} if sure else {}
 
 
-def measure(wanted: dict[Shape, Linear | QuantizedLinear], packs: bool, budget: float = BUDGET) -> dict[Shape, Times]:
-    """Times of layers for every class of rows, as precise as `budget` seconds allow."""
+def seen_twice(samples: list[float]) -> bool:
+    """Whether the least of several times is no accident."""
+    first, second = sorted(samples)[:2]
+    return second <= 1.15 * first
+
+
+def measure(wanted: dict[Shape, Linear | QuantizedLinear]) -> dict[Shape, Times]:
+    """Times of layers for every class of rows, as precise as `BUDGET` seconds allow."""
     found = {shape: Times() for shape in wanted}
     started = time.perf_counter()
     left = len(wanted) * len(CLASS_ROWS)
@@ -178,12 +195,12 @@ def measure(wanted: dict[Shape, Linear | QuantizedLinear], packs: bool, budget: 
         for rows in CLASS_ROWS:
             for shape, layer in wanted.items():
                 now = time.perf_counter()
-                share = (started + budget - now) / left
+                share = max(0.0, started + BUDGET - now) / left
                 left -= 1
                 dtype = getattr(torch, shape.kind)
                 x = torch.randn(rows, shape.k, generator=torch.Generator().manual_seed(rows)).to(dtype)
-                ways = candidates(layer, dtype, rows, packs)
-                found[shape].classes.append(timed(ways, x, now + share) if len(ways) > 1 else {})
+                ways = candidates(layer, dtype, rows)
+                found[shape].classes.append(timed(ways, x, max(share, LEAST)) if len(ways) > 1 else {"torch": 0.0})
     return found
 
 
@@ -248,27 +265,34 @@ def read_kept(file: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def keep(file: Path, found: dict[str, Times]) -> dict[str, list[dict[str, float]]]:
-    """Add times to a file, where another process has not been first; what it holds then. A folder that cannot be
-    written to is no failure: every process then measures for itself."""
+    """Add times to a file, where another process has not been first; what it holds then, and what is not kept.
+
+    Times of which the machine was too busy are not kept: the next process measures again. A folder that cannot be
+    written to is no failure: every process then measures for itself.
+    """
     kept = read_kept(file)
-    whole = {**{name: times.classes for name, times in found.items()}, **kept}
+    mine = {name: times.classes for name, times in found.items()}
+    sure = {name: classes for name, classes in mine.items() if all(classes)}
+    whole = {**sure, **kept}
+    if whole == kept:
+        return {**mine, **kept}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic(file) as stream:
             stream.write(json.dumps({"key": key(), "shapes": whole}, indent=1).encode())
     except OSError as error:
         warnings.warn(f"times of linear layers cannot be kept ({error}): each process measures them", stacklevel=2)
-    return whole
+    return {**mine, **kept}
 
 
-def times_of(layers: Iterable[tuple[Linear | QuantizedLinear, torch.dtype]], packs: bool) -> dict[Shape, Times]:
+def times_of(layers: Iterable[tuple[Linear | QuantizedLinear, torch.dtype]]) -> dict[Shape, Times]:
     """Times of layers and types of input: those that are kept, and the rest measured now."""
     wanted = {shape_of(layer, dtype): layer for layer, dtype in layers}
     file = kept_file()
     kept = read_kept(file)
     missing = {shape: layer for shape, layer in sorted(wanted.items()) if shape.name not in kept}
     if missing:
-        kept = keep(file, {shape.name: times for shape, times in measure(missing, packs).items()})
+        kept = keep(file, {shape.name: times for shape, times in measure(missing).items()})
     return {shape: Times(kept[shape.name]) for shape in wanted}
 
 
@@ -308,7 +332,7 @@ def choose(models: Sequence[nn.Module], option: str) -> dict[str, Times]:
             # What a verify pass of its own type computes in.
             pairs += [(layer, torch.bfloat16) for layer in layers if isinstance(layer, Linear)]
     size = sum(layer.weight.nbytes for layer, _ in {id(layer): (layer, d) for layer, d in pairs}.values())
-    times = times_of(pairs, size <= MOST_PACKED) if option == "auto" and pairs else {}
+    times = times_of(pairs) if option == "auto" and pairs else {}
     for layer in {id(layer): layer for layer, _ in pairs}.values():
         layer.ways = {}
     for layer, dtype in pairs:
@@ -321,11 +345,33 @@ def choose(models: Sequence[nn.Module], option: str) -> dict[str, Times]:
     return {**{shape.name: found for shape, found in times.items()}, **choose_layers(blocks, option)}
 
 
+def described(times: dict[str, Times]) -> list[tuple[str, list[str]]]:
+    """For people: the name of each shape, and for each class of rows what was chosen and its share of F.linear's time.
+
+    For whole layers that is the share of the time part by part; "busy" is what no time could be measured of.
+    """
+    table = []
+    for name, found in times.items():
+        cells = []
+        for way, each in zip(found.ways(), found.classes, strict=True):
+            rivals = [us for other, us in each.items() if other != "torch"]
+            if not each:
+                cells.append("torch (busy)")
+            elif way == "torch":
+                cells.append(f"torch (next {min(rivals) / each['torch']:.2f})" if rivals else "torch")
+            else:
+                cells.append(f"{way} {each[way] / each['torch']:.2f}")
+        table.append((name, cells))
+    return table
+
+
 def layer_name(block: Block, dtype: torch.dtype, ways: str) -> str:
     """What the time of a whole layer depends on."""
     sizes = [f"{w.out_features}x{w.in_features}" for w in (block.wqkv, block.wo, block.w13, block.w2)]
     kind = str(dtype).removeprefix("torch.")
-    return f"layer {kind} x {block.wqkv.weight.dtype} {' '.join(sizes)} {block.n_heads}/{block.n_kv_heads} {ways}"
+    weights = str(block.wqkv.weight.dtype).removeprefix("torch.")
+    digest = hashlib.sha256(ways.encode()).hexdigest()[:8]
+    return f"layer {kind} x {weights} {' '.join(sizes)} heads {block.n_heads}/{block.n_kv_heads} {digest}"
 
 
 def layer_ways(block: Block, dtype: torch.dtype, rows: int) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -359,8 +405,7 @@ def measure_layer(block: Block, dtype: torch.dtype) -> Times:
         for rows in CLASS_ROWS[:FEW_CLASSES]:
             ways = layer_ways(block, dtype, rows)
             x = torch.randn(1, rows, block.wqkv.in_features, generator=torch.Generator().manual_seed(rows)).to(dtype)
-            until = time.perf_counter() + LAYER_BUDGET / FEW_CLASSES
-            found.classes.append(timed(ways, x, until) if len(ways) > 1 else {})
+            found.classes.append(timed(ways, x, LAYER_BUDGET / FEW_CLASSES) if len(ways) > 1 else {"torch": 0.0})
     return found
 
 

@@ -44,8 +44,8 @@ def project(
     gated: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """`residual + act(linear(norm(x)))`, all but the layer where asked for: one kernel for few tokens on a GPU, and on a CPU
-    where that was measured to be faster.
+    """`residual + act(linear(norm(x)))`, all but the layer where asked for: one kernel for few tokens on a GPU, and on
+    a CPU where that was measured to be faster.
 
     Args:
         x: [..., K].

@@ -108,8 +108,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N], of the type of x.
 
-        The host kernels multiply as they are, in float32. Otherwise, where a CPU has instructions for it, x is rounded to bfloat16 and multiplied by int8 as they are, and the sums
-        are rounded to bfloat16 before they are scaled; elsewhere, and in float16, weights are dequantised first.
+        The host kernels multiply x by int8 as they are. Otherwise, where a CPU has instructions for it, x is rounded to
+        bfloat16, and the sums are rounded to bfloat16 before they are scaled; elsewhere, and in float16, weights are
+        dequantised first.
         """
         if self.way(x) == "native":
             native: Tensor = FUSED_LINEAR(Fused(x, self.weight, self.scale, self.bias), "cpu")

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.collapse import run_prefix
 from mulosd.engine.models.ar_dtok import ARDTok, ARDTokConfig
 from mulosd.engine.models.ar_model import ARModel
-from mulosd.engine.models.layers import Linear, apply_rotary, rotary_table
+from mulosd.engine.models.layers import apply_rotary, rotary_table
 from mulosd.engine.models.llamagen import LlamaGen, LlamaGenConfig
 from mulosd.engine.runner import Feed, run
 
@@ -87,18 +86,6 @@ def test_padding_of_the_prefix_is_seen_by_nobody() -> None:
     narrow.load_state_dict({**made.state_dict(), "null_caption": made.null_caption[5:]})
     short, _ = run_prefix(narrow, features[:, 5:], 4, None)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(means, short, strict=True))
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize(("into", "out"), [(32, 64), (64, 32)])
-def test_few_rows_take_another_way_to_the_same_product(rows: int, into: int, out: int) -> None:
-    layer = Linear(into, out)
-    x = torch.randn(rows, 1, into)
-    with torch.inference_mode():
-        found: Tensor = layer(x)
-    assert found.shape == (rows, 1, out) and found.is_contiguous()
-    assert torch.allclose(found, layer(x), atol=1e-5)
-    assert layer(x).requires_grad
 
 
 def test_models_are_told_apart_by_what_they_need() -> None:
