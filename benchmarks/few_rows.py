@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from mulosd.engine.models.layers import Linear
+from mulosd.engine.models.linear import Linear
 from mulosd.engine.models.quantized import QuantizedLinear
 
 BYTES = 2e8

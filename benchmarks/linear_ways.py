@@ -2,10 +2,10 @@
 
     python benchmarks/linear_ways.py --threads 1 --decoder serial:grid=16 --engine float32:left --engine float32:native
 
-An engine is TYPE:WAY, TYPE one of float32, bfloat16, int8 and WAY one of auto, torch, left, onednn, native. For each: the
-least seconds and CPU seconds an image, what a forward of them takes, the share of the floor that it reaches (its weights
-over the speed at which this CPU streams as many bytes, measured in the same run), and whether the tokens are those of the
-first engine. Seconds of a busy machine say little; CPU seconds of one thread say more.
+An engine is TYPE:WAY, TYPE one of float32, bfloat16, int8 and WAY one of auto, torch, left, onednn, native. For each:
+the least seconds and CPU seconds an image, CPU time by forward, the floor (its weights over the speed at which this CPU
+streams as many bytes, measured in the same run), and the share of tokens that are those of the first engine. Seconds of a
+busy machine say little; CPU seconds of one thread say more.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
         engines[name] = Engine.from_pretrained(arguments.family, device="cpu", linear=way, **settings)
     about = key()
     native = "none" if host.unusable() is not None else host.isa()
-    print(f"{about['processor']}, {about['capability']}, host kernels {native}, {arguments.threads} threads, {PROMPT!r}")
+    print(f"{about['processor']}, {about['capability']}, host kernels {native}, {arguments.threads} threads")
     least = {name: [float("inf"), float("inf")] for name in engines}
     results = {}
     for turn in range(arguments.rounds + 1):
@@ -77,9 +77,8 @@ def main() -> None:
         forwards = sum(results[name].stats[0].forwards.values())
         floor = size / streamed(size)
         same = (results[name].tokens == first).float().mean()
-        print(
-            f"{name:16s} {wall:8.3f} {cpu:6.3f} {forwards:9d} {1e3 * cpu / forwards:15.3f} {1e3 * floor:9.3f} {same:12.3f}"
-        )
+        each, least_each = 1e3 * cpu / forwards, 1e3 * floor
+        print(f"{name:16s} {wall:8.3f} {cpu:6.3f} {forwards:9d} {each:15.3f} {least_each:9.3f} {same:12.3f}")
 
 
 if __name__ == "__main__":

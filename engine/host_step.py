@@ -75,9 +75,9 @@ def addresses(model: Model) -> tuple[Any, ...]:
         parts = block._modules
         for name in ("wqkv", "wo", "w13", "w2", "attention_norm", "ffn_norm"):
             part = parts[name]
-            tensors = part._parameters if "weight" in part._parameters else part._buffers  # type: ignore[union-attr]
+            tensors = part._parameters if "weight" in part._parameters else part._buffers
             weight = tensors["weight"]
-            found += (weight.data_ptr(), weight._version)  # type: ignore[union-attr]
+            found += (weight.data_ptr(), weight._version)
     return tuple(found)
 
 

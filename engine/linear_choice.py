@@ -136,9 +136,9 @@ def candidates(layer: Linear | QuantizedLinear, dtype: torch.dtype, rows: int) -
     weight, found = layer.weight.detach()[:part], cast("dict[str, Callable[[Tensor], Tensor]]", {})
     scale = None
     if isinstance(layer, QuantizedLinear):
-        small = QuantizedLinear(nn.Linear(1, 1), "int8")
+        small = QuantizedLinear(nn.Linear(1, 1, bias=False), "int8")
         small.weight, small.scale = weight, layer.scale[:part]
-        small.in_features, small.out_features, small.bias = layer.in_features, len(weight), None
+        small.in_features, small.out_features = layer.in_features, len(weight)
         small._whole = layer._whole
         scale = small.scale
         found["torch"] = small.forward
@@ -414,7 +414,7 @@ def choose_layers(blocks: Sequence[Block], option: str) -> dict[str, Times]:
     file, kept, found = kept_file(), None, {}
     for block in blocks:
         dtype = block.attention_norm.weight.dtype
-        parts = [cast("Linear | QuantizedLinear", w) for w in (block.wqkv, block.wo, block.w13, block.w2)]
+        parts = [block.wqkv, block.wo, block.w13, block.w2]
         if option != "auto":
             native = all("native" in part.ways.get(dtype, ()) for part in parts)
             block.host_classes = (option == "native" and native,) * FEW_CLASSES

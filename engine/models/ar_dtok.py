@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .layers import Linear, RMSNorm
+from .layers import RMSNorm
+from .linear import Linear
 
 # Prefixes that Tar was trained with: 27x27, 13x13 and 9x9 features.
 PREFIXES = (729, 169, 81)

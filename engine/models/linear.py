@@ -55,13 +55,13 @@ class Linear(nn.Linear):
         # Copies of the weight in other types, and as oneDNN packs them.
         self._narrowed: dict[torch.dtype, Tensor] = {}
         self._packed: dict[torch.dtype, Tensor] = {}
-        self._version: tuple[object, ...] = ()
+        self._copied: tuple[object, ...] = ()
 
     def _forget_copies_of_another_weight(self) -> None:
         weight = self.weight
         now = (weight._version, weight.device, weight.dtype, weight.data_ptr() if weight.is_cpu else 0)
-        if self._version != now:
-            self._narrowed, self._packed, self._version = {}, {}, now
+        if self._copied != now:
+            self._narrowed, self._packed, self._copied = {}, {}, now
 
     def narrowed(self, dtype: torch.dtype) -> Tensor:
         """The weight in another type: a copy that is kept until the weight changes."""
@@ -82,7 +82,8 @@ class Linear(nn.Linear):
         return way_of(self.ways, x)
 
     def forward(self, x: Tensor) -> Tensor:
-        way, bias = self.way(x), self.bias
+        way = self.way(x)
+        bias: Tensor | None = self.bias
         narrow = x.dtype != self.weight.dtype and not torch.is_grad_enabled()
         if bias is not None and narrow:
             bias = bias.to(x.dtype)

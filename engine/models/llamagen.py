@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .layers import Linear, RMSNorm, rotary_table
+from .layers import RMSNorm, rotary_table
+from .linear import Linear
 
 CONDITIONS = ("class", "caption")
 

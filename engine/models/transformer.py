@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .ar_model import ARModel
-from .layers import Linear, RMSNorm, rotary_table
+from .layers import RMSNorm, rotary_table
+from .linear import Linear
 from .position_condition import PositionCondition
 
 

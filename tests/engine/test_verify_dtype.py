@@ -6,7 +6,7 @@ import torch
 from mulosd.engine.batch import Feed
 from mulosd.engine.decoding import DraftOnly, MuloSD, Serial
 from mulosd.engine.engine import Engine
-from mulosd.engine.models.layers import Linear
+from mulosd.engine.models.linear import Linear
 from mulosd.engine.request import Request, prefix
 from mulosd.engine.runner import run
 from mulosd.engine.sampling import SamplingParams
