@@ -1,4 +1,4 @@
-"""The server as an application of Ray Serve: the official client, streams, refusals, clients that leave, and dead engines."""
+"""The server as an application of Ray Serve: the official client, streams, refusals, who leaves, and dead engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of one request: at whichever moment it is cancelled or late, it ends, and nothing of it stays in the engine."""
+"""Images of one request: whenever it is cancelled or late, it ends, and nothing of it stays in the engine."""
 
 from __future__ import annotations
 
