@@ -39,7 +39,7 @@ def test_the_order_of_an_op_decides_which_able_backend_serves(monkeypatch: pytes
     module = sys.modules["mulosd.kernels.verify_attention"]  # the name itself is the function
     op = module.OP
     case = cases.draw(0, queries=128, dtype=torch.float16)
-    call = Call(*case.tensors(), *case.options().values())
+    call = Call(*case.tensors(), **case.options())
     monkeypatch.setattr(type(op), "reason", lambda self, name, call: None)
     order = ["triton", "cuda", "torch"]
     monkeypatch.setattr(module, "preferred", lambda *_: tuple(order))
@@ -187,7 +187,7 @@ def test_the_draft_starts_on_a_tile_of_its_own() -> None:
     told: list[list[int]] = []
     case = cases.draw(1, queries=70, prefix=65, heads=(1, 1), mask="ones", dtype=torch.float16)
     for splits, expected in ((1, (1, 256)), (2, (2, 128)), (3, (2, 128)), (9, (4, 64))):
-        call = Call(*case.tensors(), *case.options().values(), splits)
+        call = Call(*case.tensors(), **case.options(), splits=splits)
         cuda.launch(call, 4, lambda _, shape, *__: told.append(shape), 0)
         assert tuple(told[-1][-2:]) == expected
         assert told[-1][2] == 1
