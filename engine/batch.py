@@ -170,7 +170,7 @@ class Batch:
         # A collapsed prefix is one slot that counts for as many as it stands for.
         self.extra: Tensor | None = None
         if self.cache.collapse:
-            self.extra = self.spread([f.lane.extra for f in self.feeds])
+            self.extra = self.cache.extra[self.first_row : self.first_row + self.rows]
 
     def _place(self, trees: list[Tree]) -> None:
         """Slots, visibility and rotation of draft trees: a node turns by its position, not by its slot."""

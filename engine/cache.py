@@ -9,7 +9,7 @@ Slot = condition length + raster position, always: a rejected token is overwritt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -55,8 +55,13 @@ class KVCache:
         self.steps: dict[Any, Any] = {}
         # The ways to sample that are part of some of them.
         self.drawings: set[Any] = set()
-        # What the tokens of a lane are given beside their embedding, of the first lane that was given any.
+        # Bytes that steps may still take, where there is a limit, and what was refused for it.
+        self.room: Callable[[], int] | None = None
+        self.refused: set[Any] = set()
+        # What the tokens of a row are given beside their embedding [rows, 1 or N, dim], from the first lane on that is
+        # given any; and with `collapse` how many more slots the first slot of a row stands for, float32 [rows].
         self.everywhere: Tensor | None = None
+        self.extra = torch.zeros(0, device=model.device)
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
         self.tokens = self._token_memory(max(1, rows, most))
@@ -85,9 +90,15 @@ class KVCache:
         if len(tokens) < rows:
             tokens = self._token_memory(rows)
             tokens[: len(self.tokens)] = self.tokens
+        everywhere, extra = self.everywhere, self.extra.new_zeros(rows if self.collapse else 0)
+        extra[: len(self.extra)] = self.extra
+        if self.everywhere is not None:
+            everywhere = self.everywhere.new_zeros(rows, *self.everywhere.shape[1:])
+            everywhere[: len(self.used)] = self.everywhere
         if self.steps and device.type == "cuda":
             torch.cuda.synchronize(device)  # graphs that may still run are about to go, with the memory they use
         self.k, self.v, self.tokens = grown[: c.n_layers], grown[c.n_layers :], tokens
+        self.everywhere, self.extra = everywhere, extra
         self.used += [False] * (rows - len(self.used))
         self._views.clear()
         self.steps.clear()
@@ -188,25 +199,42 @@ class Lane:
     ) -> None:
         self.cache, self.branches = cache, features.shape[0]
         self.first_row = cache.take(self.branches) if first_row is None else first_row
-        self.features = features
+        self.features, self.mask = features, mask
+        if first_row is None:
+            try:
+                self._describe()
+            except BaseException:
+                self.close()
+                raise
         # Tokens int64 [N] by raster position, for the decoder to use.
         self.memory = cache.tokens
         self.tokens = self.memory[self.first_row, : cache.grid * cache.grid]
-        self.everywhere = cache.model.embed_global(features, cache.grid)
-        if cache.everywhere is None:
-            cache.everywhere = self.everywhere
         # None: every slot up to a query holds a token. Otherwise bool [slots], slots that may be seen: on the host,
         # which plans them. `changes` counts theirs.
         self.valid: Tensor | None = None
         self.changes = 0
-        self.mask = mask
         if mask is not None and not cache.collapse:
             self.valid = torch.ones(cache.slots, dtype=torch.bool)
             self.valid[: self.cond_len] = mask
+
+    def _describe(self) -> None:
+        """Write what every token of the lane is given into its rows of the cache."""
+        cache, rows = self.cache, slice(self.first_row, self.first_row + self.branches)
+        everywhere = cache.model.embed_global(self.features, cache.grid)
+        if everywhere is not None:
+            if cache.everywhere is None:
+                cache.everywhere = everywhere.new_zeros(len(cache.used), *everywhere.shape[1:])
+            cache.everywhere[rows] = everywhere
         if cache.collapse:
             # Slots that the one prefix slot stands for, beside itself.
-            seen = cache.model.config.cond_len if mask is None else int(mask.sum())
-            self.extra = torch.tensor(seen - 1.0, device=features.device)
+            seen = cache.model.config.cond_len if self.mask is None else int(self.mask.sum())
+            cache.extra[rows].fill_(seen - 1.0)
+
+    @property
+    def everywhere(self) -> Tensor | None:
+        """What the tokens of each branch are given beside their embedding [branches, 1 or N, dim], if anything."""
+        every = self.cache.everywhere
+        return None if every is None else every[self.first_row : self.first_row + self.branches]
 
     @property
     def grid(self) -> int:

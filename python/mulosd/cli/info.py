@@ -46,7 +46,8 @@ def info(
 
     names = list_families() if family is None else [family]
     loaded = [Family.load(name, weights=False).quantize(quantization.value) for name in names]
-    described = [describe(one, dtype_name(dtype, device), available) for one in loaded]
+    on_gpu = device.startswith("cuda")
+    described = [describe(one, dtype_name(dtype, device), available, on_gpu) for one in loaded]
     if as_json:
         typer.echo(json.dumps(described[0] if family is not None else {"families": described}, indent=2))
     elif family is not None:
@@ -55,7 +56,7 @@ def info(
         show_all(described)
 
 
-def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
+def describe(f: Family, dtype: str, available: int, on_gpu: bool) -> dict[str, Any]:
     """What `--json` prints of one family."""
     from ..data.family import scene_words
     from ..engine.conditioning import ClassConditioner
@@ -87,7 +88,8 @@ def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
             "kv_per_request": plan.kv,
             "request": plan.request,
             "working": plan.working,
-            "largest_batch": plan.largest_batch(available),
+            "graphs": {"1": plan.graphs(1), "16": plan.graphs(16)},
+            "largest_batch": plan.largest_batch(available, graphs=on_gpu),
         },
     }
 
@@ -135,6 +137,9 @@ def show(f: dict[str, Any]) -> None:
         "weights": f"{show_bytes(memory['weights'])} in {memory['dtype']}{held} (tokenizer and up-samplers in float32)",
         "keys and values": ", ".join(
             f"{show_bytes(n)} a request at {grid}x{grid}" for grid, n in memory["kv_per_request"].items()
+        ),
+        "graphs on a GPU": ", ".join(
+            f"{show_bytes(n)} for {count} request{'s' * (count != '1')}" for count, n in memory["graphs"].items()
         ),
         "largest batch": f"{memory['largest_batch']} in {show_bytes(memory['available'])} (estimate)",
         "calibrated": json.dumps(f["calibration"]) if f["calibration"] else "no; `mulosd calibrate` does it",
