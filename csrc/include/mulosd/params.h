@@ -11,6 +11,9 @@ enum class LogitType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 // threads beside the 96 KiB of the smallest device, enough for every device from sm_80 on.
 constexpr int kMaxVocab = 65536;
 
+// Shared memory behind a row that lies there as a whole, where top-k or top-p is asked for.
+constexpr int kScratchBytes = 12400;
+
 // Two [rows, vocab] matrices of logits and what is done to them.
 struct LogitParams {
   const void* cond;

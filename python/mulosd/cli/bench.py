@@ -25,7 +25,15 @@ from .bench_options import (
 )
 from .console import examples
 from .files import check_file
-from .options import DecoderOption, DecodersOption, DeviceOption, FamilyOption, SeedOption
+from .options import (
+    DecoderOption,
+    DecodersOption,
+    DeviceOption,
+    FamilyOption,
+    Quantization,
+    QuantizationOption,
+    SeedOption,
+)
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure speed and quality.")
 
@@ -79,6 +87,7 @@ def decode(
     timing_images: TimingOption = None,
     batch_size: BatchOption = 1,
     seed: SeedOption = 0,
+    quantization: QuantizationOption = Quantization.none,
     device: DeviceOption = "cpu",
     json_file: JsonOption = None,
     plot_file: Annotated[
@@ -96,7 +105,7 @@ def decode(
 
     if plot_file is not None:
         check_plot(plot_file)
-    engine = Engine.from_pretrained(family, device=device)
+    engine = Engine.from_pretrained(family, device=device, quantization=quantization.value)
     with bench_bar() as bar:
         report = bench_decode(
             engine, choose_prompts(engine, prompts, prompts_file, seed), texts, sweeps, seed=seed,
