@@ -31,7 +31,8 @@ def teacher_forced(family: Family, condition: Condition, tokens: Tensor, grid: i
     cond = model(condition.features, tokens, grid, mask).flatten(0, 1)
     uncond = None
     if params.guided:
-        null = family.null_features(len(tokens)).to(condition.features)
+        null = family.null_features(len(tokens)) if condition.null is None else condition.null
+        null = null.to(condition.features)
         uncond = model(null, tokens, grid, mask).flatten(0, 1)
     return Logits(cond, uncond, model.dtype)
 

@@ -34,6 +34,7 @@ class DraftOnly(Decoder):
     """
 
     name: ClassVar[str] = "draft-only"
+    row_ends: ClassVar[bool] = True
     scale: int | None = None
     upsampler: str | None = None
     draft_window: int | None = None

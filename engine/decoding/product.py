@@ -40,6 +40,7 @@ class Product(DraftOnly):
     """
 
     name: ClassVar[str] = "product"
+    row_ends: ClassVar[bool] = True
     closeness: float = 0.03
     verify_dtype: str | None = None
 
