@@ -8,6 +8,7 @@ import torch
 
 from .cache import KVCache
 from .family import Family
+from .models.emu3_vq import Emu3VQ
 from .models.vq import VQ
 
 # Copies of a picture's widest feature map that are alive at a time while the tokenizer decodes.
@@ -54,9 +55,10 @@ def plan_memory(family: Family, dtype: torch.dtype, *, collapse: bool = False) -
         kv[grid] = 2 * row // model.dtype.itemsize * size
     target = family.grids[-1]
     logits = 2 * target**2 * family.ar.config.vocab_size * 4
-    channels = family.tokenizer.config.channels[0] if isinstance(family.tokenizer, VQ) else 32
+    channels = family.tokenizer.config.channels[0] if isinstance(family.tokenizer, VQ | Emu3VQ) else 32
     pixels = (target * family.patch) ** 2
     working = logits + MAPS * channels * pixels * 4
     drafter = target // family.scale if family.scale else None
-    request = kv[target] + (0 if drafter is None else kv[drafter] + logits)
+    # A draft that stands before the image lies in the image's own cache.
+    request = kv[target] + (0 if drafter is None else kv.get(drafter, 0) + logits)
     return MemoryPlan(weights, kv, logits, working, request)

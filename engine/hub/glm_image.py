@@ -37,7 +37,7 @@ def load(repository: Repository, wanted: Wanted) -> Family:
             LanguageConfig(
                 vocab_size=codes, cond_len=wanted.prompt_length or LENGTH, grids=wanted.grids or (GRID,),
                 sandwich=True, sections=rotation(text, TEXT["rope_theta"], "text_config")["sections"] or SECTIONS,
-                first_grid=FIRST, **sizes(text, TEXT),
+                first_grid=wanted.first_grid or FIRST, **sizes(text, TEXT),
             )
         )  # fmt: skip
         tokenizer = SemanticCodes(SemanticConfig(codes, whole(vq, "embed_dim", 2048, "vq_config")))

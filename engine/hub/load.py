@@ -46,6 +46,22 @@ def model_folder(folder: Path) -> Path:
     )
 
 
+def spelled(source: str | Path) -> tuple[str | Path, Wanted]:
+    """A source without the settings behind it, and these; ValueError for a value that a setting cannot have."""
+    text, *parts = str(source).split(":")
+    pairs = dict(part.partition("=")[::2] for part in parts)
+    if not parts or not pairs.keys() <= {"grids", "prompt_length"} or expanded(source).exists():
+        return source, Wanted("")
+    try:
+        grids = tuple(int(side) for side in pairs["grids"].split(",")) if "grids" in pairs else ()
+        length = int(pairs["prompt_length"]) if "prompt_length" in pairs else None
+    except ValueError as error:
+        raise ValueError(
+            f"{source}: behind a repository stand grids=N,N and prompt_length=N, whole numbers ({error})"
+        ) from error
+    return text, Wanted("", grids=grids, prompt_length=length)
+
+
 def load_repository(folder: Path, wanted: Wanted) -> Family:
     """The family of a repository.
 
@@ -76,6 +92,7 @@ def load_family(
 
     Args:
         source: name, folder, or OWNER/NAME of a repository, which is fetched once and then read from the hub's cache.
+            What the other arguments say of a repository may stand behind it: "OWNER/NAME:grids=45,90".
         dtype: of the AR models and the conditioner.
         weights: False leaves all tensors on the meta device: sizes without memory.
         grids, prompt_length: of a repository, see `Wanted`.
@@ -84,6 +101,8 @@ def load_family(
         ImportError: OWNER/NAME, and huggingface_hub is not installed.
         ValueError: there is none, it is not whole, or of an architecture that is not known.
     """
+    source, said = spelled(source)
+    grids, prompt_length = grids or said.grids, said.prompt_length if prompt_length is None else prompt_length
     own = any(there(folder / FILE) for folder in (expanded(source), bundled_folder() / str(source)))
     folder = None if own else find(source)
     if folder is None or not is_repository(folder):

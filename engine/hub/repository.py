@@ -163,12 +163,14 @@ class Wanted:
         dtype: of the language model; None reads no weights and leaves tensors on the meta device.
         grids: sides in codes to draw; () is the model's usual one.
         prompt_length: most tokens of a prompt, template included; None is the architecture's usual number.
+        first_grid: side of the grid before the image, for models that write one; None is what they were trained with.
     """
 
     name: str
     dtype: torch.dtype | None = torch.float32
     grids: tuple[int, ...] = ()
     prompt_length: int | None = None
+    first_grid: int | None = None
 
     def __post_init__(self) -> None:
         if self.prompt_length is not None and self.prompt_length < 1:

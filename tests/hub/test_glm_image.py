@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from mulosd.engine.engine import Engine
-from mulosd.engine.hub import load_family
+from mulosd.engine.hub import Wanted, load_family, load_repository
 from mulosd.engine.scheduler import SchedulerConfig
 
 SMALL, LARGE = 3, 6
@@ -19,12 +19,8 @@ IDS = torch.tensor([[71, 73, 74, 75, 76, 69, 95, 95, 70, 69, 105, 105, 70, 64]])
 
 @pytest.fixture(scope="module")
 def engine(glm_image_folder: Path) -> Engine:
-    patch = pytest.MonkeyPatch()
-    patch.setattr("mulosd.engine.hub.glm_image.FIRST", SMALL)
-    try:
-        return Engine.from_pretrained(glm_image_folder, grids=(LARGE,), prompt_length=20)
-    finally:
-        patch.undo()
+    wanted = Wanted("tiny", grids=(LARGE,), prompt_length=20, first_grid=SMALL)
+    return Engine(load_repository(glm_image_folder, wanted))
 
 
 @pytest.fixture(scope="module")
