@@ -25,8 +25,16 @@ def teacher_forced(family: Family, condition: Condition, tokens: Tensor, grid: i
 
     Returns:
         [B*n, V], picture after picture.
+
+    Raises:
+        ValueError: the image stands behind another grid.
     """
     model = family.model(grid)
+    if model.layout(grid).start:
+        raise ValueError(
+            f"the images of family {family.name!r} stand behind another grid in one sequence, without which they have no "
+            f"likelihood"
+        )
     mask = None if condition.mask is None else condition.mask.to(tokens.device)
     cond = model(condition.features, tokens, grid, mask).flatten(0, 1)
     uncond = None

@@ -162,6 +162,11 @@ def test_decoders_that_make_no_sense_are_refused_with_the_reason(engine: Engine,
         drawn(engine, decoder)
 
 
+def test_an_image_without_its_small_grid_has_no_likelihood(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="stand behind another grid"):
+        engine.nll(["a red apple"], torch.zeros(1, LARGE, LARGE, dtype=torch.int64))
+
+
 def test_pixels_are_refused_where_there_are_none(engine: Engine) -> None:
     with pytest.raises(ValueError, match="upsampler=nearest"):
         drawn(engine, "mulo:tau=0:radius=0:pool=1:upsampler=pixel")

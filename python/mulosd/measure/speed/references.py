@@ -104,9 +104,10 @@ def emu3(folder: Path, grid: int) -> Reference:
     model = seeded(lambda: t.Emu3ForConditionalGeneration(config).eval())
     model.save_pretrained(folder)
     ids = torch.arange(FIRST, FIRST + PROMPT)[None]
-    visual, row_end = list(range(text, text + codes)), [151846]
+    # Tensors: as lists they would take longer than the model.
+    visual, row_end = torch.arange(text, text + codes), torch.tensor([151846])
 
-    def allowed(_: int, found: Tensor) -> list[int]:
+    def allowed(_: int, found: Tensor) -> Tensor:
         return row_end if (len(found) - PROMPT + 1) % (grid + 1) == 0 else visual
 
     def generate(seed: int) -> Tensor:
