@@ -214,7 +214,7 @@ class Engine:
         asked, jobs = jobs_of(prompts, seed, num_images)
         batch_size = whole("batch_size", batch_size)
         if features is not None:
-            check_condition(features, self.family.null_features(1), len(asked))
+            check_condition(features, self.family.like(), len(asked))
         warnings = [] if features is not None else self.check_prompts(asked)
         chosen, params = self._chosen(decoder), self.family.sampling.changed(sampling)
         each = len(jobs) // len(asked)
@@ -265,7 +265,7 @@ class Engine:
         if features is None:
             self.check_prompts([prompt])
         else:
-            check_condition(features, self.family.null_features(1), 1)
+            check_condition(features, self.family.like(), 1)
         seed = whole("seed", seed, 0, SEEDS - 1)
         if not isinstance(previews, bool):
             previews = whole("previews", previews, 0)

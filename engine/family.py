@@ -332,6 +332,11 @@ class Family:
                 self._null = self.conditioner.null(1)
         return self._null.expand(batch, *self._null.shape[1:])
 
+    def like(self) -> Tensor:
+        """Features of the shape and type of one condition."""
+        found = self.conditioner.like()
+        return self.null_features(1) if found is None else found
+
     def save(self, folder: Path) -> Path:
         """Write the family to a new folder (see `write`); the folder appears whole or not at all."""
         with new_folder(folder) as temporary:

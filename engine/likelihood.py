@@ -32,8 +32,8 @@ def teacher_forced(family: Family, condition: Condition, tokens: Tensor, grid: i
     model = family.model(grid)
     if model.layout(grid).start:
         raise ValueError(
-            f"the images of family {family.name!r} stand behind another grid in one sequence, without which they have no "
-            f"likelihood"
+            f"the images of family {family.name!r} stand behind another grid in one sequence, without which they have "
+            f"no likelihood"
         )
     mask = None if condition.mask is None else condition.mask.to(tokens.device)
     cond = model(condition.features, tokens, grid, mask).flatten(0, 1)

@@ -46,7 +46,7 @@ def with_row_ends(feed: Feed) -> Feed:
         behind.append(len(slots) - 1)
     values = feed.values()
     row_end = cast(LanguageModel, lane.cache.model).config.vocab_size
-    values = torch.cat([values, values.new_tensor([row_end])])
+    values = torch.cat([values, values.new_full((1,), row_end)])
     whole = slots[-1] - slots[0] + 1 == len(slots)
     return replace(
         feed,

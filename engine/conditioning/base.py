@@ -92,6 +92,10 @@ class Conditioner(ABC):
     def null(self, batch: int) -> Tensor:
         """Features of the unconditional branch [B, T, ...]."""
 
+    def like(self) -> Tensor | None:
+        """Features of the shape and type of one condition, where `null` takes more than sizes; None: as `null`."""
+        return None
+
     def precomputed(self, array: Tensor) -> Condition:
         """The condition of precomputed features [B, n, ...]; ValueError when the kind takes none."""
         raise ValueError(f"this family takes no precomputed features (its conditions are {self.kind})")

@@ -88,6 +88,9 @@ class TemplateConditioner(Conditioner):
                 features[row, self.length - len(tokens) :, column] = torch.tensor(tokens)
         return features.to(self.device)
 
+    def like(self) -> Tensor:
+        return torch.full((1, self.length, len(self.grids)), PADDING)
+
     def precomputed(self, array: Tensor) -> Condition:
         """Token ids int64 [B, n], the same for every grid, or [B, n, G], up to the last token before the image; -1 in
         front where prompts are of different lengths."""

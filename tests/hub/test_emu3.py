@@ -143,6 +143,22 @@ def test_drafts_of_the_small_grid_are_verified_on_the_large_one(engine: Engine) 
     assert stats.forwards == {"prefill": 2, "draft": 8, "verify": 1}
 
 
+def test_token_ids_take_the_place_of_the_processor(emu3_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for file in emu3_folder.glob("*"):
+        if not file.name.startswith(("tokenizer", "processor", "chat")):
+            (folder / file.name).symlink_to(file)
+    bare = Engine.from_pretrained(folder, grids=(3,), prompt_length=20)
+    ids = inputs(emu3_folder, PROMPTS[0], 3)["input_ids"]
+    condition = bare.family.conditioner.precomputed(ids)
+    found = bare.generate("named", features=condition, sampling="cfg_scale=1", seed=4).tokens
+    whole = Engine.from_pretrained(emu3_folder, grids=(3,), prompt_length=20)
+    assert torch.equal(found, whole.generate(PROMPTS[0], sampling="cfg_scale=1", seed=4).tokens)
+    with pytest.raises(ValueError, match="holds no processor"):
+        bare.generate(PROMPTS[0])
+
+
 def lane_of(engine: Engine) -> Lane:
     features = engine.family.condition([PROMPTS[0]]).features
     return Lane(KVCache(engine.family.ar, GRID), features)
