@@ -197,7 +197,7 @@ class Engine:
         Args:
             prompts: one or several.
             decoder: how to decode: a decoder, a text such as "mulo:tau=0.02", or a mapping such as
-                {"name": "mulo", "tau": 0.02}; None is `MuloSD()` with the family's calibrated settings.
+                {"name": "mulo", "tau": 0.02}; None is the family's own, or `MuloSD()` with its calibrated settings.
             sampling: how tokens are drawn; a text such as "cfg_scale=3:top_k=100" or a mapping changes the family's
                 defaults, None takes them.
             seed: of every prompt, or one for each; image n of a prompt uses seed + n.

@@ -11,7 +11,7 @@ from ..models.language import LanguageConfig, LanguageModel
 from ..models.semantic import SemanticCodes, SemanticConfig
 from ..sampling import SamplingParams
 from .llama import layer_sources, rotation, sizes, whole
-from .repository import Repository, Source, Wanted, fill
+from .repository import PROCESSOR, Repository, Source, Wanted, fill
 
 # What transformers takes where config.json says nothing.
 TEXT = {
@@ -44,7 +44,7 @@ def load(repository: Repository, wanted: Wanted) -> Family:
     fill(repository, model, model_sources(model.config), wanted.dtype)
     quantizer = {"quantize.weight": Source(("model.vqmodel.quantize.embedding.weight",))}
     fill(repository, tokenizer, quantizer, wanted.dtype and torch.float32)
-    beside = repository.folder.parent / "processor"
+    beside = repository.folder.parent / PROCESSOR
     source = beside if beside.is_dir() else repository.folder
     conditioner = GlmImageConditioner(source, model.config.cond_len, model.config.grids)
     said = repository.optional("generation_config.json")

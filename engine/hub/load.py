@@ -11,7 +11,7 @@ from ..family import Family, bundled_folder, there
 from ..family_config import FILE
 from ..paths import expanded
 from ..registry import Registry
-from .repository import CONFIG, PIPELINE, Repository, Wanted, find, read_object
+from .repository import CONFIG, PART, PIPELINE, Repository, Wanted, find, read_object
 
 # One line an architecture: the function that loads it, by the `model_type` of config.json.
 ARCHITECTURES = Registry(
@@ -23,8 +23,6 @@ ELSEWHERE = {
     "multi_modality": "deepseek-community/Janus-Pro-1B or deepseek-community/Janus-Pro-7B",
     "Emu3": "BAAI/Emu3-Gen-hf",
 }
-# Folders of a pipeline that may hold the model, and the part that is ours.
-PARTS = ("vision_language_encoder",)
 
 
 def is_repository(folder: Path) -> bool:
@@ -36,13 +34,11 @@ def model_folder(folder: Path) -> Path:
     """The folder of the model in a repository: of a pipeline, that of its autoregressive part."""
     if (folder / CONFIG).is_file() or not (folder / PIPELINE).is_file():
         return folder
-    named = read_object(folder / PIPELINE)
-    for part in PARTS:
-        if part in named and (folder / part / CONFIG).is_file():
-            return folder / part
+    if (folder / PART / CONFIG).is_file():
+        return folder / PART
+    named = read_object(folder / PIPELINE).get("_class_name", "of no name")
     raise ValueError(
-        f"{folder} is a pipeline ({named.get('_class_name', 'of no name')}) without {' or '.join(PARTS)}: it has no "
-        f"autoregressive part that is known here"
+        f"{folder} is a pipeline ({named}) without a folder {PART}: it has no autoregressive part that is known here"
     )
 
 

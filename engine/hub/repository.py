@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,14 +24,16 @@ INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 # What is fetched of a repository: no code, no pickles.
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.tiktoken")
+# Of a pipeline, the folders of the autoregressive model and of its prompts: the rest is another's.
+PART = "vision_language_encoder"
+PROCESSOR = "processor"
 
 
-def find(source: str | Path, inside: Sequence[str] = ()) -> Path | None:
+def find(source: str | Path) -> Path | None:
     """The folder of a repository: `source` itself, or the copy in the cache of the hub, which is fetched once.
 
     Args:
         source: a folder, or OWNER/NAME.
-        inside: patterns of files to fetch; all that a model needs when empty.
 
     Returns:
         None where `source` is neither a folder nor of the form OWNER/NAME.
@@ -54,9 +56,11 @@ def find(source: str | Path, inside: Sequence[str] = ()) -> Path | None:
             f"there is no folder {text}, and to look for a repository of that name takes huggingface_hub: "
             f"pip install 'mulosd[hf]'"
         ) from error
-    patterns = list(inside or WANTED)
     try:
-        return Path(snapshot_download(text, allow_patterns=patterns))
+        folder = Path(snapshot_download(text, allow_patterns=[CONFIG, PIPELINE]))
+        whole = not (folder / PIPELINE).is_file()
+        patterns = WANTED if whole else [f"{part}/{p}" for part in (PART, PROCESSOR) for p in WANTED]
+        return Path(snapshot_download(text, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,28 @@ def test_a_repository_in_the_cache_is_read_without_a_network(cache: Path) -> Non
     engine = Engine.from_pretrained("owner/emu", grids=(3,), prompt_length=20)
     assert engine.family.name == "owner/emu"
     assert engine.generate("a red apple").tokens.shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_of_a_pipeline_only_the_autoregressive_part_is_fetched(
+    pipeline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    def snapshot(repository: str, allow_patterns: list[str]) -> str:
+        (tmp_path / ("model_index.json" if pipeline else "config.json")).write_text("{}")
+        fetched.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert find("owner/model") == tmp_path
+    names = ["vision_language_encoder/model.safetensors", "processor/tokenizer.json", "transformer/model.safetensors"]
+    names += ["model.safetensors", "modeling.py", "model.bin"]
+    taken = [name for name in names if any(fnmatch(name, pattern) for pattern in fetched)]
+    assert taken == (names[:2] if pipeline else names[:4])
+    if pipeline:
+        with pytest.raises(ValueError, match="without a folder vision_language_encoder"):
+            load_family("owner/model")
 
 
 def test_a_repository_that_is_nowhere_says_what_to_do(cache: Path) -> None:
