@@ -11,7 +11,7 @@ from .family import Family
 from .paths import expanded
 from .super_resolution import lanczos, super_resolve, super_resolve_with
 
-UPSAMPLERS = ("latent", "nearest", "pixel", "srgan", "sr")
+UPSAMPLERS = ("latent", "pixel", "nearest", "srgan", "sr")
 # Weights of a super-resolution network take the place of a name.
 WEIGHTS = (".pth", ".pt", ".safetensors", ".ckpt")
 

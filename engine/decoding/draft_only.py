@@ -26,7 +26,7 @@ class DraftOnly(Decoder):
 
     Args:
         scale: r = target / drafter; None is the family's choice, or else its largest.
-        upsampler: "latent", "nearest", "pixel", "srgan", "sr" or a file of super-resolution weights; None is the
+        upsampler: "latent", "pixel", "nearest", "srgan", "sr" or a file of super-resolution weights; None is the
             family's choice, or else "latent" where it has learned up-samplers, or "pixel".
         draft_window: draft with ZipAR and this window; None is what the family was calibrated with, or else serial.
         draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0

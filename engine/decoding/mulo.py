@@ -40,7 +40,7 @@ class MuloSD(Decoder):
             1 nothing. None takes the family's calibrated value.
         radius: how far a rejection spreads, in cells; None takes the calibrated one.
         pool: how many nearest codes are pooled; None takes the calibrated one.
-        upsampler: "latent", "nearest", "pixel", "srgan", "sr" or a file of super-resolution weights; None is the
+        upsampler: "latent", "pixel", "nearest", "srgan", "sr" or a file of super-resolution weights; None is the
             family's choice, or else "latent" where it has learned up-samplers, or "pixel".
         rejection: "local" resamples rejected tokens and their neighbourhoods, "naive" the rejected tokens alone,
             "raster" everything from the first rejection on.
