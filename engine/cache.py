@@ -4,7 +4,8 @@ Keys and values lie by row and slot. A lane is one request on one grid: its CFG 
 first of them even. The tokens of a lane lie beside them by raster position: a step of a fixed shape reads what it feeds
 there and writes what it draws there, so that the host need not see either.
 
-Slot = condition length + raster position, always: a rejected token is overwritten in place, nothing is paged or moved.
+Slot = condition length + what the layout of the image says for a position, which for a raster is its number: a rejected
+token is overwritten in place, nothing is paged or moved.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from .collapse import run_prefix
 from .devices import upload
+from .layout import Layout
 from .models.ar_model import ARModel
 from .models.eagle import Model
 
@@ -39,7 +41,8 @@ class KVCache:
     def __init__(self, model: Model, grid: int, rows: int = 2, *, collapse: bool = False, most: int = 0) -> None:
         self.model, self.grid, self.collapse = model, grid, collapse
         self.cond_len = prefix_slots(model, collapse)
-        self.slots = self.cond_len + grid * grid
+        self.layout = layout_of(model, grid)
+        self.slots = self.cond_len + self.layout.slots
         # What every token of a position is given; the weights do not change any more.
         position = model.position_embedding(grid)
         self.position = None if position is None else position.detach()
@@ -72,11 +75,12 @@ class KVCache:
         """Bytes of one row, all layers: keys and values of every slot."""
         c = model.config
         heads = 2 * c.n_layers * model.n_kv_heads
-        return heads * (prefix_slots(model, collapse) + grid * grid) * c.head_dim * model.dtype.itemsize
+        slots = prefix_slots(model, collapse) + layout_of(model, grid).slots
+        return heads * slots * c.head_dim * model.dtype.itemsize
 
     def _token_memory(self, rows: int) -> Tensor:
         """Tokens int64 [rows, N + 1] by raster position; the last column takes what nobody asked for."""
-        return torch.zeros(rows, self.grid * self.grid + 1, dtype=torch.int64, device=self.model.device)
+        return torch.zeros(rows, self.layout.size + 1, dtype=torch.int64, device=self.model.device)
 
     def _allocate(self, rows: int) -> None:
         """Grow to so many rows. The books change once the memory is there: a failure leaves the cache as it was."""
@@ -173,6 +177,11 @@ class KVCache:
         self.used[first : first + n] = [False] * n
 
 
+def layout_of(model: Model, grid: int) -> Layout:
+    """Where the tokens of an image stand."""
+    return model.layout(grid) if isinstance(model, ARModel) else Layout((grid,))
+
+
 def prefix_slots(model: Model, collapse: bool) -> int:
     """Slots that the condition takes; ValueError when a prefix cannot be collapsed."""
     if collapse and not model.zero_prefix:
@@ -208,14 +217,22 @@ class Lane:
                 raise
         # Tokens int64 [N] by raster position, for the decoder to use.
         self.memory = cache.tokens
-        self.tokens = self.memory[self.first_row, : cache.grid * cache.grid]
+        self.tokens = self.memory[self.first_row, : cache.layout.size]
         # None: every slot up to a query holds a token. Otherwise bool [slots], slots that may be seen: on the host,
         # which plans them. `changes` counts theirs.
         self.valid: Tensor | None = None
         self.changes = 0
+        # Slots of the prefix that hold nothing and need not be fed: those in front, where the condition says so.
+        self.skip = 0
+        seen = cache.model.visible(features, cache.grid) if isinstance(cache.model, ARModel) else None
+        # Whether the unconditional prefix is another for each prompt.
+        self.told = seen is not None
+        if seen is not None:
+            self.skip = int((~seen).sum(dim=1).min())
+            mask = None if bool(seen.all()) else seen[0] if bool((seen == seen[:1]).all()) else seen
         if mask is not None and not cache.collapse:
-            self.valid = torch.ones(cache.slots, dtype=torch.bool)
-            self.valid[: self.cond_len] = mask
+            self.valid = torch.ones(*mask.shape[:-1], cache.slots, dtype=torch.bool)
+            self.valid[..., : self.cond_len] = mask
 
     def _describe(self) -> None:
         """Write what every token of the lane is given into its rows of the cache."""
@@ -241,9 +258,13 @@ class Lane:
         return self.cache.grid
 
     @property
+    def layout(self) -> Layout:
+        return self.cache.layout
+
+    @property
     def size(self) -> int:
-        """Number of image tokens."""
-        return self.grid * self.grid
+        """Number of image tokens, all grids."""
+        return self.cache.layout.size
 
     @property
     def cond_len(self) -> int:
@@ -255,23 +276,28 @@ class Lane:
 
     def image(self) -> Tensor:
         """A copy of the tokens, int64 [H, W]: the memory is the next request's once this lane is closed."""
-        return self.tokens.clone().view(self.grid, self.grid)
+        return self.tokens[self.layout.start :].clone().view(self.grid, self.grid)
 
     def hide(self, positions: Sequence[int]) -> None:
-        """Make raster positions invisible until they are shown again."""
-        self._show(positions, False)
+        """Make positions invisible until they are shown again, and the row ends behind them."""
+        self._show(self.layout.slots_of(positions), False)
 
     def show(self, positions: Sequence[int]) -> None:
-        """Make raster positions visible."""
+        """Make positions visible, and the row ends behind them."""
         if self.valid is not None:
-            self._show(positions, True)
+            self._show(self.layout.slots_of(positions), True)
 
-    def _show(self, positions: Sequence[int], value: bool) -> None:
-        if not positions:
+    def show_ends(self, positions: Sequence[int]) -> None:
+        """Make the row ends behind positions visible, and not the positions themselves."""
+        if self.valid is not None:
+            self._show([self.layout.slot(p) + 1 for p in positions], True)
+
+    def _show(self, slots: Sequence[int], value: bool) -> None:
+        if not slots:
             return
         if self.valid is None:
             self.valid = torch.ones(self.cache.slots, dtype=torch.bool)
-        self.valid[torch.tensor(positions) + self.cond_len] = value
+        self.valid[..., torch.tensor(slots) + self.cond_len] = value
         self.changes += 1
 
     def move(self, sources: Sequence[int], start: int) -> None:
@@ -290,8 +316,10 @@ class Lane:
 
     @property
     def null_key(self) -> bytes:
-        """What the unconditional prefix depends on: which of its slots may be seen."""
-        return b"" if self.mask is None else bytes(self.mask.tolist())
+        """What the unconditional prefix depends on: which of its slots may be seen, or all that it is."""
+        if self.mask is not None:
+            return bytes(self.mask.tolist())
+        return self.features[1].cpu().numpy().tobytes() if self.told else b""
 
     def write_collapsed(self) -> Tensor:
         """Run the prefix of this lane's one branch into the first slot; returns its logits [1, V]."""

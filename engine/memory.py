@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .cache import KVCache, prefix_slots
+from .cache import KVCache, layout_of, prefix_slots
 from .family import Family
 from .graph_memory import decoding_bytes
+from .models.emu3_vq import Emu3VQ
 from .models.vq import VQ
 
 # Copies of a picture's widest feature map that are alive at a time while the tokenizer decodes.
@@ -67,13 +68,16 @@ def plan_memory(family: Family, dtype: torch.dtype, *, collapse: bool = False) -
         kv[grid] = 2 * row // model.dtype.itemsize * size
     target = family.grids[-1]
     logits = 2 * target**2 * family.ar.config.vocab_size * 4
-    channels = family.tokenizer.config.channels[0] if isinstance(family.tokenizer, VQ) else 32
+    channels = family.tokenizer.config.channels[0] if isinstance(family.tokenizer, VQ | Emu3VQ) else 32
     pixels = (target * family.patch) ** 2
     working = logits + MAPS * channels * pixels * 4
     drafter = target // family.scale if family.scale else None
-    request = kv[target] + (0 if drafter is None else kv[drafter] + logits)
-    grids = [target] if drafter is None else [target, drafter]
-    slots = {g: prefix_slots(family.model(g), collapse and family.model(g).zero_prefix) + g * g for g in grids}
+    # A draft that stands before the image lies in the image's own cache.
+    own = drafter if drafter in kv else None
+    request = kv[target] + (0 if drafter is None else kv.get(drafter, 0) + logits)
+    caches = [(family.model(g), g) for g in ([target] if own is None else [target, own])]
+    slots = [prefix_slots(m, collapse and m.zero_prefix) + layout_of(m, g).slots for m, g in caches]
     counts = [1 << i for i in range(PLANNED.bit_length())]
-    steps = [sum(decoding_bytes(family.model(g), slots[g], n, size) for g in grids) for n in counts]
+    pairs = list(zip(caches, slots, strict=True))
+    steps = [sum(decoding_bytes(model, n, count, size) for (model, _), n in pairs) for count in counts]
     return MemoryPlan(weights, kv, logits, working, request, tuple(steps))

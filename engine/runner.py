@@ -21,6 +21,7 @@ from .devices import upload
 from .graph_key import can_serve, parts
 from .graphs import step_of
 from .models.eagle import Model
+from .row_ends import with_row_ends
 from .sampling import Logits, Noise, SamplingParams
 
 
@@ -32,6 +33,7 @@ def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:
 
     Feeds of all caches that no such step serves share one forward a model.
     """
+    feeds = [feed if feed.lane.layout.plain else with_row_ends(feed) for feed in feeds]
     results: list[Result] = [Result(None, None)] * len(feeds)
     fixed = wants_static(feeds[0].lane.cache.device, static)
     served = [i for i, feed in enumerate(feeds) if fixed and can_serve(feed)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench_acceptance, bench_kernels, bench_photos, bench_serving, bench_speed, bench_upsamplers
+from . import bench_acceptance, bench_beside, bench_kernels, bench_photos, bench_serving, bench_speed, bench_upsamplers
 from .bench_options import (
     BatchOption,
     BenchCommand,
@@ -66,6 +66,7 @@ for name, epilog, command in (
     ("throughput", bench_speed.THROUGHPUT_EXAMPLES, bench_speed.throughput),
     ("serve", bench_serving.EXAMPLES, bench_serving.serve),
     ("synthetic", bench_speed.SYNTHETIC_EXAMPLES, bench_speed.synthetic),
+    ("transformers", bench_beside.EXAMPLES, bench_beside.transformers),
 ):
     app.command(name, cls=BenchCommand, epilog=epilog)(command)
 
