@@ -116,3 +116,20 @@ def test_a_calibration_drafts_by_the_weights_it_is_asked_for(
     assert result.exit_code == 0, result.output
     assert seen == ["int8"]
     assert mulosd.Engine.from_pretrained(family).family.quantization is None
+
+
+def test_a_row_may_have_an_engine_of_its_own(run: Run, fails: Fails, family: Path) -> None:
+    Path("prompts.txt").write_text("pear\n")
+    call: tuple[str | Path, ...] = ("bench", "decode", "--family", family, "--prompts-file", "prompts.txt")
+    rows = "serial,serial:dtype=bfloat16,serial:quantization=none"
+    result = run(*call, "--decoder", rows, "--quantization", "int8", "--json", "rows.json")
+    assert result.exit_code == 0, result.output
+    found = [row["settings"] for row in json.loads(Path("rows.json").read_text())["rows"]]
+    own = [{key: settings.get(key) for key in ("dtype", "quantization")} for settings in found]
+    assert own == [
+        {"dtype": None, "quantization": None},
+        {"dtype": "bfloat16", "quantization": None},
+        {"dtype": None, "quantization": "none"},
+    ]
+    assert "dtype must be one of float32" in fails(*call, "--decoder", "serial:dtype=float8")
+    assert "must state dtype once" in fails(*call, "--decoder", "serial:dtype=")

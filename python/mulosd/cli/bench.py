@@ -97,7 +97,7 @@ def decode(
     runs_file: RunsOption = None,
 ) -> None:
     """Compare decoders on the same prompts: seconds, forwards, rejection, likelihood, accuracy, KID-Lite0."""
-    texts, sweeps = split_decoders(decoder), parse_sweeps(sweep or [])
+    texts, sweeps = split_decoders(decoder, engines=True), parse_sweeps(sweep or [])
     check_options(prompts, {"--json": json_file, "--plot": plot_file, "--runs": runs_file})
 
     from .. import Engine
