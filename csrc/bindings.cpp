@@ -106,9 +106,9 @@ void nearest_code(const CellArgs& features, const CodebookArgs& codes, uintptr_t
   mulosd::launch_nearest_code(p, pointer<void>(stream));
 }
 
-// pointers: q, k, v, slots, rotary, out, k_cache, v_cache; strides: three each of q, k, v, k_cache, v_cache, two of
-// slots; shape: batch, tokens, heads, kv_heads, dim.
-void kv_write(const std::array<uintptr_t, 8>& pointers, const std::array<int64_t, 17>& strides,
+// pointers: q, k, v, slots, rotary, out, k_cache, v_cache, index; strides: three each of q, k, v, k_cache, v_cache, two
+// of slots; shape: batch, tokens, heads, kv_heads, dim.
+void kv_write(const std::array<uintptr_t, 9>& pointers, const std::array<int64_t, 17>& strides,
               const std::array<int, 5>& shape, int64_t start, int64_t size, int type, int cache_type,
               uintptr_t stream) {
   mulosd::KvWriteParams p{};
@@ -120,6 +120,7 @@ void kv_write(const std::array<uintptr_t, 8>& pointers, const std::array<int64_t
   p.out = pointer<void>(pointers[5]);
   p.k_cache = pointer<void>(pointers[6]);
   p.v_cache = pointer<void>(pointers[7]);
+  p.index = pointer<const int64_t>(pointers[8]);
   int64_t* const targets[] = {p.q_stride, p.k_stride, p.v_stride, p.k_cache_stride, p.v_cache_stride};
   for (int i = 0; i < 15; ++i) targets[i / 3][i % 3] = strides[i];
   p.slot_stride[0] = strides[15];
@@ -156,7 +157,7 @@ void expand_islands(const std::array<uintptr_t, 5>& pointers, const std::array<i
 
 // Pointers and strides in the order of the members of AttentionParams; shape: type, wide_counts, tensor_cores, batch,
 // queries, heads, kv_heads, dim, kv_len, start, splits, split_keys.
-void verify_attention(const std::array<uintptr_t, 11>& pointers, const std::array<int, 12>& shape,
+void verify_attention(const std::array<uintptr_t, 12>& pointers, const std::array<int, 12>& shape,
                       const std::array<int64_t, 15>& strides, float factor, uintptr_t stream) {
   mulosd::AttentionParams p{};
   p.q = pointer<const void>(pointers[0]);
@@ -170,6 +171,7 @@ void verify_attention(const std::array<uintptr_t, 11>& pointers, const std::arra
   p.lse = pointer<float>(pointers[8]);
   p.partial = pointer<float>(pointers[9]);
   p.partial_lse = pointer<float>(pointers[10]);
+  p.index = pointer<const int64_t>(pointers[11]);
   p.type = static_cast<mulosd::LogitType>(shape[0]);
   p.wide_counts = shape[1] != 0;
   p.tensor_cores = shape[2] != 0;

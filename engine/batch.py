@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -71,6 +71,8 @@ class Feed:
         dtype: type of the layers' activations and weights for these tokens; None is the model's own. Keys and values
             stay in the cache's.
         sources: which of `tokens` are fed, by raster position.
+        ends: positions out of `positions` of which nothing is known but that they end a row: the row end behind them is
+            fed alone, in layouts that have one.
     """
 
     lane: Lane
@@ -84,6 +86,7 @@ class Feed:
     keep: bool = False
     dtype: torch.dtype | None = None
     sources: Sequence[int] | None = None
+    ends: Collection[int] = ()
 
     def values(self) -> Tensor:
         """The tokens int64 [n] that are fed."""
@@ -106,7 +109,7 @@ class Feed:
     @property
     def count(self) -> int:
         """Number of tokens fed."""
-        return self.lane.cond_len if self.tokens is None else len(self.positions)
+        return self.lane.cond_len - self.lane.skip if self.tokens is None else len(self.positions)
 
     def wanted(self) -> Sequence[int]:
         """Indices of the tokens whose logits are wanted."""
@@ -154,8 +157,8 @@ class Batch:
         if first.tree is not None:
             self._place([f.tree for f in self.feeds if f.tree is not None])
         elif first.tokens is None:
-            self.start, self.kv_len = 0, cond_len
-            self.slots = torch.arange(cond_len, device=self.device).expand(self.rows, -1)
+            self.start, self.kv_len = first.lane.skip, cond_len
+            self.slots = torch.arange(self.start, cond_len, device=self.device).expand(self.rows, -1)
         else:
             starts = {f.positions.start if isinstance(f.positions, range) else None for f in self.feeds}
             if len(starts) == 1 and None not in starts:
@@ -170,7 +173,7 @@ class Batch:
         # A collapsed prefix is one slot that counts for as many as it stands for.
         self.extra: Tensor | None = None
         if self.cache.collapse:
-            self.extra = self.spread([f.lane.extra for f in self.feeds])
+            self.extra = self.cache.extra[self.first_row : self.first_row + self.rows]
 
     def _place(self, trees: list[Tree]) -> None:
         """Slots, visibility and rotation of draft trees: a node turns by its position, not by its slot."""
@@ -202,6 +205,9 @@ class Batch:
             return None
         ones = torch.ones(self.cache.slots, dtype=torch.bool)
         each = [ones if f.lane.valid is None else f.lane.valid for f in self.feeds]
+        if any(valid.dim() > 1 for valid in each):  # the branches of a lane see different slots
+            pairs = zip(self.feeds, each, strict=True)
+            return torch.cat([valid.expand(f.lane.branches, -1) for f, valid in pairs]).to(self.device)
         if self.device.type == "cuda":
             each = list(torch.stack(each).pin_memory().to(self.device, non_blocking=True))
         return self.spread(each)
@@ -210,7 +216,8 @@ class Batch:
         """Embedded tokens [rows * count, dim], for a feature drafter fused with the features before them."""
         grid = self.cache.grid
         if self.feeds[0].tokens is None and not isinstance(model, EagleDrafter):
-            return model.embed_prefix(torch.cat([f.lane.features for f in self.feeds]), grid).flatten(0, 1)
+            features = torch.cat([f.lane.features for f in self.feeds])
+            return model.embed_prefix(features, grid)[:, self.feeds[0].lane.skip :].flatten(0, 1)
         table = self.cache.position
         tokens = torch.stack([f.values() for f in self.feeds if f.tokens is not None])
         cond_len = self.feeds[0].lane.cond_len

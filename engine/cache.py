@@ -4,12 +4,13 @@ Keys and values lie by row and slot. A lane is one request on one grid: its CFG 
 first of them even. The tokens of a lane lie beside them by raster position: a step of a fixed shape reads what it feeds
 there and writes what it draws there, so that the host need not see either.
 
-Slot = condition length + raster position, always: a rejected token is overwritten in place, nothing is paged or moved.
+Slot = condition length + what the layout of the image says for a position, which for a raster is its number: a rejected
+token is overwritten in place, nothing is paged or moved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from .collapse import run_prefix
 from .devices import upload
+from .layout import Layout
 from .models.ar_model import ARModel
 from .models.eagle import Model
 
@@ -39,7 +41,8 @@ class KVCache:
     def __init__(self, model: Model, grid: int, rows: int = 2, *, collapse: bool = False, most: int = 0) -> None:
         self.model, self.grid, self.collapse = model, grid, collapse
         self.cond_len = prefix_slots(model, collapse)
-        self.slots = self.cond_len + grid * grid
+        self.layout = layout_of(model, grid)
+        self.slots = self.cond_len + self.layout.slots
         # What every token of a position is given; the weights do not change any more.
         position = model.position_embedding(grid)
         self.position = None if position is None else position.detach()
@@ -55,8 +58,13 @@ class KVCache:
         self.steps: dict[Any, Any] = {}
         # The ways to sample that are part of some of them.
         self.drawings: set[Any] = set()
-        # What the tokens of a lane are given beside their embedding, of the first lane that was given any.
+        # Bytes that steps may still take, where there is a limit, and what was refused for it.
+        self.room: Callable[[], int] | None = None
+        self.refused: set[Any] = set()
+        # What the tokens of a row are given beside their embedding [rows, 1 or N, dim], from the first lane on that is
+        # given any; and with `collapse` how many more slots the first slot of a row stands for, float32 [rows].
         self.everywhere: Tensor | None = None
+        self.extra = torch.zeros(0, device=model.device)
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
         self.tokens = self._token_memory(max(1, rows, most))
@@ -67,11 +75,12 @@ class KVCache:
         """Bytes of one row, all layers: keys and values of every slot."""
         c = model.config
         heads = 2 * c.n_layers * model.n_kv_heads
-        return heads * (prefix_slots(model, collapse) + grid * grid) * c.head_dim * model.dtype.itemsize
+        slots = prefix_slots(model, collapse) + layout_of(model, grid).slots
+        return heads * slots * c.head_dim * model.dtype.itemsize
 
     def _token_memory(self, rows: int) -> Tensor:
         """Tokens int64 [rows, N + 1] by raster position; the last column takes what nobody asked for."""
-        return torch.zeros(rows, self.grid * self.grid + 1, dtype=torch.int64, device=self.model.device)
+        return torch.zeros(rows, self.layout.size + 1, dtype=torch.int64, device=self.model.device)
 
     def _allocate(self, rows: int) -> None:
         """Grow to so many rows. The books change once the memory is there: a failure leaves the cache as it was."""
@@ -85,9 +94,15 @@ class KVCache:
         if len(tokens) < rows:
             tokens = self._token_memory(rows)
             tokens[: len(self.tokens)] = self.tokens
+        everywhere, extra = self.everywhere, self.extra.new_zeros(rows if self.collapse else 0)
+        extra[: len(self.extra)] = self.extra
+        if self.everywhere is not None:
+            everywhere = self.everywhere.new_zeros(rows, *self.everywhere.shape[1:])
+            everywhere[: len(self.used)] = self.everywhere
         if self.steps and device.type == "cuda":
             torch.cuda.synchronize(device)  # graphs that may still run are about to go, with the memory they use
         self.k, self.v, self.tokens = grown[: c.n_layers], grown[c.n_layers :], tokens
+        self.everywhere, self.extra = everywhere, extra
         self.used += [False] * (rows - len(self.used))
         self._views.clear()
         self.steps.clear()
@@ -162,6 +177,11 @@ class KVCache:
         self.used[first : first + n] = [False] * n
 
 
+def layout_of(model: Model, grid: int) -> Layout:
+    """Where the tokens of an image stand."""
+    return model.layout(grid) if isinstance(model, ARModel) else Layout((grid,))
+
+
 def prefix_slots(model: Model, collapse: bool) -> int:
     """Slots that the condition takes; ValueError when a prefix cannot be collapsed."""
     if collapse and not model.zero_prefix:
@@ -188,34 +208,63 @@ class Lane:
     ) -> None:
         self.cache, self.branches = cache, features.shape[0]
         self.first_row = cache.take(self.branches) if first_row is None else first_row
-        self.features = features
+        self.features, self.mask = features, mask
+        if first_row is None:
+            try:
+                self._describe()
+            except BaseException:
+                self.close()
+                raise
         # Tokens int64 [N] by raster position, for the decoder to use.
         self.memory = cache.tokens
-        self.tokens = self.memory[self.first_row, : cache.grid * cache.grid]
-        self.everywhere = cache.model.embed_global(features, cache.grid)
-        if cache.everywhere is None:
-            cache.everywhere = self.everywhere
+        self.tokens = self.memory[self.first_row, : cache.layout.size]
         # None: every slot up to a query holds a token. Otherwise bool [slots], slots that may be seen: on the host,
         # which plans them. `changes` counts theirs.
         self.valid: Tensor | None = None
         self.changes = 0
-        self.mask = mask
+        # Slots of the prefix that hold nothing and need not be fed: those in front, where the condition says so.
+        self.skip = 0
+        seen = cache.model.visible(features, cache.grid) if isinstance(cache.model, ARModel) else None
+        # Whether the unconditional prefix is another for each prompt.
+        self.told = seen is not None
+        if seen is not None:
+            self.skip = int((~seen).sum(dim=1).min())
+            mask = None if bool(seen.all()) else seen[0] if bool((seen == seen[:1]).all()) else seen
         if mask is not None and not cache.collapse:
-            self.valid = torch.ones(cache.slots, dtype=torch.bool)
-            self.valid[: self.cond_len] = mask
+            self.valid = torch.ones(*mask.shape[:-1], cache.slots, dtype=torch.bool)
+            self.valid[..., : self.cond_len] = mask
+
+    def _describe(self) -> None:
+        """Write what every token of the lane is given into its rows of the cache."""
+        cache, rows = self.cache, slice(self.first_row, self.first_row + self.branches)
+        everywhere = cache.model.embed_global(self.features, cache.grid)
+        if everywhere is not None:
+            if cache.everywhere is None:
+                cache.everywhere = everywhere.new_zeros(len(cache.used), *everywhere.shape[1:])
+            cache.everywhere[rows] = everywhere
         if cache.collapse:
             # Slots that the one prefix slot stands for, beside itself.
-            seen = cache.model.config.cond_len if mask is None else int(mask.sum())
-            self.extra = torch.tensor(seen - 1.0, device=features.device)
+            seen = cache.model.config.cond_len if self.mask is None else int(self.mask.sum())
+            cache.extra[rows].fill_(seen - 1.0)
+
+    @property
+    def everywhere(self) -> Tensor | None:
+        """What the tokens of each branch are given beside their embedding [branches, 1 or N, dim], if anything."""
+        every = self.cache.everywhere
+        return None if every is None else every[self.first_row : self.first_row + self.branches]
 
     @property
     def grid(self) -> int:
         return self.cache.grid
 
     @property
+    def layout(self) -> Layout:
+        return self.cache.layout
+
+    @property
     def size(self) -> int:
-        """Number of image tokens."""
-        return self.grid * self.grid
+        """Number of image tokens, all grids."""
+        return self.cache.layout.size
 
     @property
     def cond_len(self) -> int:
@@ -227,23 +276,28 @@ class Lane:
 
     def image(self) -> Tensor:
         """A copy of the tokens, int64 [H, W]: the memory is the next request's once this lane is closed."""
-        return self.tokens.clone().view(self.grid, self.grid)
+        return self.tokens[self.layout.start :].clone().view(self.grid, self.grid)
 
     def hide(self, positions: Sequence[int]) -> None:
-        """Make raster positions invisible until they are shown again."""
-        self._show(positions, False)
+        """Make positions invisible until they are shown again, and the row ends behind them."""
+        self._show(self.layout.slots_of(positions), False)
 
     def show(self, positions: Sequence[int]) -> None:
-        """Make raster positions visible."""
+        """Make positions visible, and the row ends behind them."""
         if self.valid is not None:
-            self._show(positions, True)
+            self._show(self.layout.slots_of(positions), True)
 
-    def _show(self, positions: Sequence[int], value: bool) -> None:
-        if not positions:
+    def show_ends(self, positions: Sequence[int]) -> None:
+        """Make the row ends behind positions visible, and not the positions themselves."""
+        if self.valid is not None:
+            self._show([self.layout.slot(p) + 1 for p in positions], True)
+
+    def _show(self, slots: Sequence[int], value: bool) -> None:
+        if not slots:
             return
         if self.valid is None:
             self.valid = torch.ones(self.cache.slots, dtype=torch.bool)
-        self.valid[torch.tensor(positions) + self.cond_len] = value
+        self.valid[..., torch.tensor(slots) + self.cond_len] = value
         self.changes += 1
 
     def move(self, sources: Sequence[int], start: int) -> None:
@@ -262,8 +316,10 @@ class Lane:
 
     @property
     def null_key(self) -> bytes:
-        """What the unconditional prefix depends on: which of its slots may be seen."""
-        return b"" if self.mask is None else bytes(self.mask.tolist())
+        """What the unconditional prefix depends on: which of its slots may be seen, or all that it is."""
+        if self.mask is not None:
+            return bytes(self.mask.tolist())
+        return self.features[1].cpu().numpy().tobytes() if self.told else b""
 
     def write_collapsed(self) -> Tensor:
         """Run the prefix of this lane's one branch into the first slot; returns its logits [1, V]."""

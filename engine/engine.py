@@ -23,6 +23,7 @@ from .decoding.spec import DecoderLike, decoder_of, spell
 from .devices import checked_device, exact_float32
 from .dtypes import settled_dtype
 from .family import Family
+from .hub import load_family
 from .likelihood import nll
 from .linear_choice import Times, checked_linear, choose
 from .models.quantized import check_device, checked_kind
@@ -136,12 +137,26 @@ class Engine:
         config: SchedulerConfig | None = None,
         quantization: str | None = None,
         linear: str | None = None,
+        grids: Sequence[int] = (),
+        prompt_length: int | None = None,
     ) -> Engine:
-        """Load a bundled family by name, or a family folder; ValueError lists what there is."""
+        """Load a bundled family by name, a family folder, or a repository of the Hugging Face hub.
+
+        Args:
+            family: name, folder, or OWNER/NAME of a repository (Janus-Pro, Emu3-Gen, GLM-Image, see docs/models.md),
+                which is fetched once and then read from the hub's cache.
+            device, dtype, config, quantization, linear: as for `Engine`.
+            grids: sides in tokens, for a repository whose model draws several; () is its usual one. With several
+                `MuloSD` drafts on the smaller ones.
+            prompt_length: most tokens of a prompt of a repository's model, its template included.
+
+        Raises:
+            ValueError: there is none; the message lists what there is.
+        """
         check_device(checked_kind(quantization), checked_device(device))  # before weights are read
         checked_linear(linear)
         kind = settled_dtype(dtype, device)
-        loaded = Family.load(family, dtype=kind)
+        loaded = load_family(family, dtype=kind, grids=grids, prompt_length=prompt_length)
         return cls(loaded, device=device, dtype=kind, config=config, quantization=quantization, linear=linear)
 
     @property
@@ -159,9 +174,15 @@ class Engine:
         Raises:
             ValueError: as `add_request`, without any work.
         """
-        chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
+        chosen, params = self._chosen(decoder), self.family.sampling.changed(sampling)
         self.scheduler.check(chosen, 2 if params.guided else 1)
         return chosen, params
+
+    def _chosen(self, decoder: DecoderLike) -> Decoder:
+        """The decoder that an argument means, resolved; None is the family's own."""
+        found = decoder_of(self.family.config.decoder if decoder is None else decoder).resolve(self.family)
+        found.check_layout(self.family)
+        return found
 
     def load(self) -> EngineLoad:
         """What is under way. It waits for a step of another thread, if there is one."""
@@ -189,7 +210,7 @@ class Engine:
         Args:
             prompts: one or several.
             decoder: how to decode: a decoder, a text such as "mulo:tau=0.02", or a mapping such as
-                {"name": "mulo", "tau": 0.02}; None is `MuloSD()` with the family's calibrated settings.
+                {"name": "mulo", "tau": 0.02}; None is the family's own, or `MuloSD()` with its calibrated settings.
             sampling: how tokens are drawn; a text such as "cfg_scale=3:top_k=100" or a mapping changes the family's
                 defaults, None takes them.
             seed: of every prompt, or one for each; image n of a prompt uses seed + n.
@@ -206,9 +227,9 @@ class Engine:
         asked, jobs = jobs_of(prompts, seed, num_images)
         batch_size = whole("batch_size", batch_size)
         if features is not None:
-            check_condition(features, self.family.null_features(1), len(asked))
+            check_condition(features, self.family.like(), len(asked))
         warnings = [] if features is not None else self.check_prompts(asked)
-        chosen, params = decoder_of(decoder).resolve(self.family), self.family.sampling.changed(sampling)
+        chosen, params = self._chosen(decoder), self.family.sampling.changed(sampling)
         each = len(jobs) // len(asked)
         given = None if features is None else [features[n // each : n // each + 1] for n in range(len(jobs))]
         done: dict[int, Update] = {}
@@ -257,7 +278,7 @@ class Engine:
         if features is None:
             self.check_prompts([prompt])
         else:
-            check_condition(features, self.family.null_features(1), 1)
+            check_condition(features, self.family.like(), 1)
         seed = whole("seed", seed, 0, SEEDS - 1)
         if not isinstance(previews, bool):
             previews = whole("previews", previews, 0)
@@ -464,7 +485,8 @@ class Engine:
                 found = self.family.condition([prompt], [seed]) if condition is None else condition
                 features = found.features
                 if params.guided:
-                    features = torch.cat([features, self.family.null_features(1).to(features)])
+                    null = self.family.null_features(1) if found.null is None else found.null
+                    features = torch.cat([features, null.to(features)])
             mask = None if found.mask is None else found.mask[0]
             request = Request(self.family, features, seed, params, recorder, mask, previews)
             number = self.scheduler.add(request, decoder)

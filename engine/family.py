@@ -177,7 +177,9 @@ class Family:
     def scales(self) -> tuple[int, ...]:
         """Ratios r = target / drafter that the family can decode with, ascending."""
         target = self.grids[-1]
-        return tuple(sorted(target // g for g in self.grids[:-1] if target % g == 0))
+        # A grid that the model itself writes before the image is the only draft that the image goes with.
+        first = self.ar.layout(target).grids[:-1]
+        return tuple(sorted(target // g for g in first or self.grids[:-1] if target % g == 0))
 
     @property
     def scale(self) -> int | None:
@@ -247,7 +249,8 @@ class Family:
     def neighbours(self, k: int) -> Tensor:
         """Table int32 [V, k] of each code's nearest codes, kept: it takes seconds for a large codebook."""
         if k not in self._neighbours:
-            self._neighbours[k] = neighbours(self.tokenizer.codebook, k)
+            own = getattr(self.tokenizer, "neighbours", None)
+            self._neighbours[k] = neighbours(self.tokenizer.codebook, k) if own is None else own(k)
         return self._neighbours[k]
 
     def parameters(self) -> dict[str, int]:
@@ -328,6 +331,11 @@ class Family:
             with torch.inference_mode(False), torch.no_grad():
                 self._null = self.conditioner.null(1)
         return self._null.expand(batch, *self._null.shape[1:])
+
+    def like(self) -> Tensor:
+        """Features of the shape and type of one condition."""
+        found = self.conditioner.like()
+        return self.null_features(1) if found is None else found
 
     def save(self, folder: Path) -> Path:
         """Write the family to a new folder (see `write`); the folder appears whole or not at all."""

@@ -24,7 +24,7 @@ LARGEST = 4 << 20  # bytes of a family.json: class names of ImageNet take 30 KB
 LARGEST_GRID = 4096  # tokens a side; no weights bound it, where positions are computed
 PARTS = ("tokenizer", "conditioner", "models", "resamplers", "eagle", "srgan")
 FACTS = ("scenes", "photos")
-OWN = ("format", "name", "sampling", "calibration", "default")
+OWN = ("format", "name", "sampling", "calibration", "default", "decoder")
 # What a part may raise when it is built from values that are not as they should be.
 OBSCURE = (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, IndexError, ValueError, AssertionError)
 
@@ -90,6 +90,7 @@ class FamilyConfig:
         name: of the family.
         sampling: its default sampling parameters.
         scale, upsampler: what `MuloSD` and `DraftOnly` take where none is asked for; None leaves it to the parts.
+        decoder: the text of the decoder that is used where none is asked for; None is `mulo`.
         calibrations: settings of `MuloSD` by "SCALE-UPSAMPLER".
         facts: what the family was made of, under `scenes` or `photos`; the engine only carries them, `mulosd.data`
             knows what they mean.
@@ -101,6 +102,7 @@ class FamilyConfig:
     upsampler: str | None = None
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    decoder: str | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FamilyConfig:
@@ -131,6 +133,7 @@ class FamilyConfig:
             None if upsampler is None else str(read("default.upsampler", upsampler, "str")),
             {c.key: c for c in found},
             {key: values[key] for key in FACTS if key in values},
+            None if values.get("decoder") is None else str(read("decoder", values["decoder"], "str")),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,6 +147,7 @@ class FamilyConfig:
             "sampling": sampling,
             "calibration": {key: c.to_dict() for key, c in self.calibrations.items()},
             **({"default": text_of(default)} if default else {}),
+            **({"decoder": self.decoder} if self.decoder else {}),
             **self.facts,
         }
 

@@ -25,13 +25,22 @@ def teacher_forced(family: Family, condition: Condition, tokens: Tensor, grid: i
 
     Returns:
         [B*n, V], picture after picture.
+
+    Raises:
+        ValueError: the image stands behind another grid.
     """
     model = family.model(grid)
+    if model.layout(grid).start:
+        raise ValueError(
+            f"the images of family {family.name!r} stand behind another grid in one sequence, without which they have "
+            f"no likelihood"
+        )
     mask = None if condition.mask is None else condition.mask.to(tokens.device)
     cond = model(condition.features, tokens, grid, mask).flatten(0, 1)
     uncond = None
     if params.guided:
-        null = family.null_features(len(tokens)).to(condition.features)
+        null = family.null_features(len(tokens)) if condition.null is None else condition.null
+        null = null.to(condition.features)
         uncond = model(null, tokens, grid, mask).flatten(0, 1)
     return Logits(cond, uncond, model.dtype)
 

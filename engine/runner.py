@@ -19,8 +19,10 @@ from ..kernels.local_resample.call import Call
 from . import host_step
 from .batch import Batch, Feed, Result, grouped, span
 from .devices import upload
-from .graphs import can_serve, parts, step_of
+from .graph_key import can_serve, parts
+from .graphs import step_of
 from .models.eagle import Model
+from .row_ends import with_row_ends
 from .sampling import Logits, Noise, SamplingParams
 
 
@@ -32,8 +34,9 @@ def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:
 
     Feeds of all caches that no such step serves share one forward a model.
     """
+    feeds = [feed if feed.lane.layout.plain else with_row_ends(feed) for feed in feeds]
     results: list[Result] = [Result(None, None)] * len(feeds)
-    fixed = wants_static(feeds[0], static)
+    fixed = wants_static(feeds[0].lane.cache.device, static)
     served = [i for i, feed in enumerate(feeds) if fixed and can_serve(feed)]
     by_model: dict[tuple[int, torch.dtype | None], list[int]] = {}
     for i, feed in enumerate(feeds):
@@ -42,10 +45,7 @@ def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:
     for indices in parts(feeds, served):
         part = [feeds[i] for i in indices]
         step = step_of(part)
-        if step is None:
-            found = forward(part[0].lane.cache.model, part)
-        else:
-            found = [Result(logits, None) for logits in step.run(part)]
+        found = forward(part[0].lane.cache.model, part) if step is None else step.run(part)
         for i, result in zip(indices, found, strict=True):
             results[i] = result
     for indices in by_model.values():
@@ -56,9 +56,9 @@ def run(feeds: Sequence[Feed], static: bool | None = None) -> list[Result]:
     return results
 
 
-def wants_static(feed: Feed, wanted: bool | None) -> bool:
+def wants_static(device: torch.device, wanted: bool | None) -> bool:
     """Whether steps of fixed shapes are wanted; None is on a GPU only."""
-    return feed.lane.cache.device.type == "cuda" if wanted is None else wanted
+    return device.type == "cuda" if wanted is None else wanted
 
 
 def forward(model: Model, feeds: Sequence[Feed]) -> list[Result]:

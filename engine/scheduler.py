@@ -9,13 +9,14 @@ import torch
 
 from .arguments import check_settings
 from .batch import Feed
-from .cache import KVCache
+from .cache import KVCache, prefix_slots
 from .decoding.base import Decoder
 from .family import Family
-from .graphs import capture_all
+from .graph_memory import decoding_bytes
+from .graphs import capture_all, graph_bytes
 from .models.eagle import Model
 from .request import Request, Update
-from .runner import run
+from .runner import run, wants_static
 
 # The grid of a KV cache, and whether it is the feature drafter's.
 CacheKey = tuple[int, bool]
@@ -28,7 +29,8 @@ class SchedulerConfig:
     Args:
         max_running: requests under way at a time. On a GPU the caches are made for so many at once, as far as
             `kv_budget` and half of the free memory go.
-        kv_budget: bytes of KV cache, used or not; None is no limit.
+        kv_budget: bytes of KV cache, used or not, and of the buffers and graphs of steps, which run kernel by kernel
+            where it leaves no room; None is no limit.
         max_tokens: tokens in one forward, of one branch; longer feeds are cut, the rest of the requests wait a step.
         static: run steps of fixed shapes where they serve, which CUDA graphs replay; None is on a GPU only. On a CPU
             they give the same tokens, a little slower.
@@ -87,7 +89,13 @@ class Scheduler:
             most = 2 * self.config.max_running
             model, collapse = self._model(key)
             self.caches[key] = KVCache(model, key[0], rows, collapse=collapse, most=most)
+            if self.config.kv_budget is not None:
+                self.caches[key].room = self._room
         return self.caches[key]
+
+    def _room(self) -> int:
+        """Bytes of the budget that neither caches nor their steps hold."""
+        return (self.config.kv_budget or 0) - self._held({})
 
     def _model(self, key: CacheKey) -> tuple[Model, bool]:
         """The model of a cache, and whether its prefix is collapsed."""
@@ -234,10 +242,12 @@ class Scheduler:
         return len(each) * max(each)
 
     def _held(self, rows: Mapping[CacheKey, int], without: Sequence[CacheKey] = ()) -> int:
-        """Bytes of all caches but some, those named with so many rows at least."""
+        """Bytes of all caches but some, those named with so many rows at least, and of their steps: a cache that grows
+        loses its own."""
         held = {key: len(cache.used) for key, cache in self.caches.items() if key not in without}
+        steps = sum(graph_bytes(self.caches[key]) for key, n in held.items() if rows.get(key, 0) <= n)
         held.update({key: max(n, held.get(key, 0)) for key, n in rows.items()})
-        return sum(n * self._bytes_per_row(key) for key, n in held.items())
+        return steps + sum(n * self._bytes_per_row(key) for key, n in held.items())
 
     def _generous(self, key: CacheKey, lacking: Mapping[CacheKey, int], request: Request) -> int:
         """Rows to make of a cache that needs `lacking[key]`: all that may ever be needed on a GPU, guided or not, where
@@ -252,9 +262,17 @@ class Scheduler:
         if self.config.kv_budget is not None:
             # A request takes rows of every cache that it holds: the room is shared out alike.
             left = max(0, self.config.kv_budget - self._held(lacking))
+            if wants_static(device, self.config.static):
+                left -= min(left // 4, self._steps())
             more = branches * (left // max(1, request.bytes))
             wanted = min(wanted, least + more)
         return max(least, wanted)
+
+    def _steps(self) -> int:
+        """Bytes that the steps of decoding take on all grids, for as many requests as may run."""
+        each = ((self.family.model(grid), grid) for grid in self.family.grids)
+        most, collapse = self.config.max_running, self.config.collapse_prefix
+        return sum(decoding_bytes(model, prefix_slots(model, collapse) + grid * grid, most) for model, grid in each)
 
     def _choose(self) -> list[tuple[Request, Feed]]:
         """The feeds of this step: what fits the token budget, those first that waited longest."""

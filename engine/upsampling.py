@@ -11,7 +11,7 @@ from .family import Family
 from .paths import expanded
 from .super_resolution import lanczos, super_resolve, super_resolve_with
 
-UPSAMPLERS = ("latent", "pixel", "srgan", "sr")
+UPSAMPLERS = ("latent", "pixel", "nearest", "srgan", "sr")
 # Weights of a super-resolution network take the place of a name.
 WEIGHTS = (".pth", ".pt", ".safetensors", ".ckpt")
 
@@ -48,7 +48,8 @@ def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor
         family: tokenizer, latent resamplers and super-resolution network.
         tokens: int64 [B, h, g]: h leading rows of a draft on a grid of side g.
         target: side of the target grid.
-        method: "latent" (learned, row-causal), "pixel" (decode, Lanczos, encode), "srgan" (decode, the family's
+        method: "latent" (learned, row-causal), "nearest" (each token repeated: for tokens that say what is where rather
+            than how it looks), "pixel" (decode, Lanczos, encode), "srgan" (decode, the family's
             own super-resolution network, encode), "sr" (Real-ESRGAN in its place; needs `pip install 'mulosd[sr]'`), or
             the weights file of such a network (needs `pip install 'mulosd[spandrel]'`).
 
@@ -59,6 +60,9 @@ def upsample(family: Family, tokens: Tensor, target: int, method: str) -> Tensor
     """
     if method == "latent":
         return family.resampler(tokens.shape[-1], target).resample(tokens, family.tokenizer.codebook)
+    if method == "nearest":
+        ratio = target // tokens.shape[-1]
+        return tokens.repeat_interleave(ratio, dim=-2).repeat_interleave(ratio, dim=-1)
     return family.tokenizer.encode(enlarge(family, tokens, target, method))
 
 
@@ -66,6 +70,8 @@ def upsample_latents(family: Family, tokens: Tensor, target: int, method: str) -
     """What `upsample` finds the nearest codes of: vectors float [B, h*r, target, code_dim]; arguments are the same."""
     if method == "latent":
         return family.resampler(tokens.shape[-1], target)(family.tokenizer.codebook[tokens])
+    if method == "nearest":
+        return family.tokenizer.codebook[upsample(family, tokens, target, method)]
     return family.tokenizer.latents(enlarge(family, tokens, target, method))
 
 
@@ -92,5 +98,7 @@ def downsample(family: Family, tokens: Tensor, target: int, method: str) -> Tens
     source = tokens.shape[-1]
     if method == "latent":
         return family.resampler(source, target).resample(tokens, family.tokenizer.codebook)
+    if method == "nearest":
+        return tokens[..., :: source // target, :: source // target]
     image = family.tokenizer.decode(tokens).clamp(-1, 1)
     return family.tokenizer.encode(F.avg_pool2d(image, source // target))

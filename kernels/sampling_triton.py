@@ -124,51 +124,97 @@ def ties_wanted(top_p, total, above, each):
 
 
 @triton.jit
-def select(key, index, maximum, total, top_k, top_p, vocab, TOP_K: tl.constexpr, TOP_P: tl.constexpr):
+def log_odds(part, whole):
+    """log2 of `part` to the rest of `whole`, within sensible bounds: nearly linear in the pivot for usual rows."""
+    share = tl.minimum(tl.maximum(part / whole, 1e-4), 0.9999)
+    return tl.log2(share / (1.0 - share))
+
+
+@triton.jit
+def last_reaching(z, weight, maximum, target, WEIGHED: tl.constexpr):
+    """The smallest entry of a row in registers above which the weight is less than `target`.
+
+    `weight` is that of each entry, exp(z - maximum), or 1 without WEIGHED: the k-th largest entry for a target of k. A
+    pivot is guessed between what is known from both sides, by interpolation of log-odds that halves the side which
+    stays (Illinois), and by halving the keys at every sixth step, which bounds their number. Both ends are entries of
+    the row, so the search is over when the next entry decides.
+    """
+    whole = tl.sum(weight, axis=0)
+    goal = log_odds(target, whole)
+    low = tl.full((), -float("inf"), tl.float32)  # the weight above it reaches the target
+    next_of_low = low
+    high = maximum  # the weight above it does not
+    low_gap = tl.maximum(log_odds(whole, whole) - goal, 1e-6)
+    high_gap = tl.minimum(log_odds(0.0, whole) - goal, -1e-6)
+    reach = tl.full((), 24.0, tl.float32)
+    side = tl.zeros((), tl.int32)
+    step = tl.zeros((), tl.int32)
+    searching = tl.where(high > low, 1, 0)
+    while searching > 0:
+        near = tl.maximum(low, high - reach)
+        pivot = high - (high - near) * tl.minimum(tl.maximum(high_gap / (high_gap - low_gap), 0.01), 0.99)
+        low_key = key_of(low)
+        halved = value_of(low_key + ((key_of(high) - low_key) >> 1))
+        pivot = tl.where((step % 6 < 5) & (pivot > low) & (pivot < high), pivot, halved)
+        over = z > pivot
+        heavier = tl.sum(tl.where(over, weight, 0.0), axis=0)
+        after = tl.min(tl.where(over, z, float("inf")), axis=0)
+        before = tl.max(tl.where(over, -float("inf"), z), axis=0)
+        short = heavier < target
+        if WEIGHED:
+            decided = tl.where(
+                short, heavier + tl.exp(before - maximum) >= target, heavier - tl.exp(after - maximum) < target
+            )
+        else:
+            decided = tl.where(short, heavier + 1.0 >= target, heavier - 1.0 < target)
+        gap = log_odds(heavier, whole) - goal
+        if short:
+            high = before
+            high_gap = tl.minimum(gap, -1e-6)
+            low_gap = tl.where(side < 0, 0.5 * low_gap, low_gap)
+            reach = 2.0 * reach
+            side = tl.full((), -1, tl.int32)
+        else:
+            low = pivot
+            next_of_low = after
+            low_gap = tl.maximum(gap, 1e-6)
+            high_gap = tl.where(side > 0, 0.5 * high_gap, high_gap)
+            high = tl.where(decided, after, high)
+            side = tl.full((), 1, tl.int32)
+        step += 1
+        searching = tl.where(decided | (next_of_low == high) | (high <= low), 0, 1)
+    return high
+
+
+@triton.jit
+def select(z, index, maximum, total, top_k, top_p, vocab, TOP_K: tl.constexpr, TOP_P: tl.constexpr):
     """Threshold, limit and mass (relative to `maximum`) of the entries that stay, for a row that lies in registers.
 
-    `total` is the mass that top-p counts from when there is no top-k.
+    `total` is the mass that top-p counts from when there is no top-k. What is no entry of the row is -inf.
     """
-    highest = key_of(maximum)
-    low = tl.full((), MINUS_INF_KEY, tl.uint32)
+    threshold = tl.full((), -float("inf"), tl.float32)
     limit = tl.full((), EVERY_INDEX, tl.int32)
     if TOP_K:
-        high = highest + 1
-        while high - low > 1:
-            middle = low + ((high - low) >> 1)
-            count = tl.sum((key >= middle).to(tl.int32), axis=0)
-            low = tl.where(count >= top_k, middle, low)
-            # At a count of exactly k the set is known, whatever the value of the k-th entry.
-            high = tl.where(count > top_k, high, tl.where(count == top_k, middle + 1, middle))
-    threshold = low
-    mass = tl.where(key >= threshold, tl.exp(value_of(key) - maximum), 0.0)
+        one = tl.full(z.shape, 1.0, tl.float32)
+        threshold = last_reaching(z, one, maximum, tl.cast(top_k, tl.float32), False)
+    mass = tl.where(z >= threshold, tl.exp(z - maximum), 0.0)
     whole = tl.sum(mass, axis=0)
     if TOP_P:
         if TOP_K:
             total = whole
-        low = threshold - 1
-        high = highest
-        above = tl.zeros((), tl.float32)
-        while high - low > 1:
-            middle = low + ((high - low) >> 1)
-            heavier = tl.sum(tl.where(key > middle, mass, 0.0), axis=0)
-            short = heavier < top_p * total
-            above = tl.where(short, heavier, above)
-            high = tl.where(short, middle, high)
-            low = tl.where(short, low, middle)
-        threshold = high
-        each = tl.exp(value_of(threshold) - maximum)
-        ties = tl.sum((key == threshold).to(tl.int32), axis=0)
-        wanted = ties_wanted(top_p, total, above, each)
+        threshold = last_reaching(z, mass, maximum, top_p * total, True)
+        above = tl.sum(tl.where(z > threshold, mass, 0.0), axis=0)
+        ties = tl.sum(tl.where(z == threshold, 1.0, 0.0), axis=0)
+        wanted = tl.maximum(ties_wanted(top_p, total, above, tl.exp(threshold - maximum)), 1.0)
         if wanted < ties:
             first = tl.full((), -1, tl.int32)
             limit = vocab - 1
             while limit - first > 1:
                 centre = (first + limit) // 2
-                enough = tl.sum(((key == threshold) & (index <= centre)).to(tl.int32), axis=0) >= wanted
+                enough = tl.sum(tl.where((z == threshold) & (index <= centre), 1.0, 0.0), axis=0) >= wanted
                 limit = tl.where(enough, centre, limit)
                 first = tl.where(enough, first, centre)
-        whole = tl.sum(tl.where(stays(key, index, threshold, limit), mass, 0.0), axis=0)
+        whole = tl.sum(tl.where(stays(z, index, threshold, limit), mass, 0.0), axis=0)
     return threshold, limit, whole
 
 
@@ -247,7 +293,7 @@ def gather_survivors(
         filled += tl.sum(take.to(tl.int32), axis=0)
     tl.debug_barrier()  # the threads of this program read what others of it wrote
     slot = tl.arange(0, SURVIVORS)
-    key = tl.load(keys + slot, mask=slot < filled, other=0).to(tl.uint32, bitcast=True)
+    key = tl.load(keys + slot, mask=slot < filled, other=MINUS_INF_KEY).to(tl.uint32, bitcast=True)
     index = tl.load(indices + slot, mask=slot < filled, other=EVERY_INDEX)
     return key, index
 

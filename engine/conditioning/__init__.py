@@ -4,10 +4,22 @@ from .base import Condition, Conditioner, check_condition
 from .captions import CaptionConditioner
 from .classes import ClassConditioner
 from .dialect import DialectConditioner
+from .emu3 import Emu3Conditioner
+from .glm_image import GlmImageConditioner
+from .janus import JanusConditioner
 from .phrases import PhraseConditioner
 
 CONDITIONERS: dict[str, type[Conditioner]] = {
-    c.kind: c for c in (PhraseConditioner, ClassConditioner, CaptionConditioner, DialectConditioner)
+    c.kind: c
+    for c in (
+        PhraseConditioner,
+        ClassConditioner,
+        CaptionConditioner,
+        DialectConditioner,
+        JanusConditioner,
+        Emu3Conditioner,
+        GlmImageConditioner,
+    )
 }
 
 __all__ = [
@@ -17,6 +29,9 @@ __all__ = [
     "Condition",
     "Conditioner",
     "DialectConditioner",
+    "Emu3Conditioner",
+    "GlmImageConditioner",
+    "JanusConditioner",
     "PhraseConditioner",
     "check_condition",
 ]

@@ -20,16 +20,19 @@ class Condition:
     Args:
         features: [B, T, ...]: float features, or int64 class ids [B, 1, 1].
         mask: bool [B, T] on the CPU, prefix slots that may be seen; None is all.
+        null: features of the unconditional branch, like `features`, where they are not the same for every prompt.
     """
 
     features: Tensor
     mask: Tensor | None = None
+    null: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, index: slice) -> Condition:
-        return Condition(self.features[index], None if self.mask is None else self.mask[index])
+        mask, null = (None if t is None else t[index] for t in (self.mask, self.null))
+        return Condition(self.features[index], mask, null)
 
 
 def check_condition(given: Any, like: Tensor, count: int) -> None:
@@ -88,6 +91,10 @@ class Conditioner(ABC):
     @abstractmethod
     def null(self, batch: int) -> Tensor:
         """Features of the unconditional branch [B, T, ...]."""
+
+    def like(self) -> Tensor | None:
+        """Features of the shape and type of one condition, where `null` takes more than sizes; None: as `null`."""
+        return None
 
     def precomputed(self, array: Tensor) -> Condition:
         """The condition of precomputed features [B, n, ...]; ValueError when the kind takes none."""

@@ -26,6 +26,9 @@ class Decoder:
     """
 
     name: ClassVar[str] = ""
+    # Layouts beside the raster that it serves: with a token at the end of each row, with a grid before the image.
+    row_ends: ClassVar[bool] = False
+    first_grid: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -70,6 +73,22 @@ class Decoder:
     def bytes_per_row(self, family: Family, *, collapse: bool = False) -> int:
         """Bytes of KV cache that a branch of a request holds; `collapse`: the prefix takes one slot."""
         return sum(KVCache.bytes_per_row(family.model(grid), grid, collapse=collapse) for grid in self.grids(family))
+
+    def check_layout(self, family: Family) -> None:
+        """ValueError with the reason, where this decoder cannot draw images whose tokens stand as they do in a family's
+        sequences."""
+        first = family.ar.layout(family.grids[-1]).grids[:-1]
+        if first and not self.first_grid:
+            raise ValueError(
+                f"decoder {self.name!r} draws one grid alone, and family {family.name!r} writes one of "
+                f"{first[0]}x{first[0]} tokens before that of the image: take serial, zipar, jacobi or mulo, whose "
+                f"draft that grid is"
+            )
+        if not self.row_ends and any(family.model(grid).layout(grid).row_ends for grid in self.grids(family)):
+            raise ValueError(
+                f"decoder {self.name!r} knows no tokens at the ends of rows, which the images of family "
+                f"{family.name!r} have: take serial, zipar or jacobi"
+            )
 
     def plan(self, request: Request) -> Plan:
         """Make the image of a request."""

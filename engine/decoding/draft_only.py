@@ -26,14 +26,15 @@ class DraftOnly(Decoder):
 
     Args:
         scale: r = target / drafter; None is the family's choice, or else its largest.
-        upsampler: "latent", "pixel", "srgan", "sr" or a file of super-resolution weights; None is the family's
-            choice, or else "latent" where it has learned up-samplers, or "pixel".
+        upsampler: "latent", "pixel", "nearest", "srgan", "sr" or a file of super-resolution weights; None is the
+            family's choice, or else "latent" where it has learned up-samplers, or "pixel".
         draft_window: draft with ZipAR and this window; None is what the family was calibrated with, or else serial.
         draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0
             is serial, None what the family was calibrated with.
     """
 
     name: ClassVar[str] = "draft-only"
+    row_ends: ClassVar[bool] = True
     scale: int | None = None
     upsampler: str | None = None
     draft_window: int | None = None

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ...kernels import masks, philox
 from ...kernels.sampling import guide
+from ..devices import upload
 from ..sampling import Logits, Noise, SamplingParams, processed
 
 # Purposes of the random numbers of drafting and of acceptance, see `philox.Purpose`.
@@ -127,7 +128,8 @@ class DraftTree:
 
     def block(self) -> Tensor:
         """What the nodes see of one another, packed."""
-        return masks.pack(masks.tree(torch.tensor(self.parents))).to(self.tokens.device)
+        block, device = masks.pack(masks.tree(torch.tensor(self.parents))), self.tokens.device
+        return block if device.type != "cuda" else block.pin_memory().to(device, non_blocking=True)
 
 
 class Growth:
@@ -189,9 +191,10 @@ class Growth:
         rank, best = ranks.sort(descending=True, stable=True)
         best = best[:total]
         picked = torch.cat(self._picked or [self.root[:0]])
-        host = torch.cat([best[rank[:total] > 0], torch.tensor([-1], device=device), picked]).tolist()
-        split = host.index(-1)
-        chosen, picks = host[:split], host[split + 1 :]
+        count = len(best)
+        host = torch.cat([best, rank[:total] > 0, picked]).tolist()
+        chosen = [c for c, drawn in zip(host[:count], host[count : 2 * count], strict=True) if drawn]
+        picks = host[2 * count :]
         # Rows of children: row 0 is the root's, then one for each expanded node, layer by layer.
         owner, at = [0], 0  # the candidate that owns each row
         layer_of: list[int] = []
@@ -206,7 +209,7 @@ class Growth:
         node_of = {candidate: node for node, candidate in enumerate(chosen, start=1)}
         parents = [0 if c < k else node_of[owner[c // k]] for c in chosen]
         q = None if self.layers[0].q is None else torch.cat([c.q for c in self.layers if c.q is not None])
-        index = torch.tensor(chosen, dtype=torch.int64, device=device)
+        index = upload(chosen, device)
         return DraftTree(
             torch.cat([self.root, tokens[index]]),
             [-1, *parents],
@@ -294,7 +297,7 @@ def accept(
         wanted = p if relaxed is None or neighbours is None else relaxed.lend(p, token, neighbours)
         drafted = q.gather(1, token)[:, 0]
         taken = judged & (uniform[:, j] * drafted < wanted.gather(1, token)[:, 0]) & (drafted > 0)
-        choice[taken] = j
+        choice = choice.masked_fill(taken, j)
         left = (wanted - q).clamp(min=0)
         mass = left.sum(dim=1, keepdim=True)
         # Nothing is left only where p and q agree but for rounding.

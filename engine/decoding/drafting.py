@@ -52,6 +52,7 @@ def draft_rows(
     logits: Logits,
     noise: Noise,
     how: Drafting,
+    side: int | None = None,
 ) -> Steps:
     """Draw rows of `tokens` [N] in place; the cache holds everything before them.
 
@@ -59,8 +60,9 @@ def draft_rows(
         rows: consecutive row numbers.
         logits: [1, V] of the first position.
         how: in which forwards.
+        side: of the grid, where it is another than the lane's: one that stands before the image.
     """
-    width = lane.grid
+    width = lane.grid if side is None else side
     start, stop = rows[0] * width, (rows[-1] + 1) * width
     window = how.window
     if how.guesses:

@@ -30,6 +30,7 @@ from ...kernels.upsample_pool import neighbours
 from ..arguments import shown
 from ..batch import Feed, Result, Tree
 from ..cache import KVCache
+from ..devices import upload
 from ..family import Family
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Purpose, processed
@@ -218,7 +219,7 @@ class Speculation:
         else:
             path, token = self.judged(tree, result)
         stop = done + len(path)
-        chosen = torch.tensor(path, device=self.tokens.device)
+        chosen = upload(path, self.tokens.device)
         self.tokens[done : stop - 1] = tree.tokens[chosen[1:]]
         self.tokens[stop - 1 : stop] = token
         self.lane.move([done - 1 + node for node in path], done - 1)
@@ -257,8 +258,8 @@ class Speculation:
             where = [[-1] * self.decoder.top_k for _ in inner]
             for node in range(1, len(tree)):
                 where[row[tree.parents[node]]][tree.order[node]] = node
-            kids, nodes = torch.tensor(where, device=device), torch.tensor(inner, device=device)
-            q = tree.q[torch.tensor([tree.expanded[n] for n in inner], device=device)]
+            kids, nodes = upload(where, device), upload(inner, device)
+            q = tree.q[upload([tree.expanded[n] for n in inner], device)]
             verdict = accept(
                 p[nodes],
                 q,

@@ -44,6 +44,8 @@ class Jacobi(OneGrid):
     """
 
     name: ClassVar[str] = "jacobi"
+    row_ends: ClassVar[bool] = True
+    first_grid: ClassVar[bool] = True
     window: int = 16
     coupled: bool = True
     grid: int | None = None
@@ -92,7 +94,8 @@ class Iteration(ABC):
             self.settle(found)
             self.request.recorder.report(self.role, self.done, stop)
             if self.show:
-                self.request.show_rows(self.tokens, self.lane.grid, self.done)
+                start = self.lane.layout.start
+                self.request.show_rows(self.tokens[start:], self.lane.grid, self.done - start)
 
     def forward(self, count: int) -> Generator[list[Feed], list[Result], Logits]:
         """Feed the last standing token and all but the last of `count` guesses; logits [count, V] of the guesses."""
@@ -115,10 +118,11 @@ class Coupled(Iteration):
 
     def guess(self, stop: int) -> None:
         """The token above, which resembles the one to come; the last known one in the first row."""
-        width, sources = self.lane.grid, []
+        layout, sources = self.lane.layout, []
         for position in range(self.guessed, stop):
             while position >= self.guessed:
-                position = position - width if position >= width else self.done - 1
+                like = layout.like(position)
+                position = self.done - 1 if like is None else like
             sources.append(position)
         if sources:
             self.tokens[self.guessed : stop] = self.tokens[upload(sources, self.tokens.device)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..arguments import shown
 from ..batch import Feed, Result
+from ..cache import Lane
 from ..dtypes import checked_dtype
 from ..family import Family
 from ..request import Request, Steps, logits_of, prefix
@@ -39,8 +40,8 @@ class MuloSD(Decoder):
             1 nothing. None takes the family's calibrated value.
         radius: how far a rejection spreads, in cells; None takes the calibrated one.
         pool: how many nearest codes are pooled; None takes the calibrated one.
-        upsampler: "latent", "pixel", "srgan", "sr" or a file of super-resolution weights; None is the family's
-            choice, or else "latent" where it has learned up-samplers, or "pixel".
+        upsampler: "latent", "pixel", "nearest", "srgan", "sr" or a file of super-resolution weights; None is the
+            family's choice, or else "latent" where it has learned up-samplers, or "pixel".
         rejection: "local" resamples rejected tokens and their neighbourhoods, "naive" the rejected tokens alone,
             "raster" everything from the first rejection on.
         rows_per_cycle: target rows drafted and verified at a time, a multiple of the scale; None is one shot.
@@ -55,6 +56,8 @@ class MuloSD(Decoder):
     """
 
     name: ClassVar[str] = "mulo"
+    row_ends: ClassVar[bool] = True
+    first_grid: ClassVar[bool] = True
     scale: int | None = None
     tau: float | None = None
     radius: int | None = None
@@ -131,9 +134,25 @@ class MuloSD(Decoder):
         )
 
     def grids(self, family: Family) -> tuple[int, ...]:
-        small = family.drafter_grid((family.scale if self.scale is None else self.scale) or 0)
+        small = self.small(family)
+        if family.ar.layout(family.grids[-1]).start:  # the draft stands before the image, in the same cache
+            return (family.grids[-1],)
         between = [grid for extra in self.strategies for grid in extra.grids(family, small)]
         return (small, *between, family.grids[-1])
+
+    def small(self, family: Family) -> int:
+        """Side of the draft in tokens."""
+        return family.drafter_grid((family.scale if self.scale is None else self.scale) or 0)
+
+    def check_layout(self, family: Family) -> None:
+        super().check_layout(family)
+        if not family.ar.layout(family.grids[-1]).start:
+            return
+        if self.rows_per_cycle is not None or any(extra.setting == "cascade" for extra in self.strategies):
+            raise ValueError(
+                f"family {family.name!r} writes the draft before the image, whole and at one size: leave "
+                f"rows_per_cycle and cascade out"
+            )
 
     def accept(self, request: Request, logits: Logits, tokens: Tensor, table: Tensor, positions: range) -> Tensor:
         """Which candidates stand; a benchmark that plants rejections overrides it.
@@ -162,10 +181,11 @@ class MuloSD(Decoder):
     def plan(self, request: Request) -> Plan:
         decoder = self.resolve(request.family)
         side, stage = request.family.grids[-1], request.recorder.stage
-        draft = Draft(decoder, request)
-        yield from draft.open()
         target = Candidates(decoder, request, side, Purpose.TARGET)
-        yield from target.open()
+        draft = Draft(decoder, request, target.lane if target.lane.layout.start else None)
+        yield from draft.open()
+        if draft.lane is not target.lane:
+            yield from target.open()
         rows, ratio = decoder.rows_per_cycle or side, side // draft.grid
         for top in range(0, side, rows):
             bottom = min(top + rows, side)
@@ -173,7 +193,7 @@ class MuloSD(Decoder):
                 if top:
                     yield from draft.correct(target.rows(0, top))
                 yield from draft.draw(top // ratio, bottom // ratio)
-            drafted = draft.tokens.view(draft.grid, -1)[: bottom // ratio]
+            drafted = draft.tokens[: draft.grid * draft.grid].view(draft.grid, -1)[: bottom // ratio]
             request.show("draft", drafted)
             for extra in decoder.strategies:
                 drafted = yield from extra.lift(decoder, request, drafted)
@@ -183,14 +203,21 @@ class MuloSD(Decoder):
 
 
 class Draft:
-    """The drafter's side: tokens int64 [N] of the small grid."""
+    """The drafter's side: tokens int64 [N] of the small grid.
 
-    def __init__(self, decoder: MuloSD, request: Request) -> None:
+    Args:
+        decoder: the settings, resolved.
+        request: whose image.
+        lane: the target's, where the small grid stands before the image; None takes one of the small grid.
+    """
+
+    def __init__(self, decoder: MuloSD, request: Request, lane: Lane | None = None) -> None:
         self.decoder, self.request = decoder, request
-        self.grid = decoder.grids(request.family)[0]
-        self.lane = request.lane(self.grid)
+        self.grid = decoder.small(request.family)
+        self.lane = request.lane(self.grid) if lane is None else lane
         self.tokens = self.lane.tokens
-        self.noise = request.noise(Purpose.DRAFT)
+        # A small grid before the image is drawn as serial decoding draws it.
+        self.noise = request.noise(Purpose.DRAFT if lane is None else Purpose.TARGET)
         self.how = Drafting(decoder.draft_window, decoder.draft_guesses)
 
     def open(self) -> Steps:
@@ -212,7 +239,7 @@ class Draft:
     def draw(self, top: int, bottom: int) -> Steps:
         """Draw rows top..bottom-1."""
         rows = range(top, bottom)
-        yield from draft_rows(self.request, self.lane, self.tokens, rows, self.ahead, self.noise, self.how)
+        yield from draft_rows(self.request, self.lane, self.tokens, rows, self.ahead, self.noise, self.how, self.grid)
 
 
 class Candidates:
@@ -229,7 +256,9 @@ class Candidates:
         self.decoder, self.request, self.recorder, self.grid = decoder, request, request.recorder, grid
         device = request.features.device
         self.lane = request.lane(grid)
+        self.start = self.lane.layout.start
         self.tokens = self.lane.tokens
+        self.ahead: Logits | None = None
         self.rejected = torch.zeros(grid, grid, dtype=torch.bool, device=device)
         self.resampled = torch.zeros_like(self.rejected)
         self.islands = self.depth = 0
@@ -244,7 +273,11 @@ class Candidates:
 
     def rows(self, top: int, bottom: int) -> Tensor:
         """Tokens [bottom - top, grid] of some rows."""
-        return self.tokens.view(self.grid, self.grid)[top:bottom]
+        return self.tokens[self.start :].view(self.grid, self.grid)[top:bottom]
+
+    def positions(self, top: int, bottom: int) -> range:
+        """Positions of some rows."""
+        return range(self.start + top * self.grid, self.start + bottom * self.grid)
 
     def outcome(self) -> Outcome:
         """The tokens and what was done to them."""
@@ -276,21 +309,24 @@ class Candidates:
     def verify(self, top: int, bottom: int) -> Generator[list[Feed], list[Result], Logits]:
         """Feed the candidates of some rows in one pass and mark those that fall; returns the target's logits [n, V] at
         their positions."""
-        positions = range(top * self.grid, bottom * self.grid)
-        self.lane.show(positions)
-        candidates, logits = self.tokens[positions.start : positions.stop], self.ahead
-        if len(positions) > 1:
-            fed = positions[:-1]
+        positions = self.positions(top, bottom)
+        candidates, ahead = self.tokens[positions.start : positions.stop], self.ahead
+        # Behind a small grid in the same sequence, its last token is yet to be fed.
+        fed = positions[:-1] if ahead is not None else range(positions.start - 1, positions.stop - 1)
+        self.lane.show(range(fed.start, positions.stop))
+        found = [] if ahead is None else [ahead]
+        if len(fed):
             [result] = yield [Feed(self.lane, self.tokens, fed, role="verify", dtype=self.dtype, sources=fed)]
-            logits = Logits.cat([logits, logits_of(result)])
+            found.append(logits_of(result))
+        logits = Logits.cat(found)
         accepted = self.decoder.accept(self.request, logits, candidates, self.table, positions)
         self.rejected[top:bottom] = ~accepted.view(-1, self.grid)
-        self.recorder.report("verify", positions.stop, self.grid**2)
+        self.recorder.report("verify", positions.stop - self.start, self.grid**2)
         return logits
 
     def repairs(self, logits: Logits, top: int, bottom: int) -> Resampling:
         """What is to be drawn anew in rows top..bottom-1."""
-        positions = range(top * self.grid, bottom * self.grid)
+        positions = self.positions(top, bottom)
         looks = [extra.look(logits, self.request.sampling, positions) for extra in self.decoder.strategies]
         seen = [None if look is None else look.view(-1, self.grid) for look in looks]
         found = self.decoder.repairs(self.rejected[top:bottom], seen)
@@ -306,7 +342,7 @@ class Candidates:
             repairs: of rows from `top` on.
             logits: [n, V] of the candidates there, as they were verified.
         """
-        offset = top * self.grid
+        offset = self.positions(top, top).start
         steps = [[p + offset for p in step] for step in repairs.steps]
         if not steps:
             return []
@@ -338,7 +374,7 @@ class Candidates:
 
     def commit(self, unfed: list[int], bottom: int) -> Steps:
         """Feed the tokens from the first of `unfed` on, before rows from `bottom` on are verified."""
-        stop = bottom * self.grid
+        stop = self.positions(bottom, bottom).start
         start = min([stop - 1, *unfed])
         self.lane.show(unfed)
         fed = range(start, stop)

@@ -32,7 +32,8 @@ class Product(DraftOnly):
 
     Args:
         scale: r = target / drafter; None is the family's choice, or else its largest.
-        upsampler: "latent", "pixel", "srgan", "sr" or a file of super-resolution weights; None is the family's choice.
+        upsampler: "latent", "pixel", "nearest", "srgan", "sr" or a file of super-resolution weights; None is the
+            family's choice.
         draft_window: draft with ZipAR and this window; None is what the family was calibrated with, or else serial.
         draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward; see `DraftOnly`.
         closeness: by how much of a cosine a code may be farther from the draft for a factor e in probability.
@@ -40,6 +41,7 @@ class Product(DraftOnly):
     """
 
     name: ClassVar[str] = "product"
+    row_ends: ClassVar[bool] = True
     closeness: float = 0.03
     verify_dtype: str | None = None
 

@@ -41,7 +41,7 @@ def draw_raster(
             yield [Feed(lane, tokens, before, role=role, draw=draw, sources=before)]
         request.recorder.report(role, i + 1, lane.size)
         if show:
-            request.show_rows(tokens, lane.grid, i + 1)
+            request.show_rows(tokens[lane.layout.start :], lane.grid, i + 1 - lane.layout.start)
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Serial(OneGrid):
     """
 
     name: ClassVar[str] = "serial"
+    row_ends: ClassVar[bool] = True
+    first_grid: ClassVar[bool] = True
     grid: int | None = None
 
     def plan(self, request: Request) -> Plan:
@@ -61,5 +63,5 @@ class Serial(OneGrid):
             lane = request.lane(grid)
             first = yield from prefix(lane)
             noise = request.noise(Purpose.TARGET)
-            yield from draw_raster(request, lane, lane.tokens, 0, grid * grid, first, noise, "serial", show=True)
+            yield from draw_raster(request, lane, lane.tokens, 0, lane.size, first, noise, "serial", show=True)
         return Outcome(lane.image())

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..batch import Feed, Result
 from ..cache import Lane
+from ..family import Family
+from ..layout import Layout
 from ..request import Request, prefix
 from ..sampling import Logits, Noise, Purpose
 from .base import OneGrid, Outcome, Plan
@@ -36,6 +38,8 @@ class ZipAR(OneGrid):
     """
 
     name: ClassVar[str] = "zipar"
+    row_ends: ClassVar[bool] = True
+    first_grid: ClassVar[bool] = True
     window: int = 4
     grid: int | None = None
     zero_kv: bool = False
@@ -44,9 +48,17 @@ class ZipAR(OneGrid):
         super().__post_init__()
         self.check_least(window=1)
 
+    def check_layout(self, family: Family) -> None:
+        grid = self.side(family)
+        if self.zero_kv and family.model(grid).layout(grid).grids != (grid,):
+            raise ValueError("zipar:zero_kv is the published code, which draws one grid alone: leave zero_kv out")
+        if self.zero_kv and not family.model(grid).layout(grid).plain:
+            raise ValueError("zipar:zero_kv is the published code, which knows no row ends: leave zero_kv out")
+
     def plan(self, request: Request) -> Plan:
         grid = self.side(request.family)
-        steps = window_steps(grid, grid, self.window)
+        layout = request.family.model(grid).layout(grid)
+        steps = layout_steps(layout, self.window)
         if self.zero_kv:
             first_row = [[c] for c in range(grid)]
             steps = first_row + window_steps(grid, grid - 1, self.window, 1) if grid > 1 else first_row
@@ -57,6 +69,11 @@ class ZipAR(OneGrid):
             known, how = {0: first}, {"unmasked": self.zero_kv, "show": True}
             yield from draw_steps(request, lane, lane.tokens, steps, noise, "zipar", known, **how)
         return Outcome(lane.image(), depth=len(steps))
+
+
+def layout_steps(layout: Layout, window: int) -> list[list[int]]:
+    """Steps of all grids of a layout under a window, one grid behind the other."""
+    return [[start + p for p in step] for start, side in layout.parts for step in window_steps(side, side, window)]
 
 
 def window_steps(width: int, rows: int, window: int, first: int = 0) -> list[list[int]]:
@@ -82,19 +99,20 @@ def steps_of(order: Tensor) -> list[list[int]]:
     return steps
 
 
-def newest_above(previous: int, pending: set[int], width: int) -> int:
+def newest_above(previous: int, pending: set[int], width: int, start: int = 0) -> int:
     """Whose token stands in for the pending token at `previous` in ZipAR's published code: that of the last position
-    drawn, from the left, in the row above it. Of its own row nothing is taken."""
+    drawn, from the left, in the row above it. Of its own row nothing is taken. Arguments as of `surrogate`."""
     return max(p for p in range(previous + 1 - 2 * width, previous + 1 - width) if p not in pending)
 
 
-def surrogate(previous: int, pending: set[int], width: int) -> int:
+def surrogate(previous: int, pending: set[int], width: int, start: int = 0) -> int:
     """Whose token stands in for the pending token at `previous`, the last one of a row, when the next row begins.
 
     The nearest known token of the last column above it; in the first rows, where there is none, the known token
     furthest right in the nearest row above or in its own. Source: method of ZipAR (arXiv 2412.04062) for the former.
+    The grid is `width` wide and begins at position `start`.
     """
-    for above in range(previous - width, -1, -width):
+    for above in range(previous - width, start - 1, -width):
         if above not in pending:
             return above
     for position in range(previous - 1, -1, -1):
@@ -137,11 +155,19 @@ def draw_steps(
     fresh: list[int] = []
     for step in steps:
         wanted = [p for p in step if p not in known]
-        sources = {p - 1: p - 1 if p - 1 not in pending else stand_in(p - 1, pending, lane.grid) for p in wanted}
+        early = [p - 1 for p in wanted if p - 1 in pending]
+        # Where a token ends each row, it is known before the row is: nothing has to stand in for the code before it.
+        ends = frozenset(early) & lane.layout.row_last
+        sources = {p - 1: p - 1 for p in wanted}
+        for previous in early:
+            sources[previous] = (
+                0 if previous in ends else stand_in(previous, pending, *lane.layout.part(previous)[::-1])
+            )
         fed = sorted({*sources, *fresh})
         if fed:
             if not unmasked:
-                lane.show(fed)
+                lane.show([p for p in fed if p not in ends])
+                lane.show_ends(sorted(ends))
             positions: Sequence[int] = range(fed[0], fed[0] + 1) if len(fed) == 1 else fed
             yield [
                 Feed(
@@ -152,10 +178,11 @@ def draw_steps(
                     role,
                     request.drawing(noise, wanted, tokens) if wanted else None,
                     sources=[sources.get(p, p) for p in fed],
+                    ends=ends,
                 )
             ]
             if not unmasked:
-                lane.hide([p for p in fed if p in pending])
+                lane.hide([p for p in fed if p in pending and p not in ends])
         for p in step:
             if p in known:
                 tokens[p : p + 1] = request.draw(known[p], noise, [p])
@@ -164,5 +191,6 @@ def draw_steps(
         done += len(step)
         request.recorder.report(role, done, total)
         if show and request.previews:
-            request.show_rows(tokens, lane.grid, min(pending, default=lane.size))
+            start = lane.layout.start
+            request.show_rows(tokens[start:], lane.grid, min(pending, default=lane.size) - start)
     return fresh

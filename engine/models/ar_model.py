@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..layout import Layout
 from .layers import Attend, Block, run_layers, whole
 
 
@@ -108,6 +109,15 @@ class ARModel(nn.Module, ABC):
             grid: side in tokens.
             prefix: slots of the condition, where they are not `config.cond_len`.
         """
+
+    def layout(self, grid: int) -> Layout:
+        """Where the tokens of an image of this side stand behind the condition."""
+        return Layout((grid,))
+
+    def visible(self, cond: Tensor, grid: int) -> Tensor | None:
+        """Which prefix slots other slots may see, where the condition itself says so: bool [B, T] on the CPU, each row
+        a run of False before a run of True; None where it does not."""
+        return None
 
     def embed_global(self, cond: Tensor, grid: int) -> Tensor | None:
         """What image tokens get of condition features [B, T, ...], all the same -> [B, 1, dim], or each its own by

@@ -37,9 +37,22 @@ class ImageTokenizer(Protocol):
 # One line a model: the class by the name that family.json gives its kind. Its `config_class` reads the rest.
 AR_MODELS = Registry(
     "mulosd.engine.models",
-    {"transformer": ".transformer:Transformer", "llamagen": ".llamagen:LlamaGen", "ar-dtok": ".ar_dtok:ARDTok"},
+    {
+        "transformer": ".transformer:Transformer",
+        "llamagen": ".llamagen:LlamaGen",
+        "ar-dtok": ".ar_dtok:ARDTok",
+        "language": ".language:LanguageModel",
+    },
 )
-TOKENIZERS = Registry("mulosd.engine.models", {"tokenizer": ".tokenizer:Tokenizer", "vq": ".vq:VQ"})
+TOKENIZERS = Registry(
+    "mulosd.engine.models",
+    {
+        "tokenizer": ".tokenizer:Tokenizer",
+        "vq": ".vq:VQ",
+        "emu3-vq": ".emu3_vq:Emu3VQ",
+        "semantic": ".semantic:SemanticCodes",
+    },
+)
 
 
 def kind_of(module: object, kinds: Registry) -> str:

@@ -55,16 +55,16 @@ class MulosdLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str = "") -> bool | str:
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
         if folder and not (Path(folder) / "family.json").is_file():
             return f"folder {folder!r} is no family: there is no family.json in it"
         return True
 
     @classmethod
     def fingerprint_inputs(
-        cls, family: str, folder: str = "", device: str = "auto", dtype: str = "auto"
+        cls, family: str = "", folder: str | None = None, device: str = "auto", dtype: str = "auto"
     ) -> list[tuple[str, int, int]]:
-        """What changes when files of the folder do."""
+        """What changes when files of the folder do. An input that is a link is missing here."""
         files = sorted(path for path in Path(folder).iterdir() if path.is_file()) if folder else []
         return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
@@ -128,9 +128,11 @@ class MulosdSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, decoder: str, settings: str = "") -> bool | str:
+    def validate_inputs(cls, decoder: str | None = None, settings: str | None = None) -> bool | str:
+        if decoder is None:  # a link, whose value is not known yet
+            return True
         try:
-            parse(spelling(decoder, settings))
+            parse(spelling(decoder, settings or ""))
         except ValueError as error:
             return str(error)
         return True

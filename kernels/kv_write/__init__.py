@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..registry import Op
@@ -14,7 +15,7 @@ OP = Op(
     Call,
     kv_write_reference,
     schema="(Tensor q, Tensor k, Tensor v, Tensor slots, Tensor? rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, "
-    "int? start, str? backend=None) -> Tensor",
+    "int? start, Tensor? cache_rows=None, str? backend=None) -> Tensor",
     fake=lambda q, *_, **__: q.new_empty(q.shape),
     modules={"cuda": f"{__name__}.cuda", "triton": f"{__name__}.triton"},
 )
@@ -30,6 +31,7 @@ def kv_write(
     v_cache: Tensor,
     *,
     start: int | None = None,
+    cache_rows: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Rotate q and k by their slots, store k and v in place, return the rotated q.
@@ -46,8 +48,11 @@ def kv_write(
             slot past the cache or the table is an error on the CPU; the CUDA and Triton backends, which never wait for
             the device, treat it as padding.
         rotary: float32 [S', D/2, 2], (cos, sin) by slot, with S' past every slot; None for no rotation.
-        k_cache, v_cache: float [B, S, Hkv, D], written at `slots`; of any float type and strides.
+        k_cache, v_cache: float [B, S, Hkv, D], or with `cache_rows` [R, S, Hkv, D], written at `slots`; of any float
+            type and strides.
         start: the host's promise that `slots[b, q] == start + q`; the tensor `slots` is then not read.
+        cache_rows: int64 [B] in [0, R), the row of the caches that each sequence has; None is its own number. No two
+            have the same row, but for those that are padding throughout.
         backend: force "cuda", "triton" or "torch".
 
     Returns:
@@ -64,11 +69,14 @@ def kv_write(
             f"got {list(k.shape)} and {list(v.shape)}"
         )
     size = k_cache.shape[1]
-    if k_cache.shape != v_cache.shape or k_cache.shape != (batch, size, k.shape[2], dim):
+    rows = batch if cache_rows is None else k_cache.shape[0]
+    if k_cache.shape != v_cache.shape or k_cache.shape != (rows, size, k.shape[2], dim):
         raise ValueError(
-            f"caches must be [B, S, Hkv, D] with B, Hkv, D = {[batch, k.shape[2], dim]}, "
+            f"caches must be [B, S, Hkv, D] with B, Hkv, D = {[batch, k.shape[2], dim]}, or [R, ...] with cache_rows, "
             f"got {list(k_cache.shape)} and {list(v_cache.shape)}"
         )
+    if cache_rows is not None and (cache_rows.shape != (batch,) or cache_rows.dtype != torch.int64):
+        raise ValueError(f"cache_rows must be int64 [B] = {[batch]}, got {cache_rows.dtype} {list(cache_rows.shape)}")
     if rotary is not None and rotary.shape[1:] != (dim // 2, 2):
         raise ValueError(f"rotary must be [S, D/2, 2] with D/2 = {dim // 2}, got {list(rotary.shape)}")
     if slots.shape != (batch, queries):
@@ -77,4 +85,4 @@ def kv_write(
         last = size if rotary is None else min(size, rotary.shape[0])
         if not 0 <= start <= last - queries:
             raise ValueError(f"start must be in [0, {last - queries}] for {queries} tokens, got {start}")
-    return OP(Call(q, k, v, slots, rotary, k_cache, v_cache, start), backend)
+    return OP(Call(q, k, v, slots, rotary, k_cache, v_cache, start, cache_rows), backend)

@@ -18,3 +18,4 @@ class Call(NamedTuple):
     k_cache: Tensor
     v_cache: Tensor
     start: int | None = None
+    cache_rows: Tensor | None = None

@@ -14,8 +14,9 @@ __all__ = ["decline", "run", "unusable"]
 
 def decline(call: Call) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
-    q, k, v, slots, rotary, k_cache, v_cache, start = call
-    given = [q, k, v, k_cache, v_cache] + ([slots] if start is None else []) + ([] if rotary is None else [rotary])
+    q, k, v, slots, rotary, k_cache, v_cache, start, cache_rows = call
+    given = [q, k, v, k_cache, v_cache] + ([slots] if start is None else [])
+    given += [t for t in (rotary, cache_rows) if t is not None]
     devices = {t.device for t in given}
     if len(devices) > 1 or not q.is_cuda:
         return f"all tensors must lie on one CUDA device, got {', '.join(sorted(map(str, devices)))}"
@@ -43,13 +44,14 @@ def paired(x: Tensor) -> bool:
 
 def run(call: Call) -> Tensor:
     """The rotated q; launched on the current stream."""
-    q, k, v, slots, rotary, k_cache, v_cache, start = call
+    q, k, v, slots, rotary, k_cache, v_cache, start, cache_rows = call
     q, k, v = (x if paired(x) else x.clone(memory_format=torch.contiguous_format) for x in (q, k, v))
     size = k_cache.shape[1]
     if rotary is not None:
         rotary, size = rotary.contiguous(), min(size, rotary.shape[0])
     out = None if rotary is None and start is not None else torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    tensors = (q, k, v, slots if start is None else None, rotary, out, k_cache, v_cache)
+    cache_rows = None if cache_rows is None else cache_rows.contiguous()
+    tensors = (q, k, v, slots if start is None else None, rotary, out, k_cache, v_cache, cache_rows)
     strides = [step for x in (q, k, v, k_cache, v_cache) for step in x.stride()[:3]]
     with torch.cuda.device(q.device):
         native.module().kv_write(

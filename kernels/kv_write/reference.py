@@ -15,6 +15,7 @@ def kv_write_reference(
     k_cache: Tensor,
     v_cache: Tensor,
     start: int | None,
+    cache_rows: Tensor | None,
 ) -> Tensor:
     """The rotated q, and k and v written in place; arguments are those of `kv_write`, already checked."""
     padding = None
@@ -30,23 +31,24 @@ def kv_write_reference(
         # One rotation for both: on small inputs the calls cost more than the copy.
         both = rotate(torch.cat((q, k), dim=2), table)
         q, k = both[:, :, :heads], both[:, :, heads:]
-    if start is not None:
-        k_cache[:, start : start + k.shape[1]] = k
-        v_cache[:, start : start + k.shape[1]] = v
-        return q
-    row = torch.arange(k.shape[0], device=k.device)[:, None]
     k, v = k.to(k_cache.dtype), v.to(v_cache.dtype)
-    if padding is not None:
-        # Padding repeats the write of a token of its row, or, in a row of padding alone, what stands at slot 0.
-        token = torch.where(
-            padding, (~padding).int().argmax(dim=1, keepdim=True), torch.arange(k.shape[1], device=k.device)
-        )
-        empty = padding.all(dim=1)[:, None, None, None]
-        slots = slots.gather(1, token).clamp(min=0)
-        k = torch.where(empty, k_cache[:, :1], k[row, token])
-        v = torch.where(empty, v_cache[:, :1], v[row, token])
-    k_cache[row, slots] = k
-    v_cache[row, slots] = v
+    if start is not None:
+        where = slice(None) if cache_rows is None else cache_rows
+        k_cache[where, start : start + k.shape[1]] = k
+        v_cache[where, start : start + k.shape[1]] = v
+        return q
+    row = (torch.arange(k.shape[0], device=k.device) if cache_rows is None else cache_rows)[:, None]
+    if padding is None:
+        k_cache[row, slots] = k
+        v_cache[row, slots] = v
+        return q
+    # Padding repeats the write of the first token of the call, or, where all is padding, what stands at a slot.
+    row, slots, padding = row.expand_as(padding).flatten(), slots.flatten(), padding.flatten()
+    first = (~padding).int().argmax()
+    token = torch.where(padding, first, torch.arange(len(padding), device=k.device))
+    row, slots, nothing = row[token], slots[token].clamp(min=0), padding[first]
+    k_cache[row, slots] = torch.where(nothing, k_cache[row, slots], k.flatten(0, 1)[token])
+    v_cache[row, slots] = torch.where(nothing, v_cache[row, slots], v.flatten(0, 1)[token])
     return q
 
 

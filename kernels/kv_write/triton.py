@@ -37,6 +37,7 @@ def kv_write_kernel(
     out,  # None: q is not asked for
     k_cache,
     v_cache,
+    cache_rows,  # int64, rows of the caches; None: one after the other
     queries,
     start,
     size,  # slots from here on are padding
@@ -91,17 +92,20 @@ def kv_write_kernel(
         y = tl.load(v + batch * v_batch + token * v_token + head * v_head + dim, mask=inside, other=0.0).to(tl.float32)
         if rotary is not None:
             x = _turned(x, rotary, slot, width, DIM, BLOCK_H, BLOCK_D)
-        key = k_cache + batch * k_cache_batch + slot * k_cache_slot + head * k_cache_head + dim
-        value = v_cache + batch * v_cache_batch + slot * v_cache_slot + head * v_cache_head + dim
+        target = batch
+        if cache_rows is not None:
+            target = tl.load(cache_rows + batch)
+        key = k_cache + target * k_cache_batch + slot * k_cache_slot + head * k_cache_head + dim
+        value = v_cache + target * v_cache_batch + slot * v_cache_slot + head * v_cache_head + dim
         tl.store(key, x.to(k_cache.dtype.element_ty), mask=inside)
         tl.store(value, y.to(v_cache.dtype.element_ty), mask=inside)
 
 
 def decline(call: Call) -> str | None:
     """Why the kernel cannot serve these arguments, or None."""
-    q, k, v, slots, rotary, k_cache, v_cache, start = call
+    q, k, v, slots, rotary, k_cache, v_cache, start, cache_rows = call
     tensors = (q, k, v, k_cache, v_cache) if start is not None else (q, k, v, k_cache, v_cache, slots)
-    return jit.decline_tensors(*tensors, rotary) or decline_layout(q, rotary, k_cache, v_cache)
+    return jit.decline_tensors(*tensors, rotary, cache_rows) or decline_layout(q, rotary, k_cache, v_cache)
 
 
 def decline_layout(q: Tensor, rotary: Tensor | None, k_cache: Tensor, v_cache: Tensor) -> str | None:
@@ -117,7 +121,7 @@ def decline_layout(q: Tensor, rotary: Tensor | None, k_cache: Tensor, v_cache: T
 
 def run(call: Call) -> Tensor:
     """The rotated q; one launch."""
-    q, k, v, slots, rotary, k_cache, v_cache, start = call
+    q, k, v, slots, rotary, k_cache, v_cache, start, cache_rows = call
     batch, queries, heads, dim = q.shape
     kv_heads, size = k_cache.shape[2], k_cache.shape[1]
     if rotary is not None:
@@ -139,6 +143,7 @@ def run(call: Call) -> Tensor:
             out,
             k_cache,
             v_cache,
+            None if cache_rows is None else cache_rows.contiguous(),
             queries,
             start or 0,
             size,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import native, sampling_triton
 from ..jit import decline_tensors, unusable
-from ..philox_triton import entry_words, gumbel, row_words
+from ..philox_triton import ROUGH, entry_words, gumbel, rough_gumbel, row_words
 from ..sampling_triton import (
     gather_survivors,
     key_of,
@@ -31,6 +31,42 @@ def first_best(score, index):
     """The largest score, and the lowest index that has it."""
     best = tl.max(score, axis=0)
     return best, tl.min(tl.where(score == best, index, 0x7FFFFFFF), axis=0)
+
+
+@triton.jit
+def best_drawn(
+    z,
+    index,
+    cond,
+    uncond,
+    seed,
+    position,
+    purpose,
+    vocab,
+    cfg_scale,
+    temperature,
+    GUIDED: tl.constexpr,
+    TEMPERED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`first_best` of a row in registers with its own noise: the logarithms are exact only where they may decide.
+
+    A score that is less than the largest rough one by more than both errors is not the best. The logits of the others,
+    seldom more than one, are read again: registers hold scores in their place.
+    """
+    score = z + rough_gumbel(row_words(seed, position, purpose, 0, BLOCK))
+    largest = tl.max(score, axis=0)
+    least = largest - (2.0 * ROUGH + 1e-6 * tl.abs(largest))  # NaN, below which nothing lies, for a row of -inf
+    best = tl.full((), -float("inf"), tl.float32)
+    chosen = tl.full((), 0x7FFFFFFF, tl.int32)
+    at = tl.min(tl.where(score >= least, index, 0x7FFFFFFF), axis=0)
+    while at < 0x7FFFFFFF:
+        exact, _ = load_logits(cond, uncond, at, at < vocab, cfg_scale, temperature, GUIDED, TEMPERED)
+        exact += gumbel(entry_words(seed, position, purpose, at))
+        chosen = tl.where(exact > best, at, chosen)
+        best = tl.maximum(best, exact)
+        at = tl.min(tl.where((score >= least) & (index > at), index, 0x7FFFFFFF), axis=0)
+    return best, chosen
 
 
 @triton.jit
@@ -93,17 +129,32 @@ def local_resample_kernel(
         z, wrong = load_logits(cond, uncond, index, index < vocab, cfg_scale, temperature, GUIDED, TEMPERED)
         maximum = tl.max(z, axis=0)
         bad = tl.max(wrong.to(tl.int32), axis=0)
-        score = z
         if TOP_K or TOP_P:
-            key = key_of(z)
             total = tl.zeros((), tl.float32)
             if TOP_P and not TOP_K:
                 total = tl.sum(tl.exp(z - maximum), axis=0)
-            threshold, limit, _ = select(key, index, maximum, total, top_k, top_p, vocab, TOP_K, TOP_P)
-            score = tl.where(stays(key, index, threshold, limit), value_of(key), -float("inf"))
-        if NOISY:
-            score += draw_noise(noise, seed, position, purpose, 0, vocab, DRAWN, BLOCK)
-        best, chosen = first_best(score, index)
+            threshold, limit, _ = select(z, index, maximum, total, top_k, top_p, vocab, TOP_K, TOP_P)
+            z = tl.where(stays(z, index, threshold, limit), z, -float("inf"))
+        if DRAWN:
+            best, chosen = best_drawn(
+                z,
+                index,
+                cond,
+                uncond,
+                tl.load(seed),
+                tl.load(position),
+                purpose,
+                vocab,
+                cfg_scale,
+                temperature,
+                GUIDED,
+                TEMPERED,
+                BLOCK,
+            )
+        else:
+            if NOISY:
+                z += tl.load(noise + index, mask=index < vocab, other=0.0)
+            best, chosen = first_best(z, index)
     else:
         threshold = tl.zeros((), tl.uint32)  # below every key
         limit = tl.full((), 0x7FFFFFFF, tl.int32)
@@ -131,8 +182,9 @@ def local_resample_kernel(
                     BLOCK,
                     SURVIVORS,
                 )
-                threshold, limit, _ = select(key, index, maximum, total, top_k, top_p, vocab, TOP_K, TOP_P)
-                score = tl.where(stays(key, index, threshold, limit), value_of(key), -float("inf"))
+                z = value_of(key)
+                smallest, last, _ = select(z, index, maximum, total, top_k, top_p, vocab, TOP_K, TOP_P)
+                score = tl.where(stays(z, index, smallest, last), z, -float("inf"))
                 if DRAWN:
                     score += gumbel(entry_words(tl.load(seed), tl.load(position), purpose, index))
                 else:

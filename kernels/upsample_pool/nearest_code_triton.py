@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,7 +20,7 @@ BLOCK_CODES = 64
 WARPS = 4
 
 
-@triton.jit(do_not_specialize=["cells"])
+@triton.jit(do_not_specialize=["cells", "code_step"])
 def nearest_code_kernel(
     features,
     codebook,
@@ -30,6 +32,7 @@ def nearest_code_kernel(
     row_stride,
     column_stride,
     code_stride,
+    code_step,
     cells,
     height,
     width,
@@ -55,14 +58,15 @@ def nearest_code_kernel(
         + column // R * column_stride
     )
     channel = tl.arange(0, BLOCK_D)
+    # Cells, and codes below, side by side: that is how the product reads both from shared memory.
     x = tl.load(
-        features + start[:, None] + channel[None, :].to(tl.int64) * (R * R) * channel_stride,
-        mask=inside[:, None] & (channel < D)[None, :],
+        features + start[None, :] + channel[:, None].to(tl.int64) * (R * R) * channel_stride,
+        mask=inside[None, :] & (channel < D)[:, None],
         other=0.0,
     ).to(tl.float32)
-    finite = tl.min((tl.abs(x) < float("inf")).to(tl.int32), axis=1) > 0
-    length = tl.sqrt_rn(tl.sum(x * x, axis=1))
-    x = tl.div_rn(x, tl.maximum(length, 1e-12)[:, None] + tl.zeros(x.shape, tl.float32))
+    finite = tl.min((tl.abs(x) < float("inf")).to(tl.int32), axis=0) > 0
+    length = tl.sqrt_rn(tl.sum(x * x, axis=0))
+    x = tl.trans(tl.div_rn(x, tl.maximum(length, 1e-12)[None, :] + tl.zeros(x.shape, tl.float32)))
 
     lane = tl.arange(0, BLOCK_CODES)
     # Each lane keeps the best of its own codes: no exchange between threads inside of the loop.
@@ -71,7 +75,7 @@ def nearest_code_kernel(
     for begin in range(0, vocab, BLOCK_CODES):
         index = begin + lane
         codes = tl.load(
-            codebook + index[None, :].to(tl.int64) * code_stride + channel[:, None],
+            codebook + index[None, :].to(tl.int64) * code_stride + channel[:, None] * code_step,
             mask=(index < vocab)[None, :] & (channel < D)[:, None],
             other=0.0,
         )
@@ -94,6 +98,15 @@ def nearest_code_kernel(
                 other=-1,
             )
             tl.store(sets + cell[:, None] * k + slot[None, :], near, mask=inside[:, None] & (slot < k)[None, :])
+
+
+@lru_cache(maxsize=1)
+def least_depth() -> int:
+    """The shortest axis over which Triton sums a product of float32 on a GPU: 8, or 16 in earlier versions."""
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import min_dot_size
+
+    return int(min_dot_size(GPUTarget("cuda", 80, 32))(tl.float32, tl.float32)[2])
 
 
 def decline(call: NearestCall) -> str | None:
@@ -120,6 +133,7 @@ def run(call: NearestCall) -> tuple[Tensor, Tensor]:
             sets,
             *cells.strides,
             codebook.stride(0),
+            codebook.stride(1),
             code.numel(),
             cells.height,
             cells.width,
@@ -128,7 +142,7 @@ def run(call: NearestCall) -> tuple[Tensor, Tensor]:
             R=r,
             D=dim,
             GATHER=neighbours is not None,
-            BLOCK_D=max(16, triton.next_power_of_2(dim)),
+            BLOCK_D=max(least_depth(), triton.next_power_of_2(dim)),
             BLOCK_CELLS=BLOCK_CELLS,
             BLOCK_CODES=BLOCK_CODES,
             num_warps=WARPS,

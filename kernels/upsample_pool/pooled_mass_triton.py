@@ -17,6 +17,7 @@ from ..sampling_triton import (
     select_by_reading,
     stays,
     survey,
+    value_of,
 )
 from .call import PooledCall
 from .reference import PooledMass
@@ -107,7 +108,8 @@ def pooled_mass_kernel(
         else:
             whole = tl.sum(tl.exp(z - maximum), axis=0)
             if TOP_K or TOP_P:
-                threshold, limit, whole = select(key_of(z), index, maximum, whole, top_k, top_p, vocab, TOP_K, TOP_P)
+                smallest, limit, whole = select(z, index, maximum, whole, top_k, top_p, vocab, TOP_K, TOP_P)
+                threshold = key_of(smallest)
     else:
         FILTERED: tl.constexpr = TOP_K or TOP_P
         maximum, whole, bad, histogram = survey(
@@ -137,7 +139,8 @@ def pooled_mass_kernel(
                     BLOCK,
                     SURVIVORS,
                 )
-                threshold, limit, whole = select(key, index, maximum, whole, top_k, top_p, vocab, TOP_K, TOP_P)
+                smallest, limit, whole = select(value_of(key), index, maximum, whole, top_k, top_p, vocab, TOP_K, TOP_P)
+                threshold = key_of(smallest)
             else:
                 threshold, limit, whole = select_by_reading(
                     cond,

@@ -40,7 +40,8 @@ OP = Op(
     Call,
     verify_attention_reference,
     schema="(Tensor q, Tensor k_cache, Tensor v_cache, Tensor slots, Tensor? valid, int kv_len, int? start, "
-    "float? scale, Tensor? block, Tensor? counts, bool return_lse, int? splits, str? backend=None) -> (Tensor, Tensor)",
+    "float? scale, Tensor? block, Tensor? counts, bool return_lse, int? splits, Tensor? cache_rows=None, "
+    "str? backend=None) -> (Tensor, Tensor)",
     fake=_fake,
     modules={"cuda": f"{__name__}.cuda", "triton": f"{__name__}.triton"},
     order=_order,
@@ -62,6 +63,7 @@ def verify_attention(
     counts: Tensor | None = None,
     return_lse: Literal[False] = False,
     splits: int | None = None,
+    cache_rows: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor: ...
 
@@ -81,6 +83,7 @@ def verify_attention(
     counts: Tensor | None = None,
     return_lse: Literal[True],
     splits: int | None = None,
+    cache_rows: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -99,6 +102,7 @@ def verify_attention(
     counts: Tensor | None = None,
     return_lse: bool = False,
     splits: int | None = None,
+    cache_rows: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attend from each query to the committed keys at or before its slot, and to the draft keys that a mask names.
@@ -110,9 +114,9 @@ def verify_attention(
 
     Args:
         q: float [B, Q, H, D].
-        k_cache, v_cache: float [B, S, Hkv, D], Hkv a divisor of H (head h reads key head h // (H / Hkv)). The torch
-            backend needs finite numbers in slots below `kv_len` and at `slots` even when no query sees them: start a
-            cache with zeros.
+        k_cache, v_cache: float [B, S, Hkv, D], or with `cache_rows` [R, S, Hkv, D], Hkv a divisor of H (head h reads
+            key head h // (H / Hkv)). The torch backend needs finite numbers in slots below `kv_len` and at `slots` even
+            when no query sees them: start a cache with zeros.
         slots: int64 [B, Q], the slot of each query.
         valid: bool [B, S], slots that hold a committed key, or None when all slots up to each query do.
         kv_len: known on the host; later slots hold no committed key and are not read as such. Without `block` it is
@@ -126,6 +130,7 @@ def verify_attention(
         return_lse: return the log-sum-exp too.
         splits: how many programs share the keys of one query (their number is part of the order of summation), default
             by the shapes of the call, see `plan.choose_splits`.
+        cache_rows: int64 [B] in [0, R), the row of the caches that each sequence has; None is its own number.
         backend: force "cuda", "triton" or "torch".
 
     Returns:
@@ -138,11 +143,14 @@ def verify_attention(
     """
     batch, queries, heads, dim = q.shape
     size, kv_heads = k_cache.shape[1], k_cache.shape[2]
-    if k_cache.shape != v_cache.shape or k_cache.shape != (batch, size, kv_heads, dim) or heads % kv_heads:
+    rows = batch if cache_rows is None else k_cache.shape[0]
+    if k_cache.shape != v_cache.shape or k_cache.shape != (rows, size, kv_heads, dim) or heads % kv_heads:
         raise ValueError(
-            f"caches must be [B, S, Hkv, D] with B = {batch}, D = {dim} and Hkv a divisor of H = {heads}, "
-            f"got {list(k_cache.shape)} and {list(v_cache.shape)}"
+            f"caches must be [B, S, Hkv, D] with B = {batch} (any number of rows with cache_rows), D = {dim} and Hkv a "
+            f"divisor of H = {heads}, got {list(k_cache.shape)} and {list(v_cache.shape)}"
         )
+    if cache_rows is not None and (cache_rows.shape != (batch,) or cache_rows.dtype != torch.int64):
+        raise ValueError(f"cache_rows must be int64 [B] = {[batch]}, got {cache_rows.dtype} {list(cache_rows.shape)}")
     least = 1 if block is None else 0
     if not least <= kv_len <= size:
         raise ValueError(f"kv_len must be in [{least}, S] = [{least}, {size}], got {kv_len}")
@@ -165,6 +173,6 @@ def verify_attention(
         raise ValueError(f"counts must be int32 or int64 [B] = {[batch]}, got {counts.dtype} {list(counts.shape)}")
     if splits is not None and splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}")
-    call = Call(q, k_cache, v_cache, slots, valid, kv_len, start, scale, block, counts, return_lse, splits)
+    call = Call(q, k_cache, v_cache, slots, valid, kv_len, start, scale, block, counts, return_lse, splits, cache_rows)
     out, lse = OP(call, backend)
     return (out, lse) if return_lse else out

@@ -25,6 +25,7 @@ class Call(NamedTuple):
     counts: Tensor | None = None
     return_lse: bool = False
     splits: int | None = None
+    cache_rows: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -38,10 +39,11 @@ class Call(NamedTuple):
 
     def for_kernel(self) -> Call:
         """The same call with layouts that a kernel can read, and no committed slot behind the last query."""
-        block, counts = self.block, self.counts
+        block, counts, cache_rows = self.block, self.counts, self.cache_rows
         return self._replace(
             block=block.contiguous() if block is not None and block.stride(-1) != 1 else block,
             counts=None if counts is None else counts.contiguous(),
+            cache_rows=None if cache_rows is None else cache_rows.contiguous(),
             kv_len=self.kv_len if self.start is None else min(self.kv_len, self.start + self.q.shape[1]),
         )
 

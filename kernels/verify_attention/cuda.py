@@ -152,13 +152,14 @@ def launch(call: Call, processors: int, function: Callable[..., None], stream: i
     slots = call.slots.long() if call.start is None else None
     if slots is not None:
         call = call._replace(slots=slots)
+    rows = 0 if call.cache_rows is None else call.cache_rows.data_ptr()
     wide_counts = call.counts is not None and call.counts.dtype == torch.int64
     function(
         [
             0 if t is None else t.data_ptr()
             for t in (call.q, call.k_cache, call.v_cache, slots, call.valid, call.block, call.counts)
         ]
-        + [out.data_ptr(), lse.data_ptr() if call.return_lse else 0, partial.data_ptr(), partial_lse.data_ptr()],
+        + [out.data_ptr(), lse.data_ptr() if call.return_lse else 0, partial.data_ptr(), partial_lse.data_ptr(), rows],
         [
             *(native.TYPES[call.q.dtype], int(wide_counts), int(tile.tensor_cores)),
             *(batch, queries, heads, kv_heads, dim),

@@ -35,7 +35,7 @@ def _function() -> Any:
 
 def decline(call: Call) -> str | None:
     """Why flash-attn cannot serve this call, or None."""
-    used = [name for name in ("valid", "block", "counts", "splits") if getattr(call, name) is not None]
+    used = [name for name in ("valid", "block", "counts", "splits", "cache_rows") if getattr(call, name) is not None]
     if used:
         return f"flash-attn knows no {' and no '.join(used)}"
     if call.start is None:

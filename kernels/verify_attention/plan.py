@@ -10,6 +10,9 @@ MAX_SPLITS = 32
 # a tile of theirs holds twice the rows, so that keys come half as often from L2.
 WIDE_ROWS = 128
 
+# The most that partial results, written and read, may be of the bytes of keys and values.
+PARTIAL_SHARE = 0.25
+
 # The costs below are in units of one tile of keys. What a program does before and after its loop:
 _PROLOGUE = 2.0
 # The second kernel, which merges partial results:
@@ -62,8 +65,8 @@ def choose_splits(
 
     waves of programs times the length of one, and for s > 1 the merge: one launch, and float32 partial results that
     are written and read, `2 * tile_rows / tile_keys` tiles of 16-bit keys and values for every split, which all
-    programs of a wave move side by side. The least s of the least cost wins. Partial results never exceed half the
-    bytes of keys and values: `s <= keys / (4 * rows)`.
+    programs of a wave move side by side. The least s of the least cost wins. Partial results never exceed PARTIAL_SHARE
+    of the bytes of keys and values, `8 * s * rows <= PARTIAL_SHARE * 4 * keys` for one number of each.
 
     Args:
         heads: B * Hkv, independent pairs of a request and a key head.
@@ -74,7 +77,7 @@ def choose_splits(
         resident: programs that fit on one of them.
     """
     tiles, length = heads * cdiv(rows, tile_rows), cdiv(keys, tile_keys)
-    most = max(1, min(MAX_SPLITS, length, keys // (4 * rows)))
+    most = max(1, min(MAX_SPLITS, length, int(PARTIAL_SHARE * keys / (2 * rows))))
 
     def cost(splits: int) -> float:
         waves = cdiv(tiles * splits, processors * resident)

@@ -22,6 +22,7 @@ def verify_attention_reference(
     counts: Tensor | None,
     return_lse: bool,
     splits: int | None,
+    cache_rows: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs [B, Q, H, D] and their log-sum-exp [B, Q, H], which is empty unless asked for.
 
@@ -47,14 +48,15 @@ def verify_attention_reference(
         else:
             key = torch.arange(kv_len, device=q.device)
             mask = key <= key[start:, None]
-    keys, values = k_cache[:, :kv_len], v_cache[:, :kv_len]
+    of = slice(None) if cache_rows is None else cache_rows
+    keys, values = k_cache[of, :kv_len], v_cache[of, :kv_len]
     real = None if counts is None else torch.arange(queries, device=q.device) < counts[:, None]
     if block is not None:
         draft = unpack(block, queries)[:, None].expand(batch, 1, queries, queries)
         if real is not None:
             draft = draft & real[:, None, None, :]
             slots = slots.masked_fill(~real, 0)  # the slots of padding may be anything
-        row = torch.arange(batch, device=q.device)[:, None]
+        row = (torch.arange(batch, device=q.device) if cache_rows is None else cache_rows)[:, None]
         keys = torch.cat((keys, k_cache[row, slots]), dim=1)
         values = torch.cat((values, v_cache[row, slots]), dim=1)
         mask = draft if mask is None else torch.cat((mask, draft), dim=-1)

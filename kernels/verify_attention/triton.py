@@ -60,6 +60,7 @@ def verify_attention_kernel(
     valid,  # uint8 [B, S] or None
     block,  # int32 [B or 1, Q, W] or None
     counts,  # int [B] or None
+    cache_rows,  # int64 [B], rows of k and v; None: one after the other
     out,  # [B, Q, H, D]; with SPLIT float32 [splits, B, Q, H, D]
     lse,  # float32 [B, Q, H] or None; with SPLIT in base 2, [splits, B, Q, H]
     factor,  # scale * log2(e)
@@ -127,8 +128,11 @@ def verify_attention_kernel(
         mask=active[:, None] & in_dim[None, :],
         other=0.0,
     )
-    k += b * k_b + head * k_h
-    v += b * v_b + head * v_h
+    of = b
+    if cache_rows is not None:
+        of = tl.load(cache_rows + b)
+    k += of * k_b + head * k_h
+    v += of * v_b + head * v_h
 
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -297,7 +301,7 @@ def decline(call: Call) -> str | None:
         return f"the last axis of the caches must be contiguous, got strides {k_cache.stride()} and {v_cache.stride()}"
     if call.scale is not None and not call.scale > 0.0:
         return f"scale must be positive, got {call.scale}"
-    return jit.decline_tensors(q, k_cache, v_cache, call.slots, call.valid, call.block, call.counts)
+    return jit.decline_tensors(q, k_cache, v_cache, call.slots, call.valid, call.block, call.counts, call.cache_rows)
 
 
 def run(call: Call) -> tuple[Tensor, Tensor]:
@@ -338,6 +342,7 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
             None if call.valid is None else call.valid.view(torch.uint8),
             call.block,
             call.counts,
+            call.cache_rows,
             target,
             target_lse,
             call.factor,

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mulosd.engine.batch import Feed
 from mulosd.engine.cache import KVCache, Lane
 from mulosd.engine.decoding import Decoder, Jacobi, MuloSD, Serial, ZipAR
 from mulosd.engine.engine import Engine
-from mulosd.engine.graphs import DRAWINGS, Key, bucket, can_serve, key_of, parts
+from mulosd.engine.graph_key import DRAWINGS, FREE, Key, bucket, can_serve, key_of, parts
 from mulosd.engine.random_family import random_family
 from mulosd.engine.runner import run
 from mulosd.engine.sampling import SamplingParams
@@ -28,6 +30,8 @@ DECODERS: list[Decoder] = [
     MuloSD(2, tau=0.2, radius=1, pool=3, window=2, draft_window=2),
     MuloSD(2, tau=0.05, radius=1, pool=3, rows_per_cycle=2),
 ]
+
+TINY = random_family()
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +73,8 @@ def test_a_step_forgets_the_lanes_that_it_served(engine: Engine) -> None:
     run([case.feed(0, [0])], static=True)
     case.lanes[0].close()
     other = Case(engine, guided=(True, True, True))
-    lane = other.lanes[1]
-    lane.cache, lane.first_row = case.cache, case.cache.take(2)
+    lane = Lane(case.cache, other.lanes[1].features)
+    assert lane.first_row == 0
     [static] = run([Feed(lane, other.tokens[1][:1], range(1))], static=True)
     [plain] = run([Feed(lane, other.tokens[1][:1], range(1))], static=False)
     assert static.logits is not None and plain.logits is not None
@@ -87,18 +91,55 @@ def test_which_feeds_share_a_step(engine: Engine) -> None:
         case.feed(2, [1, 2]),
         Feed(case.lanes[1], None),
     ]
-    assert parts(feeds, [i for i, feed in enumerate(feeds) if can_serve(feed)]) == [[0, 3], [1], [2]]
+    found = parts(feeds, [i for i, feed in enumerate(feeds) if can_serve(feed)])
+    assert sorted(found) == [[0, 3], [1], [2]]
 
 
-def test_a_step_is_as_wide_as_its_feeds_need(engine: Engine) -> None:
-    """The rows up to the last one that is fed, the tokens of the longest feed, all keys of a small cache."""
+def test_a_step_is_as_large_as_its_feeds_need(engine: Engine) -> None:
+    """The rows that are fed, wherever they lie, the tokens of the longest feed, all keys of a small cache."""
     case = Case(engine)
     assert len(case.cache.used) == 8
     assert key_of([case.feed(0, [1, 2, 3]), case.feed(1, [4, 5, 6, 7])]) == Key(4, 4, 68, False, True, None)
     assert key_of([case.feed(0, [1], logits="none")]) == Key(2, 1, 68, False, False, None)
     case.lanes[2].hide([9])
-    assert key_of([case.feed(2, [1, 2])]) == Key(8, 2, 68, True, True, None)
-    assert key_of([case.feed(2, range(60))]) is None, "three quarters of the work would be for nothing"
+    assert key_of([case.feed(2, [1, 2])]) == Key(2, 2, 68, True, True, None)
+    assert key_of([case.feed(i, range(60)) for i in range(3)])[:2] == (8, 64)
+
+
+@torch.inference_mode()
+def test_the_rows_of_a_step_are_those_that_are_fed(engine: Engine) -> None:
+    """Alone in the last rows of a cache a request computes its own rows, and all other keys stay as they were."""
+    case = Case(engine, guided=(True, False, True))
+    assert [lane.first_row for lane in case.lanes] == [0, 2, 4] and len(case.cache.used) == 8
+    for i in range(3):
+        run([case.feed(i, range(40))], static=True)
+    layers = (*case.cache.k, *case.cache.v)
+    for i, rows in ((1, 1), (2, 2)):
+        before = [t.clone() for t in layers]
+        run([case.feed(i, [41])], static=True)
+        assert [key.rows for key in case.cache.steps][-1] == rows
+        lane = case.lanes[i]
+        for old, new in zip(before, layers, strict=True):
+            changed = (old != new).flatten(2).any(-1).nonzero().tolist()
+            assert changed == [[lane.first_row + b, lane.cond_len + 41] for b in range(rows)]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(counts=st.lists(st.integers(1, 64), min_size=1, max_size=8), branches=st.integers(1, 2))
+def test_padding_is_free_or_at_most_half_of_a_step(counts: list[int], branches: int) -> None:
+    cache = KVCache(TINY.ar, 8, branches * 8)
+    feeds = []
+    for count in counts:
+        lane = Lane(cache, TINY.null_features(branches))
+        feeds.append(Feed(lane, torch.zeros(count, dtype=torch.int64), range(count)))
+    found = parts(feeds, range(len(feeds)))
+    assert sorted(i for part in found for i in part) == list(range(len(feeds)))
+    for part in found:
+        key = key_of([feeds[i] for i in part])
+        needed = sum(branches * counts[i] for i in part)
+        assert needed <= key.rows * key.width <= max(FREE, 2 * needed)
+        assert key.width >= max(counts[i] for i in part) and key.rows >= branches * len(part)
+        assert key.width <= 16 or len({bucket(counts[i]) for i in part}) == 1
 
 
 def test_keys_come_in_a_few_buckets(engine: Engine) -> None:
@@ -107,9 +148,9 @@ def test_keys_come_in_a_few_buckets(engine: Engine) -> None:
     lane = Lane(cache, engine.family.features(["red"]))
     tokens = torch.zeros(1, dtype=torch.int64)
     found = [key_of([Feed(lane, tokens, range(at, at + 1))]) for at in range(64 * 64)]
-    widths = {key.keys for key in found if key is not None}
+    widths = {key.keys for key in found}
     assert len(widths) <= 8 and max(widths) == cache.slots
-    assert all(at + 1 + lane.cond_len <= key.keys for at, key in enumerate(found) if key is not None)
+    assert all(at + 1 + lane.cond_len <= key.keys for at, key in enumerate(found))
 
 
 def test_ways_to_sample_are_captured_up_to_a_number(engine: Engine) -> None:

@@ -1,5 +1,7 @@
 """A small stand-in for ComfyUI, written from its public documentation (docs.comfy.org: the V3 schema, inputs, cache
-control, progress), for tests of the nodes in examples/comfyui. None of ComfyUI's code is in it.
+control, progress), for tests of the nodes in examples/comfyui. None of ComfyUI's code is in it. Names, order and
+defaults of arguments are those of its `comfy_api/latest/_io.py` at commit 004b1b5b and `comfy_api/latest/__init__.py`
+at 09b90547.
 
 It knows the inputs, outputs and arguments that those nodes use and refuses all others, checks a workflow in the format
 of the API, runs what its output nodes need in inference mode, and runs nothing again whose inputs are those of the run
@@ -31,7 +33,6 @@ class Input:
     display_name: str | None = None
     optional: bool = False
     tooltip: str | None = None
-    advanced: bool | None = None
     io_type: str = field(init=False, default="*")
 
     def check(self, value: Any) -> str | None:
@@ -39,12 +40,12 @@ class Input:
         return f"{self.id} must be connected"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Widget(Input):
     default: Any = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Number(Widget):
     min: float | None = None
     max: float | None = None
@@ -58,12 +59,12 @@ class Number(Widget):
         return f"{self.id}: {value} is larger than {self.max}" if self.max is not None and value > self.max else None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class IntInput(Number):
     control_after_generate: bool | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StringInput(Widget):
     multiline: bool = False
 
@@ -71,7 +72,7 @@ class StringInput(Widget):
         return None if isinstance(value, str) else f"{self.id}: {value!r} is no text"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ComboInput(Widget):
     options: list[str] = field(default_factory=list)
 
@@ -81,6 +82,7 @@ class ComboInput(Widget):
 
 @dataclass
 class Output:
+    id: str | None = None
     display_name: str | None = None
     tooltip: str | None = None
     io_type: str = field(init=False, default="*")
@@ -100,9 +102,11 @@ class Schema:
     node_id: str
     display_name: str | None = None
     category: str = "sd"
-    description: str = ""
     inputs: list[Input] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
+    hidden: list[Any] = field(default_factory=list)
+    description: str = ""
+    is_input_list: bool = False
     is_output_node: bool = False
 
 
@@ -252,6 +256,8 @@ class Comfy:
         for node in await extension.get_node_list():
             schema = node.define_schema()
             assert schema.node_id not in self.nodes and issubclass(node, ComfyNode)
+            ids = [one.id for one in [*schema.inputs, *schema.outputs] if one.id is not None]
+            assert len(set(ids)) == len(ids), "ids are unique among inputs and outputs together"
             names = list(inspect.signature(node.execute).parameters)
             assert sorted(names) == sorted(one.id for one in schema.inputs), "execute takes the inputs by their ids"
             self.nodes[schema.node_id] = node

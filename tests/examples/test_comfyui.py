@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfy_standin import Comfy, InterruptProcessingException, InvalidWorkflow
+from comfy_standin import (
+    STRING,
+    ComboInput,
+    Comfy,
+    ComfyNode,
+    InterruptProcessingException,
+    InvalidWorkflow,
+    NodeOutput,
+    Schema,
+    io_type,
+)
 
 import mulosd
 
@@ -103,6 +113,27 @@ def test_a_folder_that_has_changed_is_loaded_again(comfy: Comfy, workflow: dict[
     assert comfy.executed == ["MulosdLoader", "MulosdSampler", "SaveImage"]
     comfy.queue(mine_workflow)
     assert comfy.executed == []
+
+
+def test_widgets_that_became_links_are_checked_when_they_are_known(
+    comfy: Comfy, workflow: dict[str, Any], family: Path
+) -> None:
+    combo = io_type("COMBO", ComboInput)
+
+    class Words(ComfyNode):
+        @classmethod
+        def define_schema(cls) -> Schema:
+            return Schema("Words", outputs=[combo.Output(), STRING.Output(), STRING.Output()])
+
+        @classmethod
+        def execute(cls) -> NodeOutput:
+            return NodeOutput("mulo", "scale=2:rows_per_cycle=2", str(family))
+
+    wanted = comfy.queue(workflow)
+    comfy.nodes["Words"] = Words
+    linked = changed({**workflow, "9": {"class_type": "Words", "inputs": {}}}, "1", folder=["9", 2])
+    found = comfy.queue(changed(linked, "2", decoder=["9", 0], settings=["9", 1]))
+    assert "MulosdSampler" in comfy.executed and torch.equal(wanted["3"][0], found["3"][0])
 
 
 def test_cancel_ends_the_work(comfy: Comfy, workflow: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from mulosd.engine import runner
 from mulosd.engine.batch import Feed, Result
 from mulosd.engine.decoding import Decoder
 from mulosd.engine.engine import Engine
+from mulosd.engine.graphs import StaticStep
 from mulosd.engine.models.eagle import Model
 from mulosd.engine.sampling import SamplingParams
 
@@ -33,6 +34,7 @@ class Counts:
             grid, whatever its size.
         faults: mixed devices, what a capture forbids and the like, by what and where.
         destroyed: graphs that went meanwhile.
+        rows, needed: of the steps of fixed shapes, rows of the cache that they computed, and those that requests fed.
     """
 
     tokens: list[Tensor]
@@ -43,6 +45,8 @@ class Counts:
     launches: int = 0
     faults: dict[tuple[str, str], int] = field(default_factory=dict)
     destroyed: int = 0
+    rows: int = 0
+    needed: int = 0
 
     @property
     def share(self) -> float:
@@ -61,18 +65,24 @@ def counted(
 ) -> Counts:
     """Run one request a decoder, seeds 0 on, each `gap` steps after the one before."""
     eager, forward = 0, runner.forward
+    rows, needed, run_step = 0, 0, StaticStep.run
 
     def counting(model: Model, feeds: Sequence[Feed]) -> list[Result]:
         nonlocal eager
         eager += any(feed.tokens is not None for feed in feeds)
         return forward(model, feeds)
 
+    def counting_rows(step: StaticStep, feeds: Sequence[Feed]) -> list[Result]:
+        nonlocal rows, needed
+        rows, needed = rows + step.key.rows, needed + sum(feed.lane.branches for feed in feeds)
+        return run_step(step, feeds)
+
     log.reset()
     before = log.destroyed
     numbers: list[int] = []
     found: dict[int, Tensor] = {}
     steps = 0
-    with mock.patch.object(runner, "forward", counting):
+    with mock.patch.object(runner, "forward", counting), mock.patch.object(StaticStep, "run", counting_rows):
         while len(found) < len(decoders):
             while len(numbers) < len(decoders) and steps >= len(numbers) * gap:
                 i = len(numbers)
@@ -94,4 +104,6 @@ def counted(
         sum(log.launches.values()),
         {**log.mixes, **log.illegal},
         log.destroyed - before,
+        rows,
+        needed,
     )

@@ -11,11 +11,13 @@ from mulosd.engine import runner, scheduler
 from mulosd.engine.batch import Feed, Result
 from mulosd.engine.decoding import Decoder, MuloSD, Serial
 from mulosd.engine.engine import Engine
+from mulosd.engine.graph_memory import decoding_bytes
+from mulosd.engine.graphs import StaticStep
 from mulosd.engine.request import Update
 from mulosd.engine.scheduler import SchedulerConfig
 
 from .device import FakeCuda
-from .lanes import SAMPLING, text_family
+from .lanes import DECODERS, SAMPLING, text_family
 from .log import Log
 
 SERIAL = Serial()
@@ -61,9 +63,17 @@ def assert_drawn(updates: list[Update], decoder: Decoder, alone: Callable[[Decod
         assert torch.equal(update.tokens, alone(decoder, seed))
 
 
+def held_by(step: StaticStep) -> int:
+    """Bytes of the buffers of a step and of what it returns."""
+    tensors = (step.told, step.valid, step.block, step.features, step.logits, step.hidden)
+    return sum(t.nbytes for t in (*tensors, step.every_slot if step.key.tree else None) if t is not None)
+
+
 def held(engine: Engine) -> int:
-    """Bytes of keys and values on the device."""
-    return sum(t.nbytes for cache in engine.caches.values() for t in (*cache.k, *cache.v))
+    """Bytes of keys and values on the device, and of what steps hold beside them."""
+    caches = engine.caches.values()
+    steps = sum(held_by(step) for cache in caches for step in cache.steps.values())
+    return steps + sum(t.nbytes for cache in caches for t in (*cache.k, *cache.v))
 
 
 def test_a_cache_is_made_once_for_all_that_may_run(log: Log, alone: Callable[[Decoder, int], torch.Tensor]) -> None:
@@ -112,6 +122,8 @@ def test_without_memory_for_a_graph_the_step_runs_anyway(
     log.refuse = lambda count, _: log.capturing is not None
     assert_drawn(ends(engine, MULO, range(2)), MULO, alone)
     assert not log.captures and not log.replays
+    steps = [step for cache in engine.caches.values() for step in cache.steps.values()]
+    assert steps and all(step.bytes.working == 0 for step in steps), "what a step works in is no graph's"
     log.refuse = None
     assert_drawn(ends(engine, SERIAL, range(2)), SERIAL, alone)
     assert log.replays and log.sound()
@@ -161,3 +173,42 @@ def test_the_budget_holds_what_is_really_held(
             assert held(engine) <= budget
         made = {u.request: u for u in updates}
         assert_drawn([made[n] for n in numbers], decoder, alone)
+
+
+@pytest.mark.parametrize("name", ["mulo, windows", "eagle"])
+def test_a_step_is_charged_what_it_holds(log: Log, name: str) -> None:
+    engine = engine_for(2)
+    engine.generate("apple", decoder=DECODERS[name], sampling=SAMPLING)
+    steps = [step for cache in engine.caches.values() for step in cache.steps.values()]
+    assert steps and all(step.graph is not None for step in steps)
+    assert [step.bytes.held for step in steps] == [held_by(step) for step in steps]
+    assert all(step.bytes.working > 0 for step in steps)
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_graphs_are_captured_as_far_as_the_budget_goes(
+    log: Log, alone: Callable[[Decoder, int], torch.Tensor], room: bool
+) -> None:
+    """A budget for the keys of one request leaves nothing for graphs; with what they take beside, all steps are."""
+    family = text_family()
+    model = family.ar
+    steps = decoding_bytes(model, model.config.cond_len + 64, 1)
+    rows = engine_for(1).scheduler.bytes_of(SERIAL, 2)
+    engine = engine_for(4, rows + (steps if room else 0))
+    assert_drawn(ends(engine, SERIAL, range(2)), SERIAL, alone)
+    assert held(engine) <= rows + steps
+    assert (log.replays > 0) == room
+    assert sum(step.graph is not None for cache in engine.caches.values() for step in cache.steps.values()) == room
+    assert log.sound()
+
+
+def test_without_memory_for_the_buffers_of_a_step_it_runs_anyway(
+    log: Log, alone: Callable[[Decoder, int], torch.Tensor]
+) -> None:
+    engine = engine_for(2)
+    log.refuse = lambda _, where: where.startswith("engine/graphs.py") and where.endswith("__init__")
+    assert_drawn(ends(engine, MULO, range(2)), MULO, alone)
+    assert not any(cache.steps for cache in engine.caches.values())
+    log.refuse = None
+    assert_drawn(ends(engine, MULO, range(2)), MULO, alone)
+    assert log.replays and log.sound()

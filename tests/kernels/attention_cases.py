@@ -26,6 +26,7 @@ class Case:
     counts: Tensor | None = None
     start: int | None = None
     scale: float | None = None
+    cache_rows: Tensor | None = None
 
     def options(self) -> dict[str, Any]:
         block = None if self.mask is None else masks.pack(self.mask)
@@ -36,6 +37,7 @@ class Case:
             "block": block,
             "counts": self.counts,
             "return_lse": True,
+            "cache_rows": self.cache_rows,
         }
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
@@ -44,6 +46,10 @@ class Case:
     def to(self, device: str) -> Case:
         moved = {n: t.to(device) for n, t in vars(self).items() if isinstance(t, Tensor)}
         return Case(**(vars(self) | moved))
+
+    def row(self, b: int) -> int:
+        """The row of the caches that request b has."""
+        return b if self.cache_rows is None else int(self.cache_rows[b])
 
     def seen(self, b: int, i: int) -> list[int]:
         """The slots whose keys query i sees, committed ones first."""
@@ -69,21 +75,23 @@ def oracle(case: Case) -> tuple[np.ndarray, np.ndarray]:
         for i in range(queries):
             seen = case.seen(b, i)
             for h in range(heads if seen else 0):
-                score = k[b, seen, h // group] @ q[b, i, h] * scale
+                score = k[case.row(b), seen, h // group] @ q[b, i, h] * scale
                 weight = np.exp(score - score.max())
-                out[b, i, h] = weight @ v[b, seen, h // group] / weight.sum()
+                out[b, i, h] = weight @ v[case.row(b), seen, h // group] / weight.sum()
                 lse[b, i, h] = score.max() + np.log(weight.sum())
     return out, lse
 
 
 def poison(case: Case) -> None:
-    """Overwrite by NaN all keys and values that no query of their row of the batch sees."""
+    """Overwrite by NaN all keys and values that no query of their row of the caches sees."""
     batch, queries = case.slots.shape
+    for other in set(range(len(case.k))) - {case.row(b) for b in range(batch)}:
+        case.k[other], case.v[other] = torch.nan, torch.nan
     for b in range(batch):
         hidden = torch.ones(case.k.shape[1], dtype=torch.bool)
         hidden[sorted({s for i in range(queries) for s in case.seen(b, i)})] = False
-        case.k[b, hidden] = torch.nan
-        case.v[b, hidden] = torch.nan
+        case.k[case.row(b), hidden] = torch.nan
+        case.v[case.row(b), hidden] = torch.nan
 
 
 MASKS = ("none", "causal", "random", "ones", "holes", "tree", "islands")
@@ -126,20 +134,24 @@ def draw(
     layout: str = "plain",
     dtype: torch.dtype = torch.float32,
     scale: float | None = None,
+    indexed: bool = False,
 ) -> Case:
-    """A call with the committed keys before `prefix` and the draft behind or, where `some_valid`, among them."""
+    """A call with the committed keys before `prefix` and the draft behind or, where `some_valid`, among them; where
+    `indexed`, its rows of the caches are some of many, in any order."""
     generator = torch.Generator().manual_seed(seed)
     size = prefix + queries + 7
 
     def rand(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
+    cache_rows = torch.randperm(batch + 3, generator=generator)[:batch] if indexed else None
+    rows = batch + 3 if indexed else batch
     if layout == "plain":
-        k, v = rand(batch, size, heads[1], dim), rand(batch, size, heads[1], dim)
+        k, v = rand(rows, size, heads[1], dim), rand(rows, size, heads[1], dim)
     elif layout == "by head":  # [B, Hkv, S, D] in memory
-        k, v = (rand(batch, heads[1], size, dim).transpose(1, 2) for _ in range(2))
+        k, v = (rand(rows, heads[1], size, dim).transpose(1, 2) for _ in range(2))
     else:  # keys and values of all requests interleaved slot by slot
-        k, v = rand(size, batch, 2, heads[1], dim).permute(1, 0, 2, 3, 4).unbind(2)
+        k, v = rand(size, rows, 2, heads[1], dim).permute(1, 0, 2, 3, 4).unbind(2)
     start = None
     if not scattered:
         start = prefix
@@ -158,7 +170,9 @@ def draw(
     counts = torch.randint(0, queries + 1, (batch,), generator=generator) if ragged else None
     if counts is not None:
         counts[0] = queries
-    return Case(rand(batch, queries, heads[0], dim), k, v, slots, kv_len, valid, words, counts, start, scale)
+    return Case(
+        rand(batch, queries, heads[0], dim), k, v, slots, kv_len, valid, words, counts, start, scale, cache_rows
+    )
 
 
 def check(case: Case, backend: str, tolerance: float, splits: int | None = None, clean: bool = False) -> None:

@@ -261,6 +261,36 @@ def test_rows_that_end_in_registers(library: ctypes.CDLL, vocab: int) -> None:
         torch.testing.assert_close(mass, expected.mass, atol=2e-6, rtol=2e-5)
 
 
+def test_rough_noise_stays_within_its_bound(library: ctypes.CDLL) -> None:
+    """Every 23 bits that a word is read by, in steps of a prime, and both ends, where the logarithms are steepest."""
+    words = torch.cat([torch.arange(0, 2**23, 61), torch.arange(999), 2**23 - 1 - torch.arange(99_999)]) << 9
+    narrow = torch.from_numpy(words.numpy().astype("uint32").view("int32"))
+    rough, exact = torch.empty(2, len(words))
+    library.emulate_noise(*(Pointer(t.data_ptr()) for t in (narrow, rough, exact)), len(words))
+    assert (rough - exact).abs().max() < 0.002 / 4
+
+
+ODD_ROWS = {
+    "far below": lambda row: row.where(torch.arange(len(row)) % 3 > 0, -1e4),
+    "far above": lambda row: row.where(torch.arange(len(row)) != 77, 60.0),
+    "close": lambda row: 1e-4 * row,
+    "wide": lambda row: 200 * row,
+    "mostly impossible": lambda row: row.where(torch.arange(len(row)) % 50 == 0, -math.inf),
+    "coarse": lambda row: row.round(decimals=1),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_ROWS)
+def test_cuts_of_odd_rows_are_those_of_the_reference(library: ctypes.CDLL, kind: str) -> None:
+    """Whether bins can tell what stays, or keys must: outliers, tiny and huge ranges, ties."""
+    source = torch.Generator().manual_seed(0)
+    cond = ODD_ROWS[kind](3 * torch.randn(2600, generator=source))[None]
+    noise = -torch.log(-torch.log(torch.rand(1, 2600, generator=source).clamp(1e-6, 1 - 1e-6)))
+    for options in ({"top_k": 40}, {"top_k": 2500}, {"top_p": 0.8}, {"top_k": 900, "top_p": 0.9}):
+        expected = local_resample(cond, None, noise, **options)  # type: ignore[arg-type]
+        assert torch.equal(emulate_resample(library, cond, None, noise, **options), expected), options
+
+
 @pytest.mark.parametrize("top_p", [0.25, 0.2501, 0.5, 0.99])
 @pytest.mark.parametrize("room", [4, 65536])
 def test_top_p_keeps_the_lower_index_at_ties(library: ctypes.CDLL, top_p: float, room: int) -> None:

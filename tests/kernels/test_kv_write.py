@@ -107,6 +107,21 @@ def test_cache_may_be_of_another_type() -> None:
         assert torch.equal(caches[0][0], x[0, order].bfloat16())
 
 
+def test_rows_of_a_call_may_be_any_of_the_caches() -> None:
+    """Each is written where its number says; padding, whichever row it names, leaves all caches as they were."""
+    q, k, v = torch.randn(3, 3, 2, 2, 4).unbind(0)
+    slots, cache_rows = torch.tensor([[4, 0], [-1, 3], [-1, -1]]), torch.tensor([5, 2, 2])
+    caches = torch.randn(2, 6, 5, 2, 4)
+    expected = caches.clone()
+    expected[0, 5, [4, 0]], expected[1, 5, [4, 0]] = k[0], v[0]
+    expected[0, 2, 3], expected[1, 2, 3] = k[1, 1], v[1, 1]
+    out = kv_write(q, k, v, slots, None, *caches, cache_rows=cache_rows)
+    assert torch.equal(caches, expected)
+    assert torch.equal(out, q.masked_fill((slots < 0)[..., None, None], 0.0))
+    kv_write(q, k, v, torch.full((3, 2), -1), None, *caches, cache_rows=torch.tensor([2, 2, 0]))
+    assert torch.equal(caches, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -115,6 +130,8 @@ def test_cache_may_be_of_another_type() -> None:
         ({"k_cache": torch.zeros(2, 8, 1, 4)}, "caches"),
         ({"rotary": torch.zeros(8, 4, 2)}, "rotary"),
         ({"slots": torch.zeros(2, 2, dtype=torch.int64)}, "slots"),
+        ({"cache_rows": torch.zeros(3, dtype=torch.int64)}, "cache_rows"),
+        ({"cache_rows": torch.zeros(2, dtype=torch.int32)}, "cache_rows"),
         ({"start": 6}, "start"),
         ({"start": 4, "rotary": torch.zeros(6, 2, 2)}, "start"),
         ({"start": -1}, "start"),

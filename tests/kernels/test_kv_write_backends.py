@@ -19,7 +19,7 @@ from mulosd.kernels import BackendUnavailable, kv_write
 
 Write = Callable[..., Tensor]
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-POINTERS = ("q", "k", "v", "slots", "rotary", "out", "k_cache", "v_cache")
+POINTERS = ("q", "k", "v", "slots", "rotary", "out", "k_cache", "v_cache", "cache_rows")
 STRIDES = ("q", "k", "v", "k_cache", "v_cache")
 
 
@@ -49,9 +49,10 @@ def emulator(library: ctypes.CDLL, width: int) -> Write:
         k_cache: Tensor,
         v_cache: Tensor,
         start: int | None = None,
+        cache_rows: Tensor | None = None,
     ) -> Tensor:
         out = None if rotary is None and start is not None else torch.full(q.shape, math.nan, dtype=q.dtype)
-        tensors = (q, k, v, slots if start is None else None, rotary, out, k_cache, v_cache)
+        tensors = (q, k, v, slots if start is None else None, rotary, out, k_cache, v_cache, cache_rows)
         p = KvWriteParams(*(None if t is None else t.data_ptr() for t in tensors))
         for name, tensor in zip(STRIDES, (q, k, v, k_cache, v_cache), strict=True):
             setattr(p, f"{name}_stride", (ctypes.c_int64 * 3)(*tensor.stride()[:3]))
@@ -94,14 +95,21 @@ def caches(batch: int, size: int, heads: int, dim: int, dtype: torch.dtype, stri
 
 
 def compare(
-    write: Write, args: tuple[Any, ...], start: int | None, dtype: torch.dtype, strided: bool, size: int
+    write: Write,
+    args: tuple[Any, ...],
+    start: int | None,
+    dtype: torch.dtype,
+    strided: bool,
+    size: int,
+    cache_rows: Tensor | None = None,
 ) -> None:
     q, k = args[0], args[1]
+    rows = len(q) if cache_rows is None else len(q) + 3
     tolerance = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
-    expected_caches = caches(len(q), size, k.shape[2], k.shape[3], dtype, strided)
-    got_caches = caches(len(q), size, k.shape[2], k.shape[3], dtype, strided)
-    expected = kv_write(*args, *expected_caches, start=start, backend="torch")
-    got = write(*args, *got_caches, start=start)
+    expected_caches = caches(rows, size, k.shape[2], k.shape[3], dtype, strided)
+    got_caches = caches(rows, size, k.shape[2], k.shape[3], dtype, strided)
+    expected = kv_write(*args, *expected_caches, start=start, cache_rows=cache_rows, backend="torch")
+    got = write(*args, *got_caches, start=start, cache_rows=cache_rows)
     assert got.dtype == q.dtype
     torch.testing.assert_close(got, expected, atol=tolerance[q.dtype], rtol=0)
     atol = max(tolerance[q.dtype], tolerance[dtype])
@@ -122,6 +130,7 @@ def compare(
     strided=st.booleans(),
     fused=st.booleans(),
     padded=st.sampled_from([0.0, 0.4, 1.0]),
+    indexed=st.booleans(),
     dtypes=st.sampled_from([(torch.float32,) * 2, (torch.float16,) * 2, (torch.float32, torch.float16)]),
 )
 def check_random(
@@ -136,6 +145,7 @@ def check_random(
     strided: bool,
     fused: bool,
     padded: float,
+    indexed: bool,
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -148,7 +158,8 @@ def check_random(
     slots[torch.rand(slots.shape, generator=generator) < padded] = -1 - seed % 3
     rotary = torch.randn(size, dim // 2, 2, generator=generator) if turn else None
     width = next(w for w in (8, 4, 2) if dim % w == 0)
-    compare(backend(width), (q, k, v, slots, rotary), start, dtypes[1], strided, size)
+    cache_rows = torch.randperm(batch + 3, generator=generator)[:batch] if indexed else None
+    compare(backend(width), (q, k, v, slots, rotary), start, dtypes[1], strided, size, cache_rows)
 
 
 def test_random_cases(backend: Callable[[int], Write]) -> None:
@@ -244,7 +255,7 @@ def test_compiles_without_spills(capability: int, dtype: str, dim: int, full: bo
 
     kernel = module.kv_write_kernel
     pointers = dict.fromkeys(("q", "k", "v", "k_cache", "v_cache"), f"*{dtype}")
-    optional = {"slots": "*i64", "rotary": "*fp32", "out": f"*{dtype}"}
+    optional = {"slots": "*i64", "cache_rows": "*i64", "rotary": "*fp32", "out": f"*{dtype}"}
     block_d = 1 << (dim - 1).bit_length()
     constants = {"HEADS": 20, "KV_HEADS": 20, "DIM": dim, "BLOCK_H": module.TILE // block_d, "BLOCK_D": block_d}
     scalars = {n: "i32" for n in kernel.arg_names if n not in pointers and n not in optional and n not in constants}

@@ -159,7 +159,7 @@ def test_kernels_spill_nothing(build: tuple[Path, str]) -> None:
     spilt = {e: int(n[0]) for e, n in zip(entries, spills, strict=True) if n != ("0", "0", "0")}
     # 80 entries a thread fill the registers of a multiprocessor: of 16-bit rows too long for its shared memory, the
     # neighbourhood's few words go to the stack.
-    assert all("pooled_mass_kernel" in entry and "Li80E" in entry and size <= 24 for entry, size in spilt.items()), (
+    assert all("pooled_mass_kernel" in entry and "Li80E" in entry and size <= 48 for entry, size in spilt.items()), (
         spilt
     )
     for entry, used in zip(entries, registers, strict=True):

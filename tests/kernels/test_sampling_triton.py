@@ -87,6 +87,21 @@ def test_uniforms_are_equal_and_noise_is_close(by_entry: bool, purpose: int) -> 
     torch.testing.assert_close(noise, gumbel(seed, position, 301, purpose), rtol=2e-6, atol=2e-6)
 
 
+@triton.jit
+def rough_kernel(words, out, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, philox_triton.rough_gumbel(tl.load(words + i).to(tl.uint32)))
+
+
+def test_rough_noise_stays_within_its_bound() -> None:
+    """Every 23 bits that a word is read by, in steps, and both ends, where the logarithms are steepest."""
+    bits = torch.cat([torch.arange(0, 2**23, 128), torch.arange(2**15), 2**23 - 1 - torch.arange(2**15)])
+    rough = torch.empty(len(bits))
+    rough_kernel[(2,)](bits << 9, rough, BLOCK=len(bits) // 2)
+    exact = -torch.log(-torch.log((bits.double() + 0.5) * 2.0**-23))
+    assert (rough - exact).abs().max() < philox_triton.ROUGH.value
+
+
 def logits_of(kind: str, rows: int, vocab: int, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(vocab)
     values = 3 * torch.randn(rows, vocab, generator=generator)

@@ -138,6 +138,7 @@ def test_scale_and_dtype() -> None:
     scattered=st.booleans(),
     some_valid=st.booleans(),
     ragged=st.booleans(),
+    indexed=st.booleans(),
 )
 def test_draft_blocks(
     seed: int,
@@ -149,6 +150,7 @@ def test_draft_blocks(
     scattered: bool,
     some_valid: bool,
     ragged: bool,
+    indexed: bool,
 ) -> None:
     case = cases.draw(
         seed,
@@ -161,6 +163,7 @@ def test_draft_blocks(
         scattered=scattered,
         some_valid=some_valid,
         ragged=ragged,
+        indexed=indexed,
         scale=0.7,
     )
     cases.check(case, "torch", 3e-6, clean=True)
@@ -217,6 +220,8 @@ def test_slots_of_padding_are_not_read() -> None:
         ({"counts": torch.zeros(2)}, "counts"),
         ({"counts": torch.zeros(3, dtype=torch.int32)}, "counts"),
         ({"splits": 0}, "splits"),
+        ({"cache_rows": torch.zeros(3, dtype=torch.int64)}, "cache_rows"),
+        ({"cache_rows": torch.zeros(2, dtype=torch.int32)}, "cache_rows"),
     ],
 )
 def test_errors(change: dict[str, object], message: str) -> None:

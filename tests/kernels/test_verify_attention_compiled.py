@@ -21,6 +21,7 @@ def build(
     constants = {
         "valid": None,
         "counts": None,
+        "cache_rows": None,
         "lse": None,
         "slots_q": 1,
         "valid_b": 0,
@@ -33,9 +34,9 @@ def build(
         "SPLIT": False,
     }
     if not plain:
-        for name in ("valid", "counts", "lse", "valid_b"):
+        for name in ("valid", "counts", "cache_rows", "lse", "valid_b"):
             del constants[name]
-        pointers |= {"valid": "*u8", "counts": "*i32", "lse": "*fp32", "out": "*fp32"}
+        pointers |= {"valid": "*u8", "counts": "*i32", "cache_rows": "*i64", "lse": "*fp32", "out": "*fp32"}
         constants |= {"GROUP": 4, "SPLIT": True, "valid_s": 1}
     names = backend.verify_attention_kernel.arg_names
     signature = {n: pointers.get(n, "i32") for n in names if n not in constants}

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 class AttentionParams(ctypes.Structure):
     _fields_ = [
-        ("pointers", ctypes.c_void_p * 11),
+        ("pointers", ctypes.c_void_p * 12),
         ("type", ctypes.c_int),
         ("wide_counts", ctypes.c_bool),
         ("tensor_cores", ctypes.c_bool),
@@ -43,7 +43,7 @@ def launcher(library: ctypes.CDLL) -> Launcher:
     def launch(
         pointers: Sequence[int], shape: Sequence[int], strides: Sequence[int], factor: float, stream: int
     ) -> None:
-        arrays = (ctypes.c_void_p * 11)(*pointers), (ctypes.c_int * 9)(*shape[3:]), (ctypes.c_int64 * 15)(*strides)
+        arrays = (ctypes.c_void_p * 12)(*pointers), (ctypes.c_int * 9)(*shape[3:]), (ctypes.c_int64 * 15)(*strides)
         params = AttentionParams(arrays[0], shape[0], bool(shape[1]), bool(shape[2]), factor, arrays[1], arrays[2])
         library.emulate_verify_attention(ctypes.byref(params))
 
@@ -53,7 +53,7 @@ def launcher(library: ctypes.CDLL) -> Launcher:
 def check(launcher: Launcher, case: cases.Case, tolerance: float, splits: int | None, processors: int = 4) -> None:
     expected, expected_lse = cases.oracle(case)
     cases.poison(case)
-    call = Call(*case.tensors(), *case.options().values(), splits)
+    call = Call(*case.tensors(), **case.options(), splits=splits)
     assert cuda.decline_shapes(call) is None
     out, lse = cuda.launch(call, processors, launcher, 0)
     assert out.dtype == case.q.dtype
@@ -72,6 +72,7 @@ def check(launcher: Launcher, case: cases.Case, tolerance: float, splits: int | 
     scattered=st.booleans(),
     some_valid=st.booleans(),
     ragged=st.booleans(),
+    indexed=st.booleans(),
     splits=st.sampled_from([None, 1, 2]),
 )
 def test_draft_blocks(
@@ -85,6 +86,7 @@ def test_draft_blocks(
     scattered: bool,
     some_valid: bool,
     ragged: bool,
+    indexed: bool,
     splits: int | None,
 ) -> None:
     case = cases.draw(
@@ -97,6 +99,7 @@ def test_draft_blocks(
         scattered=scattered,
         some_valid=some_valid,
         ragged=ragged,
+        indexed=indexed,
         scale=0.4,
     )
     check(launcher, case, 5e-6, splits)
@@ -107,7 +110,7 @@ def test_draft_blocks(
 def test_half_precision(launcher: Launcher, dim: int, dtype: torch.dtype) -> None:
     # A scale below zero keeps the call from tensor cores.
     case = cases.draw(dim, batch=1, queries=5, prefix=70, heads=(4, 2), dim=dim, mask="random", dtype=dtype, scale=-0.1)
-    assert not cuda.tile_of(Call(*case.tensors(), *case.options().values(), 2)).tensor_cores
+    assert not cuda.tile_of(Call(*case.tensors(), **case.options(), splits=2)).tensor_cores
     check(launcher, case, 2e-3 if dtype == torch.float16 else 2e-2, 2)
 
 
@@ -132,6 +135,7 @@ TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
     scattered=st.booleans(),
     some_valid=st.booleans(),
     ragged=st.booleans(),
+    indexed=st.booleans(),
     splits=st.sampled_from([None, 1, 2, 3]),
     dtype=st.sampled_from(list(TOLERANCE)),
 )
@@ -146,6 +150,7 @@ def test_tensor_cores(
     scattered: bool,
     some_valid: bool,
     ragged: bool,
+    indexed: bool,
     splits: int | None,
     dtype: torch.dtype,
 ) -> None:
@@ -159,7 +164,8 @@ def test_tensor_cores(
         scattered=scattered,
         some_valid=some_valid,
         ragged=ragged,
+        indexed=indexed,
         dtype=dtype,
     )
-    assert cuda.tile_of(Call(*case.tensors(), *case.options().values(), splits)).tensor_cores
+    assert cuda.tile_of(Call(*case.tensors(), **case.options(), splits=splits)).tensor_cores
     check(launcher, case, TOLERANCE[dtype], splits)

@@ -133,7 +133,7 @@ def test_flash_attn_agrees() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         case = cases.draw(3, queries=33, prefix=100, heads=(4, 2), mask="none", scattered=False, dtype=dtype)
         case = case.to("cuda")
-        call = Call(*case.tensors(), *case.options().values(), None)
+        call = Call(*case.tensors(), **case.options())
         assert flash.decline(call) is None
         for got, want in zip(flash.run(call), verify_attention_reference(*call), strict=True):
             torch.testing.assert_close(got, want, atol=TOLERANCE[dtype], rtol=1e-3)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.interpreter
     mask=st.sampled_from(cases.MASKS),
     some_valid=st.booleans(),
     ragged=st.booleans(),
+    indexed=st.booleans(),
     splits=st.sampled_from([None, 1, 2, 5]),
 )
 def test_draft_blocks(
@@ -34,6 +35,7 @@ def test_draft_blocks(
     mask: str,
     some_valid: bool,
     ragged: bool,
+    indexed: bool,
     splits: int | None,
 ) -> None:
     case = cases.draw(
@@ -45,6 +47,7 @@ def test_draft_blocks(
         mask=mask,
         some_valid=some_valid,
         ragged=ragged,
+        indexed=indexed,
         scale=0.4,
     )
     cases.check(case, "triton", 5e-6, splits)

@@ -95,6 +95,7 @@ def _attended(
         ragged=number % 2 == 1,
         layout=("plain", "by head", "interleaved")[number % 3] if dim % 8 == 0 else "plain",
         dtype=TYPES[kind],
+        indexed=number % 2 == 0,
     )
     out, lse = (torch.from_numpy(x) for x in draws.oracle(drawn))
     draws.poison(drawn)
@@ -226,14 +227,16 @@ def writes(
     q, k, v = (
         torch.randn(batch, tokens, h, dim, generator=source).to(TYPES[kind]) for h in (heads, kv_heads, kv_heads)
     )
-    caches = torch.randn(2, batch, size, kv_heads, dim, generator=source).to(TYPES[cache])
+    caches = torch.randn(2, batch + 2, size, kv_heads, dim, generator=source).to(TYPES[cache])
+    cache_rows = torch.randperm(batch + 2, generator=source)[:batch]
     slots = torch.stack([torch.randperm(size, generator=source)[:tokens] for _ in range(batch)])
     slots[-1, 2] = -1
     rotary = torch.randn(size + 2, dim // 2, 2, generator=source) if turned else None
 
     def call(backend: str) -> tuple[Tensor, ...]:
         k_cache, v_cache = caches.clone()
-        return kv_write(q, k, v, slots, rotary, k_cache, v_cache, start=start, backend=backend), k_cache, v_cache
+        out = kv_write(q, k, v, slots, rotary, k_cache, v_cache, start=start, cache_rows=cache_rows, backend=backend)
+        return out, k_cache, v_cache
 
     return by_reference(call, {"fp16": 2e-3, "bf16": 2e-2, "fp32": 1e-6}[cache if kind == "fp32" else kind])
 

@@ -1,7 +1,8 @@
-"""The server as an application of Ray Serve: the official client, streams, refusals, cancellation, and dead engines."""
+"""The server as an application of Ray Serve: the official client, streams, refusals, who leaves, and dead engines."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,11 +21,14 @@ import openai
 import pytest
 from live import calibrated
 from PIL import Image
+from ray.exceptions import TaskCancelledError
 
 from mulosd.engine.engine import Engine
+from mulosd.ray.replica import Departures, Replica
 from mulosd.ray.serve import build, read
 
 DECODER = "mulo:scale=2:rows_per_cycle=2"
+HTTP = httpx.Client(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +58,13 @@ def url(cluster: None, folder: Path) -> Iterator[str]:
 
 
 def outcomes(url: str) -> dict[str, float]:
-    lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
+    lines = HTTP.get(f"{url}/metrics").text.splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if line.startswith("mulosd_requests_total{")]
     return {name.split('"')[1]: float(value) for name, value in pairs}
 
 
 def taken(url: str) -> float:
-    text = httpx.get(f"{url}/metrics", timeout=60).text
+    text = HTTP.get(f"{url}/metrics").text
     return float(re.findall(r'^mulosd_places_taken\{family="random"\} (\S+)', text, re.M)[0])
 
 
@@ -106,18 +111,76 @@ def test_what_is_too_much_is_refused_in_the_words_of_the_api(url: str) -> None:
     assert wrong.status_code == 400 and "image" not in wrong.json()["error"]["code"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stream", [False], ids=["json"])
-def test_a_client_that_leaves_ends_its_work(url: str, stream: bool) -> None:
-    before = outcomes(url)["aborted"]
-    body = json.dumps({"prompt": "apple", "n": 2, "stream": stream, "mulosd": {"decoder": "serial"}})
+def leave(url: str, body: dict[str, Any], seen: bytes) -> str:
+    """Ask, close the connection once the answer holds some bytes (none: once it is under way); what became of it."""
+    before = outcomes(url)
+    content = json.dumps({"prompt": "apple", "n": 2, **body}).encode()
     address = urlsplit(url)
     head = f"POST {address.path}/v1/images/generations HTTP/1.1\r\nhost: {address.netloc}\r\n"
-    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    with socket.create_connection((str(address.hostname), address.port or 0)) as client:
-        client.sendall((head + body).encode())
-        until(lambda: taken(url) == 2)
-    until(lambda: outcomes(url)["aborted"] == before + 1 and taken(url) == 0)
+    head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    with socket.create_connection((str(address.hostname), address.port or 0), timeout=120) as client:
+        client.sendall(head.encode() + content)
+        came = b""
+        while seen and seen not in came:
+            news = client.recv(1 << 16)
+            assert news, came[-300:]
+            came += news
+        if not seen:
+            until(lambda: taken(url) > 0 or outcomes(url) != before)
+    until(lambda: taken(url) == 0 and outcomes(url) != before)
+    found = outcomes(url)
+    [outcome] = [name for name, number in found.items() if number != before[name]]
+    return outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "seen"),
+    [
+        ({}, b""),
+        ({"stream": True}, b""),
+        ({"stream": True}, b"200 OK"),
+        ({"stream": True, "mulosd": {"decoder": "serial", "partials": "all"}}, b"image_generation.partial_image"),
+    ],
+    ids=["json", "stream", "stream, begun", "stream, between previews"],
+)
+def test_a_client_that_leaves_ends_its_work(url: str, body: dict[str, Any], seen: bytes) -> None:
+    body = {"mulosd": {"decoder": "serial"}, **body}
+    # The order in which a replica hears of it changes; an image may be done before it does.
+    found = [leave(url, body, seen) for _ in range(6)]
+    assert set(found) <= {"aborted", "finished"} and "aborted" in found, found
+    answer = HTTP.post(f"{url}/v1/images/generations", json={"prompt": "apple"}, timeout=120)
+    assert answer.status_code == 200
+
+
+def test_an_end_of_what_a_client_sends_is_its_departure() -> None:
+    async def check() -> None:
+        said: list[Any] = []
+        given = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> Any:
+            if given:
+                return given.pop()
+            raise TaskCancelledError
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            said.extend([await receive(), await receive()])
+            raise KeyError("a fault of the application stays one")
+
+        with pytest.raises(KeyError):
+            await Departures(app)({"type": "http"}, receive, receive)
+        assert [message["type"] for message in said] == ["http.request", "http.disconnect"]
+
+    asyncio.run(check())
+
+
+def test_a_replica_whose_engine_is_dead_is_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    Replica().check_health()
+    monkeypatch.setattr(Replica, "server", SimpleNamespace(dead=[]))
+    Replica().check_health()
+    monkeypatch.setattr(Replica, "server", SimpleNamespace(dead=["emoji"]))
+    with pytest.raises(RuntimeError, match="dead: emoji"):
+        Replica().check_health()
 
 
 def test_texts_become_settings() -> None:

@@ -18,6 +18,10 @@ struct MaxOp {
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
+struct MinOp {
+  __device__ __forceinline__ float operator()(float a, float b) const { return fminf(a, b); }
+};
+
 struct SumOp {
   template <typename T>
   __device__ __forceinline__ T operator()(T a, T b) const {
@@ -45,6 +49,17 @@ template <typename T, typename Op>
 __device__ __forceinline__ T warp_reduce(T v, Op op) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane >>= 1) v = op(v, shuffle_xor(v, lane));
+  return v;
+}
+
+// The sum over the lanes up to this one.
+__device__ __forceinline__ uint32_t warp_scan(uint32_t v) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int step = 1; step < 32; step <<= 1) {
+    const uint32_t left = __shfl_up_sync(0xffffffffu, v, step);
+    if (lane >= step) v += left;
+  }
   return v;
 }
 

@@ -87,17 +87,18 @@ __global__ void __launch_bounds__(kWriteThreads) kv_write_kernel(KvWriteParams p
     return;
   }
   if (!kept) return;
+  const int64_t target = p.index ? p.index[batch] : batch;
   head -= queries;
   if (head < p.kv_heads) {
     load_pack<T>(p.k, batch * p.k_stride[0] + token * p.k_stride[1] + head * p.k_stride[2] + at, x);
     if (table) turn(table, x);
     store_cache(p.cache_type, p.k_cache,
-                batch * p.k_cache_stride[0] + slot * p.k_cache_stride[1] + head * p.k_cache_stride[2] + at, x);
+                target * p.k_cache_stride[0] + slot * p.k_cache_stride[1] + head * p.k_cache_stride[2] + at, x);
   } else {
     head -= p.kv_heads;
     load_pack<T>(p.v, batch * p.v_stride[0] + token * p.v_stride[1] + head * p.v_stride[2] + at, x);
     store_cache(p.cache_type, p.v_cache,
-                batch * p.v_cache_stride[0] + slot * p.v_cache_stride[1] + head * p.v_cache_stride[2] + at, x);
+                target * p.v_cache_stride[0] + slot * p.v_cache_stride[1] + head * p.v_cache_stride[2] + at, x);
   }
 }
 

@@ -35,17 +35,21 @@ void launch_rows(Params params, void* stream, const char* name) {
     throw std::runtime_error(std::string(name) + ": vocab must be in [1, " + std::to_string(kMaxVocab) + "]");
   if (logits.rows == 0) return;
   const int padded = (logits.vocab + 3) & ~3;
-  const int room = padded * 4 + kStaticBytes <= 48 * 1024 ? padded : (shared_bytes() - kStaticBytes) / 16 * 4;
+  const bool filtered = (logits.top_k > 0 && logits.top_k < logits.vocab) || logits.top_p < 1.0f;
+  const int scratch = logits.temperature != 0.0f && filtered ? kScratchBytes : 0;
+  const int most = padded * 4 + scratch + kStaticBytes <= 48 * 1024 ? 48 * 1024 : shared_bytes();
+  const bool whole = padded * 4 + scratch + kStaticBytes <= most;
+  const int room = (most - kStaticBytes) / 16 * 4;
   logits.in_shared = padded < room ? padded : room;
   const int tail = (padded - logits.in_shared + kThreads - 1) / kThreads;
   const auto launch = [&](auto kernel) {
-    const int bytes = logits.in_shared * static_cast<int>(sizeof(float));
+    const int bytes = logits.in_shared * static_cast<int>(sizeof(float)) + (whole ? scratch : 0);
     if (bytes + kStaticBytes > 48 * 1024)  // more needs leave
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), name);
     kernel<<<logits.rows, kThreads, bytes, static_cast<cudaStream_t>(stream)>>>(params);
     check(cudaGetLastError(), name);
   };
-  if (tail == 0) return launch(Kernels::template kernel<T, 0>);
+  if (whole) return launch(Kernels::template kernel<T, 0>);
   if (tail <= 16) return launch(Kernels::template kernel<T, 16>);  // 65,536 entries on sm_90 and sm_100
   if (tail <= 48) return launch(Kernels::template kernel<T, 48>);  // on sm_80
   if (tail <= 80) return launch(Kernels::template kernel<T, 80>);  // on sm_86, sm_89 and sm_120

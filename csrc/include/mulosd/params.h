@@ -11,6 +11,9 @@ enum class LogitType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 // threads beside the 96 KiB of the smallest device, enough for every device from sm_80 on.
 constexpr int kMaxVocab = 65536;
 
+// Shared memory behind a row that lies there as a whole, where top-k or top-p is asked for.
+constexpr int kScratchBytes = 12400;
+
 // Two [rows, vocab] matrices of logits and what is done to them.
 struct LogitParams {
   const void* cond;
@@ -82,6 +85,7 @@ struct KvWriteParams {
   void* out;             // q turned, contiguous; null: not asked for
   void* k_cache;
   void* v_cache;
+  const int64_t* index;  // [batch], rows of the caches, or null: one after the other
   int64_t q_stride[3], k_stride[3], v_stride[3], k_cache_stride[3], v_cache_stride[3], slot_stride[2];
   int batch, tokens, heads, kv_heads, dim;
   int64_t start;
@@ -122,7 +126,7 @@ constexpr float kLn2 = 0.6931471805599453f;
 // Shapes and layouts of one call of attention; strides are in elements, the last axis of q, k and v is contiguous.
 struct AttentionParams {
   const void* q;         // [batch, queries, heads, dim]
-  const void* k;         // [batch, slots, kv_heads, dim]
+  const void* k;         // [batch or more, slots, kv_heads, dim]
   const void* v;         // like k
   const int64_t* slots;  // [batch, queries], or null: start + query
   const uint8_t* valid;  // [batch, slots] or null
@@ -132,6 +136,7 @@ struct AttentionParams {
   float* lse;            // [batch, queries, heads] or null, natural
   float* partial;        // [splits, batch, queries, heads, dim]; not read for one split
   float* partial_lse;    // [splits, batch, queries, heads], base 2
+  const int64_t* index;  // [batch], rows of k and v, or null: one after the other
   LogitType type;
   bool wide_counts;
   bool tensor_cores;  // which kernel; on tensor cores factor > 0, and committed slots fill whole tiles of keys

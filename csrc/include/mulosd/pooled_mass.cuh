@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kTail>) pooled_mass_kernel(P
       mass = fminf(block_reduce(part, 0.0f, SumOp()), 1.0f);
     } else {
       float whole = 0.0f;
-      row.each([&](int i, float z) { whole += info.stays(i, z) ? expf(z - info.maximum) : 0.0f; });
+      each_kept(row, info, [&](int i, float z) { whole += info.stays(i, z) ? expf(z - info.maximum) : 0.0f; });
       whole = block_reduce(whole, 0.0f, SumOp());
       const float* flat = reinterpret_cast<const float*>(row4);
       for (int j = threadIdx.x; j < p.k; j += kThreads) {

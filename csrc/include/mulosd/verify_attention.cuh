@@ -69,6 +69,11 @@ __device__ __forceinline__ int64_t attention_count(const AttentionParams& p, int
   return count < p.queries ? count : p.queries;
 }
 
+// The row of the caches that sequence b of the call has.
+__device__ __forceinline__ int64_t attention_row(const AttentionParams& p, int b) {
+  return p.index ? p.index[b] : b;
+}
+
 template <typename T, int kVec, int kLanes>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks) verify_attention_kernel(AttentionParams p) {
   constexpr int kGroups = 32 / kLanes;
@@ -93,8 +98,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks) verify_at
   const bool in_dim = part * kVec < p.dim;
   const int used = static_cast<int>(attention_count(p, b));
 
-  const T* keys = static_cast<const T*>(p.k) + b * p.k_stride[0] + kv_head * p.k_stride[2] + part * kVec;
-  const T* values = static_cast<const T*>(p.v) + b * p.v_stride[0] + kv_head * p.v_stride[2] + part * kVec;
+  const int64_t of = attention_row(p, b);
+  const T* keys = static_cast<const T*>(p.k) + of * p.k_stride[0] + kv_head * p.k_stride[2] + part * kVec;
+  const T* values = static_cast<const T*>(p.v) + of * p.v_stride[0] + kv_head * p.v_stride[2] + part * kVec;
   const int64_t* slots = p.slots ? p.slots + b * p.slots_stride[0] : nullptr;
 
   float q[kAttentionRows][kVec];

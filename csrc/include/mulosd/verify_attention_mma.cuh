@@ -63,8 +63,9 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
   const int place = lane % 4;
   const int used = static_cast<int>(attention_count(p, b));
 
-  const T* const keys = static_cast<const T*>(p.k) + b * p.k_stride[0] + kv_head * p.k_stride[2];
-  const T* const values = static_cast<const T*>(p.v) + b * p.v_stride[0] + kv_head * p.v_stride[2];
+  const int64_t of = attention_row(p, b);
+  const T* const keys = static_cast<const T*>(p.k) + of * p.k_stride[0] + kv_head * p.k_stride[2];
+  const T* const values = static_cast<const T*>(p.v) + of * p.v_stride[0] + kv_head * p.v_stride[2];
   const int64_t* const slots = p.slots ? p.slots + b * p.slots_stride[0] : nullptr;
   const int32_t* const block = p.block ? p.block + b * p.block_stride[0] : nullptr;
   const auto slot_of = [&](int query) {

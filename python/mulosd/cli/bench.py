@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench_acceptance, bench_kernels, bench_photos, bench_serving, bench_speed, bench_upsamplers
+from . import bench_acceptance, bench_beside, bench_kernels, bench_photos, bench_serving, bench_speed, bench_upsamplers
 from .bench_options import (
     BatchOption,
     BenchCommand,
@@ -25,7 +25,15 @@ from .bench_options import (
 )
 from .console import examples
 from .files import check_file
-from .options import DecoderOption, DecodersOption, DeviceOption, FamilyOption, SeedOption
+from .options import (
+    DecoderOption,
+    DecodersOption,
+    DeviceOption,
+    FamilyOption,
+    Quantization,
+    QuantizationOption,
+    SeedOption,
+)
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure speed and quality.")
 
@@ -58,6 +66,7 @@ for name, epilog, command in (
     ("throughput", bench_speed.THROUGHPUT_EXAMPLES, bench_speed.throughput),
     ("serve", bench_serving.EXAMPLES, bench_serving.serve),
     ("synthetic", bench_speed.SYNTHETIC_EXAMPLES, bench_speed.synthetic),
+    ("transformers", bench_beside.EXAMPLES, bench_beside.transformers),
 ):
     app.command(name, cls=BenchCommand, epilog=epilog)(command)
 
@@ -79,6 +88,7 @@ def decode(
     timing_images: TimingOption = None,
     batch_size: BatchOption = 1,
     seed: SeedOption = 0,
+    quantization: QuantizationOption = Quantization.none,
     device: DeviceOption = "cpu",
     json_file: JsonOption = None,
     plot_file: Annotated[
@@ -87,7 +97,7 @@ def decode(
     runs_file: RunsOption = None,
 ) -> None:
     """Compare decoders on the same prompts: seconds, forwards, rejection, likelihood, accuracy, KID-Lite0."""
-    texts, sweeps = split_decoders(decoder), parse_sweeps(sweep or [])
+    texts, sweeps = split_decoders(decoder, engines=True), parse_sweeps(sweep or [])
     check_options(prompts, {"--json": json_file, "--plot": plot_file, "--runs": runs_file})
 
     from .. import Engine
@@ -96,7 +106,7 @@ def decode(
 
     if plot_file is not None:
         check_plot(plot_file)
-    engine = Engine.from_pretrained(family, device=device)
+    engine = Engine.from_pretrained(family, device=device, quantization=quantization.value)
     with bench_bar() as bar:
         report = bench_decode(
             engine, choose_prompts(engine, prompts, prompts_file, seed), texts, sweeps, seed=seed,

@@ -53,15 +53,25 @@ class BenchCommand(Respelled):
         return super().parse_args(ctx, args)
 
 
-def split_decoders(texts: list[str]) -> list[str]:
-    """The texts of the decoders that `--decoder` names; ValueError says which there are."""
+def split_decoders(texts: list[str], *, engines: bool = False) -> list[str]:
+    """The texts of the decoders that `--decoder` names; ValueError says which there are.
+
+    Args:
+        texts: as they were given.
+        engines: whether a decoder may also say what its engine computes in.
+    """
     from ..engine.decoding import DECODERS
     from .options import read_decoders
 
     found = [text.strip() for part in texts for text in part.split(",") if text.strip()]
     if not found:
         raise ValueError(f"--decoder: give one or more of {', '.join(DECODERS)}")
-    read_decoders(found)
+    if engines:
+        from ..measure.row_engines import split
+
+        read_decoders([split(text)[0] for text in found])
+    else:
+        read_decoders(found)
     return found
 
 

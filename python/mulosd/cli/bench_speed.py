@@ -9,7 +9,17 @@ import typer
 from .bench_options import JsonOption, finish, split_decoders
 from .console import count_bar, examples
 from .files import check_file
-from .options import DecodersOption, DeviceOption, DtypeOption, FamilyOption, SeedOption, dtype_name, read_decoders
+from .options import (
+    DecodersOption,
+    DeviceOption,
+    DtypeOption,
+    FamilyOption,
+    Quantization,
+    QuantizationOption,
+    SeedOption,
+    dtype_name,
+    read_decoders,
+)
 
 THROUGHPUT_EXAMPLES = examples(
     "mulosd bench throughput --batch 1,2,4,8,16 --decoder serial,zipar,mulo",
@@ -36,6 +46,7 @@ def throughput(
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = Quantization.none,
     json_file: JsonOption = None,
 ) -> None:
     """Images a second and latency with so many requests in flight, through the scheduler."""
@@ -55,7 +66,11 @@ def throughput(
     names = read_decoders(decoder)
     loaded = Family.load(family)
     engine = Engine(
-        loaded, device=device, dtype=dtype and dtype.value, config=SchedulerConfig(max_running=max(batches))
+        loaded,
+        device=device,
+        dtype=dtype and dtype.value,
+        config=SchedulerConfig(max_running=max(batches)),
+        quantization=quantization.value,
     )
     with count_bar() as bar:
         report = bench_throughput(

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import count_bar, examples, stdout
-from .options import DecoderOption, DeviceOption, DtypeOption, SeedOption, read_decoder
+from .options import (
+    DecoderOption,
+    DeviceOption,
+    DtypeOption,
+    Quantization,
+    QuantizationOption,
+    SeedOption,
+    read_decoder,
+)
 
 if TYPE_CHECKING:
     import mulosd
@@ -58,6 +66,7 @@ def calibrate(
     trials: Annotated[int, typer.Option(help="With --keep, most settings to draw.")] = 20,
     seed: SeedOption = 0,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = Quantization.none,
     device: DeviceOption = "cpu",
 ) -> None:
     """Find the tau at which a wanted share of draft tokens is rejected, and store it in the family.
@@ -88,7 +97,7 @@ def calibrate(
     if trials < 1:
         raise ValueError(f"--trials must be at least 1, got {trials}")
     own = None if prompts_file is None else read_prompts(prompts_file)
-    engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value)
+    engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value, quantization=quantization.value)
     folder = engine.family.path
     if folder is None:
         raise ValueError(f"family {family} was not loaded from a folder, so there is nothing to store into")

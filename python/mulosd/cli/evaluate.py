@@ -17,6 +17,8 @@ from .options import (
     DeviceOption,
     DtypeOption,
     FamilyOption,
+    Quantization,
+    QuantizationOption,
     SamplingOption,
     SeedOption,
     read_sampling,
@@ -104,6 +106,7 @@ def evaluate(
     sampling: SamplingOption = "",
     seed: SeedOption = 0,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = Quantization.none,
     device: DeviceOption = "cpu",
 ) -> None:
     """Judge decoders by their images of the same prompts and seeds: distance to real ones, accuracy, likelihood,
@@ -128,7 +131,9 @@ def evaluate(
     from .. import Engine
 
     def load() -> tuple[Engine, SamplingParams]:
-        engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value)
+        engine = Engine.from_pretrained(
+            family, device=device, dtype=dtype and dtype.value, quantization=quantization.value
+        )
         return engine, read_sampling(engine.family, sampling)
 
     if protocol is not None:

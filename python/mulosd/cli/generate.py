@@ -20,15 +20,17 @@ from .files import Output, check_below, check_file
 from .image_files import check_suffix
 from .jobs import Job, job_of, missing, placed, remembered, settled
 from .options import (
-    DecoderOption,
+    MULO,
     DeviceOption,
     DevicesOption,
     DtypeOption,
     FamilyOption,
+    OwnDecoderOption,
     Quantization,
     QuantizationOption,
     SamplingOption,
     dtype_name,
+    read_decoder,
     read_devices,
     read_sampling,
     sized,
@@ -64,7 +66,7 @@ def generate(
         typer.Option("--prompts", metavar="FILE", help="More: a line each, CSV, JSONL, Parquet; - is stdin."),
     ] = None,
     family: FamilyOption = "emoji",
-    decoder: DecoderOption = "mulo",
+    decoder: OwnDecoderOption = None,
     sampling: SamplingOption = "",
     seed: Annotated[str, typer.Option(metavar="N|random", help="Same seed, same image, whatever the batch.")] = "0",
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images of each prompt.")] = 1,
@@ -98,12 +100,13 @@ def generate(
     where = Output.check(output, len(asked) * num_images)
     paths = paths_of(where, asked, num_images)
     check_paths(where, paths, stats, sheet)
-    chosen = {text: placed(one, text) for one in asked for text in [one.decoder or decoder]}
+    for one in asked:
+        placed(one, one.decoder or decoder or MULO)
 
     from .. import Engine, SchedulerConfig
     from ..engine.devices import checked_device
     from ..engine.dtypes import DTYPES
-    from ..engine.family import Family
+    from ..engine.hub import load_family
     from ..engine.models.quantized import check_device
     from .features import read_features
 
@@ -124,12 +127,14 @@ def generate(
     else:
         for place in places:
             check_device(quantization.value, checked_device(place))
-        loaded = Family.load(family, dtype=DTYPES[narrow], weights=features is not None)
+        loaded = load_family(family, dtype=DTYPES[narrow], weights=features is not None)
     given = None if features is None else read_features(features, loaded, len(asked))
     params = read_sampling(loaded, sampling)
     warnings = [] if given is not None else check_words(loaded, asked)
-    chosen = {text: sized(one, size, loaded).resolve(loaded) for text, one in chosen.items()}
-    decoders = [chosen[one.decoder or decoder] for one in asked]
+    own = decoder or loaded.config.decoder or MULO
+    texts = dict.fromkeys(one.decoder or own for one in asked)
+    chosen = {text: sized(read_decoder(text), size, loaded).resolve(loaded) for text in texts}
+    decoders = [chosen[one.decoder or own] for one in asked]
     common = remembered(loaded, params, narrow, quantization.value)
     jobs = jobs_of(asked, num_images, paths, decoders, common, given)
     todo = list(range(len(jobs))) if overwrite or not where.directory else missing(jobs)

@@ -52,7 +52,7 @@ def save_image(
         exif = Exif()
         exif[SOFTWARE] = f"mulosd {__version__}"
         # ASCII with escapes: the other character sets of EXIF are read in several ways.
-        exif.get_ifd(DETAILS)[COMMENT] = CHARSET + json.dumps(dict(settings)).encode()
+        exif[DETAILS] = {COMMENT: CHARSET + json.dumps(dict(settings)).encode()}
         image.save(file, format=kind, exif=exif.tobytes(), **options)
 
 

@@ -42,11 +42,13 @@ def info(
     """
     available = device_memory(device) if memory is None else parse_memory(memory)
 
-    from ..engine.family import Family, list_families
+    from ..engine.family import list_families
+    from ..engine.hub import load_family
 
     names = list_families() if family is None else [family]
-    loaded = [Family.load(name, weights=False).quantize(quantization.value) for name in names]
-    described = [describe(one, dtype_name(dtype, device), available) for one in loaded]
+    loaded = [load_family(name, weights=False).quantize(quantization.value) for name in names]
+    on_gpu = device.startswith("cuda")
+    described = [describe(one, dtype_name(dtype, device), available, on_gpu) for one in loaded]
     if as_json:
         typer.echo(json.dumps(described[0] if family is not None else {"families": described}, indent=2))
     elif family is not None:
@@ -55,12 +57,13 @@ def info(
         show_all(described)
 
 
-def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
+def describe(f: Family, dtype: str, available: int, on_gpu: bool) -> dict[str, Any]:
     """What `--json` prints of one family."""
     from ..data.family import scene_words
     from ..engine.conditioning import ClassConditioner
     from ..engine.dtypes import DTYPES
     from ..engine.memory import plan_memory
+    from ..engine.models.kinds import AR_MODELS, kind_of
 
     objects, backgrounds = scene_words(f)
     plan = plan_memory(f, DTYPES[dtype])
@@ -78,6 +81,9 @@ def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
         "default": {"scale": f.scale, "upsampler": f.upsampler},
         "calibration": {key: asdict(c) for key, c in f.config.calibrations.items()},
         "conditions": f.conditioner.kind,
+        "models": [kind_of(model, AR_MODELS) for model in f.models],
+        "layout": layout_text(f),
+        "decoders": applying(f),
         "parameters": f.parameters(),
         "memory": {
             "dtype": dtype,
@@ -87,9 +93,35 @@ def describe(f: Family, dtype: str, available: int) -> dict[str, Any]:
             "kv_per_request": plan.kv,
             "request": plan.request,
             "working": plan.working,
-            "largest_batch": plan.largest_batch(available),
+            "graphs": {"1": plan.graphs(1), "16": plan.graphs(16)},
+            "largest_batch": plan.largest_batch(available, graphs=on_gpu),
         },
     }
+
+
+def layout_text(f: Family) -> str:
+    """How the tokens of an image stand in a sequence, in words; empty for a raster of codes."""
+    layout = f.ar.layout(f.grids[-1])
+    said = [f"a grid of {first}x{first} tokens before the image" for first in layout.grids[:-1]]
+    said += ["a token at the end of each row"] if layout.row_ends else []
+    return ", ".join(said)
+
+
+def applying(f: Family) -> dict[str, str]:
+    """Every decoder by name, with the reason where the family cannot be drawn with it, or an empty text."""
+    from ..engine.decoding import DECODERS, parse
+
+    found = {}
+    for name in DECODERS:
+        # What a calibration would say decides nothing here.
+        text = "mulo:tau=0:radius=0:pool=1" if name == "mulo" else name
+        try:
+            parse(text).resolve(f).check_layout(f)
+        except ValueError as error:
+            found[name] = str(error)
+        else:
+            found[name] = ""
+    return found
 
 
 def show_all(families: list[dict[str, Any]]) -> None:
@@ -131,10 +163,15 @@ def show(f: dict[str, Any]) -> None:
         "words": ", ".join(f["words"]),
         "classes": "; ".join(f["classes"]),
         "conditions": f["conditions"],
+        "layout": f["layout"],
+        "decoders": ", ".join(name for name, reason in f["decoders"].items() if not reason),
         "parameters": ", ".join(f"{name} {count:,}" for name, count in f["parameters"].items()),
         "weights": f"{show_bytes(memory['weights'])} in {memory['dtype']}{held} (tokenizer and up-samplers in float32)",
         "keys and values": ", ".join(
             f"{show_bytes(n)} a request at {grid}x{grid}" for grid, n in memory["kv_per_request"].items()
+        ),
+        "graphs on a GPU": ", ".join(
+            f"{show_bytes(n)} for {count} request{'s' * (count != '1')}" for count, n in memory["graphs"].items()
         ),
         "largest batch": f"{memory['largest_batch']} in {show_bytes(memory['available'])} (estimate)",
         "calibrated": json.dumps(f["calibration"]) if f["calibration"] else "no; `mulosd calibrate` does it",

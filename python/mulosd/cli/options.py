@@ -51,6 +51,17 @@ QuantizationOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same image, whatever the batch.")]
 DECODER_TEXT = "NAME:KEY=…"
+# The decoder that is used where neither the call nor the family names one.
+MULO = "mulo"
+OwnDecoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder",
+        metavar=DECODER_TEXT,
+        help="Such as mulo:scale=4:tau=0.02; all: `mulosd decoders`.",
+        show_default=MULO,
+    ),
+]
 DecoderOption = Annotated[
     str,
     typer.Option(

@@ -51,6 +51,12 @@ class Machine:
         )
 
 
+def weights_of(report: dict[str, Any]) -> str:
+    """The type of the weights that a report is of, in words."""
+    held = report.get("quantization")
+    return str(report["dtype"]) if held is None else f"{report['dtype']}, layers in {held}"
+
+
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .machine import weights_of
 from .measures import COSTS, MEASURES, Measure, known, seconds
 from .plots import chart, colour, pyplot
 from .rows import Figure, Row, rows_of
@@ -88,7 +89,7 @@ def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("Compared with", "nothing" if reference is None else reference["name"]),
         ("Right are", report["counted"] or "not known: there is no grader"),
         ("Sampling", sampling),
-        ("Device", f"{report['device']}, {report['dtype']}"),
+        ("Device", f"{report['device']}, {weights_of(report)}"),
         ("Versions", versions),
         ("Commit", report["commit"] or "an installed package"),
         ("Date", report["date"]),

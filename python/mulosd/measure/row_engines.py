@@ -43,9 +43,10 @@ def engines_of(engine: Engine, owns: Sequence[dict[str, str]]) -> list[tuple[str
         if name not in made:
             if engine.family.path is None:
                 raise ValueError(f"a row with {name} loads the family again, and this one is in no folder")
+            kind = own.get("quantization", engine.family.quantization)
             made[name] = Engine.from_pretrained(
                 engine.family.path, device=engine.family.device, config=engine.config,
-                dtype=checked_dtype(own.get("dtype", engine.dtype)), quantization=own.get("quantization"),
+                dtype=checked_dtype(own.get("dtype", engine.dtype)), quantization=None if kind == "none" else kind,
             )  # fmt: skip
     return [(name, made[name]) for name in names]
 

@@ -112,7 +112,8 @@ class Sample:
 
 
 def origin(engine: Engine, params: SamplingParams, seed: int) -> dict[str, Any]:
-    """Where figures come from: device, versions, commit, family, sampling, seed."""
+    """Where figures come from: device, versions, commit, family, sampling, seed, and 8-bit weights if there are any."""
+    held = engine.family.quantization
     return {
         "device": device_name(torch.device(engine.family.device)),
         "versions": versions(),
@@ -120,6 +121,7 @@ def origin(engine: Engine, params: SamplingParams, seed: int) -> dict[str, Any]:
         "family": engine.family.name,
         "sampling": params.to_dict(),
         "seed": seed,
+        **({} if held is None else {"quantization": held}),
     }
 
 

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
+from ray.exceptions import RayError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..serve.app import create_app
 from ..serve.run import configure_log
@@ -26,6 +28,29 @@ class Replica:
         dead = [] if Replica.server is None else Replica.server.dead
         if dead:
             raise RuntimeError(f"dead: {', '.join(dead)}")
+
+
+class Departures:
+    """Tells the application that a client has gone as any server does: by the message `http.disconnect`.
+
+    A replica asks Ray's proxy for what the client sends. When the client leaves, Ray cancels the request and this
+    question with it, in an order that changes: the question may end with an error first, which is the same news.
+
+    Args:
+        app: the rest.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told() -> Message:
+            try:
+                return await receive()
+            except RayError:  # cancelled, or the proxy is no more: either way nobody is there who would read
+                return {"type": "http.disconnect"}
+
+        await self.app(scope, told if scope["type"] == "http" else receive, send)
 
 
 def make(settings: Settings) -> FastAPI:
@@ -49,4 +74,5 @@ def make(settings: Settings) -> FastAPI:
                     await copying
 
     app.router.lifespan_context = lifespan
+    app.add_middleware(Departures)
     return app

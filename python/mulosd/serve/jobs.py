@@ -80,17 +80,29 @@ class Job:
                 submission.close()
 
     async def _submit(self, seed: int) -> Submission:
-        left = max(0.0, self._end - time.monotonic())
+        adding = asyncio.ensure_future(self.engine.submit(self.prompt, seed=seed, **self.options))
         try:
-            return await asyncio.wait_for(self.engine.submit(self.prompt, seed=seed, **self.options), left)
-        except asyncio.TimeoutError:
-            raise self._late() from None
+            # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes as its future gets done.
+            if not (await asyncio.wait({adding}, timeout=max(0.0, self._end - time.monotonic())))[0]:
+                raise self._late()
+        except BaseException:
+            adding.cancel()
+            adding.add_done_callback(forsake)
+            raise
+        try:
+            return adding.result()
         except ValueError as error:
             raise ApiError(400, str(error), param="prompt", code="invalid_value") from error
 
     def _late(self) -> ApiError:
         message = f"the request was not done within its {self.timeout:g} s"
         return ApiError(503, message, code="deadline", retry=False)
+
+
+def forsake(adding: asyncio.Future[Submission]) -> None:
+    """Close what was added for nobody; why it was not added, if it was not, is of no interest any more."""
+    if not adding.cancelled() and adding.exception() is None:
+        adding.result().close()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -63,6 +64,10 @@ class Records:
 
         try:
             await self.app(scope, receive, told)
+        except asyncio.CancelledError:
+            if not status and record.outcome == "refused":  # its client went before it was looked at
+                record.outcome = "aborted"
+            raise
         except Exception:
             logger.exception("request %s failed", record.id)
             record.outcome = "failed"

@@ -22,7 +22,7 @@ from .schema import ImageRequest, Model, ModelFacts
 from .settings import ALL_QUALITIES, Settings
 
 # Up-samplers that a client may choose: the others read files of the server.
-UPSAMPLERS = ("latent", "pixel", "srgan", "none")
+UPSAMPLERS = ("latent", "pixel", "nearest", "srgan", "none")
 # A family keeps a table of each `pool` that was asked for, codebook size times pool.
 MOST_POOLED = 64
 

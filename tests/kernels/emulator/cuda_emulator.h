@@ -212,16 +212,30 @@ inline int __reduce_max_sync(unsigned, int value) {
   return emulate_warp(value, INT_MIN, [](int a, int b) { return a > b ? a : b; });
 }
 
-inline int atomicAdd(int* address, int value) {
-  const int before = *address;
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T before = *address;
   *address += value;
   return before;
 }
 
-inline int atomicMin(int* address, int value) {
-  const int before = *address;
+template <typename T>
+T atomicMin(T* address, T value) {
+  const T before = *address;
   if (value < before) *address = value;
   return before;
+}
+
+inline int __popc(uint32_t word) {
+  return __builtin_popcount(word);
+}
+
+inline int __clz(int word) {
+  return word == 0 ? 32 : __builtin_clz(static_cast<unsigned>(word));
+}
+
+inline float __log2f(float value) {
+  return std::log2(value);
 }
 
 inline uint32_t __float_as_uint(float value) {

@@ -11,7 +11,7 @@
 
 namespace mulosd {
 
-float4 row4[kMaxVocab / 4];  // the dynamic shared memory
+float4 row4[(kMaxVocab * 4 + kScratchBytes) / 16];  // the dynamic shared memory
 
 namespace {
 
@@ -50,6 +50,14 @@ void run_type(const Params& params, int room) {
 
 }  // namespace
 }  // namespace mulosd
+
+// The noise of words, rough and exact.
+extern "C" void emulate_noise(const uint32_t* words, float* rough, float* exact, int count) {
+  for (int i = 0; i < count; ++i) {
+    rough[i] = mulosd::rough_gumbel(words[i]);
+    exact[i] = mulosd::gumbel_of(words[i]);
+  }
+}
 
 extern "C" void emulate_local_resample(const mulosd::ResampleParams* params, int room) {
   mulosd::run_type<mulosd::LocalResample>(*params, room);

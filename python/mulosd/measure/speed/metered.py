@@ -36,6 +36,9 @@ class Metered(Decoder):
     def grids(self, family: Family) -> tuple[int, ...]:
         return self.inner.grids(family)
 
+    def check_layout(self, family: Family) -> None:
+        self.inner.check_layout(family)
+
     def bytes_per_row(self, family: Family, *, collapse: bool = False) -> int:
         return self.inner.bytes_per_row(family, collapse=collapse)
 

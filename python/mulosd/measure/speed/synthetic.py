@@ -191,15 +191,18 @@ def describe(contestants: Sequence[Contestant], bandwidth: float) -> list[dict[s
     return rows
 
 
-def decoder_contestant(engine: Engine, decoder: Decoder, sampling: SamplingParams) -> Contestant:
-    """A decoder of the engine, one request at a time."""
+def decoder_contestant(
+    engine: Engine, decoder: Decoder, sampling: SamplingParams, features: Tensor | None = None
+) -> Contestant:
+    """A decoder of the engine, one request at a time; `features` are the condition's, None those of `PROMPT`."""
     one = Contestant(decoder.name, spell(decoder), lambda seed: make(seed), decoder.settings())
 
     def make(seed: int) -> Tensor:
         # What the forwards move is counted once, in the image that warms up.
         metered = Metered(decoder, one.works) if not one.works else decoder
         recorder = Recorder()
-        request = Request(engine.family, conditions(engine, sampling.guided), seed, sampling, recorder)
+        given = conditions(engine, sampling.guided) if features is None else features
+        request = Request(engine.family, given, seed, sampling, recorder)
         tokens = run_alone(engine, request, metered).tokens
         stats = recorder.stats
         one.forwards, one.rejection, one.coverage = stats.forwards, stats.rejection, stats.coverage

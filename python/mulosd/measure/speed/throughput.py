@@ -11,6 +11,7 @@ import numpy as np
 
 from ...engine.decoding.base import Decoder
 from ...engine.decoding.spec import spell
+from ..machine import weights_of
 from ..rows import rows_of
 from ..run import origin
 from ..statistics import spread
@@ -171,7 +172,7 @@ def throughput_table(report: dict[str, Any]) -> Table:
     return table(
         rows,
         columns,
-        f"{report['family']}, {report['dtype']}: requests in flight, closed loop",
+        f"{report['family']}, {weights_of(report)}: requests in flight, closed loop",
         f"{report['device']}. Latency in seconds; gain over the smallest batch of the decoder",
         gap=1,
     )
