@@ -121,9 +121,6 @@ class MuloSD(Decoder):
         vocab = family.ar.config.vocab_size
         if values["pool"] > vocab:
             raise ValueError(f"pool must be at most the codebook size {vocab}, got {values['pool']}")
-        side = family.grids[-1]
-        if values["radius"] > side:
-            raise ValueError(f"radius must be at most the {side} cells of the target's side, got {values['radius']}")
         rows = self.rows_per_cycle
         if rows is not None and scale is not None and rows % scale:
             raise ValueError(f"rows_per_cycle must be a multiple of the scale {scale}, got {rows}")

@@ -27,9 +27,9 @@ def decode_layers_reference(
             q = F.rms_norm(q, (dim,), layer.q_norm.to(q.dtype), eps)
             k = F.rms_norm(k, (dim,), layer.k_norm.to(k.dtype), eps)
         q, k, v = (t.to(k_cache.dtype) for t in (q, k, v))
-        q = kv_write_reference(q, k, v, slots, stack.rotary, k_cache, v_cache, None)
+        q = kv_write_reference(q, k, v, slots, stack.rotary, k_cache, v_cache, None, None)
         attended, _ = verify_attention_reference(
-            q, k_cache, v_cache, slots, valid, kv_len, None, None, None, None, False, None
+            q, k_cache, v_cache, slots, valid, kv_len, None, None, None, None, False, None, None
         )
         x = fused_linear_reference(attended.to(x.dtype).flatten(-2), *layer.wo, None, eps, False, x)
         inner = fused_linear_reference(x, *layer.w13, layer.ffn_norm, eps, True, None)

@@ -58,7 +58,7 @@ def test_a_rate_of_zero_is_the_fixed_decoder_and_others_are_not(engine: Engine, 
     same = fixed.changed(entropy_radius=1e-9)
     assert torch.equal(tokens(engine, same, sampling), tokens(engine, fixed, sampling))
     wide = MuloSD(scale=2, tau=tau, radius=0, pool=1).changed(entropy_radius=1000.0)
-    raster = MuloSD(scale=2, tau=tau, radius=engine.family.grids[-1], pool=1)
+    raster = MuloSD(scale=2, tau=tau, radius=1000, pool=1)
     assert torch.equal(tokens(engine, wide, sampling), tokens(engine, raster, sampling))
     none = MuloSD(scale=2, tau=0.0, radius=1, pool=1).changed(entropy_radius=1.0)
     assert torch.equal(tokens(engine, none, sampling), tokens(engine, DraftOnly(2), sampling))
@@ -68,10 +68,3 @@ def test_a_rate_of_zero_is_the_fixed_decoder_and_others_are_not(engine: Engine, 
 def test_rates_that_mean_nothing_are_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="entropy_radius"):
         MuloSD.from_settings({"entropy_radius": rate})
-
-
-def test_a_radius_beyond_the_grid_is_refused(engine: Engine) -> None:
-    side = engine.family.grids[-1]
-    with pytest.raises(ValueError, match=f"radius must be at most the {side} cells .* got {side + 1}"):
-        MuloSD(scale=2, tau=0.1, radius=side + 1, pool=1).resolve(engine.family)
-    assert MuloSD(scale=2, tau=0.1, radius=side, pool=1).resolve(engine.family).radius == side
