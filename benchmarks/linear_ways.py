@@ -4,8 +4,8 @@
 
 An engine is TYPE:WAY, TYPE one of float32, bfloat16, int8 and WAY one of auto, torch, left, onednn, native. For each:
 the least seconds and CPU seconds an image, CPU time by forward, the floor (its weights over the speed at which this CPU
-streams as many bytes, measured in the same run), and the share of tokens that are those of the first engine. Seconds of a
-busy machine say little; CPU seconds of one thread say more.
+streams as many bytes, measured in the same run), and the share of tokens that are those of the first engine. Seconds
+of a busy machine say little; CPU seconds of one thread say more.
 """
 
 from __future__ import annotations
