@@ -14,6 +14,7 @@ import mulosd
 from mulosd.cli import app
 from mulosd.cli.options import read_decoders
 from mulosd.engine.family import Family
+from mulosd.measure.row_engines import split
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +66,10 @@ def test_the_commands_exist(page: str) -> None:
         told = command.make_context("mulosd", list(rest)).params  # an option that there is not is a usage error
         decoder = told.get("decoder") or []
         texts = [decoder] if isinstance(decoder, str) else list(decoder)
-        assert len(read_decoders([t.replace("$V", "verify_dtype=bfloat16") for t in texts])) >= len(texts), words
+        texts = [text.replace("$V", "verify_dtype=bfloat16") for text in texts]
+        if words[:2] == ["bench", "decode"]:
+            texts = [split(part)[0] for text in texts for part in text.split(",")]
+        assert len(read_decoders(texts)) >= len(texts), words
 
 
 def test_the_readme_is_a_door() -> None:
