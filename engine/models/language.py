@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..layout import Layout
 from .ar_model import ARModel, masked
-from .layers import Block, Linear, RMSNorm, project, whole
+from .layers import Block, RMSNorm, project, whole
+from .linear import Linear
 
 # What stands in a prefix where there is no text token.
 PADDING = -1
