@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..family import list_families
 from ..paths import expanded
 from ..weights import opened, read_shapes
 
@@ -65,7 +66,8 @@ def find(source: str | Path) -> Path | None:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"there is no folder {text}, and the repository {text} is neither in the cache nor can it be reached "
-            f"({reason}): fetch it where there is a network (hf download {text}), and give the folder"
+            f"({reason}): fetch it where there is a network (hf download {text}), and give the folder, or one of the "
+            f"bundled families: {', '.join(list_families())}"
         ) from error
 
 

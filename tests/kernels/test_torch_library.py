@@ -54,9 +54,11 @@ def samples() -> list[tuple[str, tuple[Any, ...]]]:
 
 def test_every_op_is_registered_and_sampled() -> None:
     diagnose()
-    assert len(OP_MODULES) == 6
-    assert {name for name, _ in samples()} == set(OPS)
-    assert all(op.schema for op in OPS.values())
+    assert len(OP_MODULES) == 7
+    # It takes the layers of a model, not tensors alone: no operator of torch, and in no compiled region.
+    operators = {name: op for name, op in OPS.items() if name != "decode_layers"}
+    assert {name for name, _ in samples()} == set(operators)
+    assert all(op.schema for op in operators.values())
 
 
 @pytest.mark.parametrize(("name", "args"), samples())

@@ -44,6 +44,7 @@ class FakeFamily:
 
     name, path, grids, image_sizes, scales = "fake", FOLDER, (8, 16, 32), (64, 128, 256), (2, 4)
     device = torch.device("cpu")
+    quantization = None
     sampling = SamplingParams()
     upsampler = "latent"
     calibration, scale = Family.calibration, Family.scale

@@ -14,8 +14,8 @@ from .running import run
 
 # On sm_80 and sm_90, Triton 3.6 and 3.9, a few percent above what was counted. A change that needs more must say why.
 BUDGETS: dict[tuple[str, str], Totals] = {
-    ("kv_write", "cuda"): Totals(1.26, 1.0, 0.0, 1.01, 7_600),
-    ("kv_write", "triton"): Totals(1.01, 1.0, 0.0, 1.01, 7_100),
+    ("kv_write", "cuda"): Totals(1.28, 1.0, 0.0, 1.01, 7_600),
+    ("kv_write", "triton"): Totals(1.02, 1.0, 0.0, 1.01, 7_100),
     ("nearest_code", "cuda"): Totals(1.55, 1.0, 0.0, 1.08, 108_000),
     ("nearest_code", "triton"): Totals(7.6, 2.41, 0.01, 1.08, 84_000),
     ("expand_islands", "cuda"): Totals(1.25, 1.4, 0.05, 1.25, 38_500),
