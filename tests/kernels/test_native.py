@@ -157,8 +157,8 @@ def test_kernels_spill_nothing(build: tuple[Path, str]) -> None:
     assert Counter(name for entry in entries for name in KERNELS if name in entry) == KERNELS
     assert len(entries) == len(spills) == len(registers) == sum(KERNELS.values())
     spilt = {e: int(n[0]) for e, n in zip(entries, spills, strict=True) if n != ("0", "0", "0")}
-    # 80 entries a thread fill the registers of a multiprocessor: of rows too long for its shared memory, which no device
-    # of sm_90 needs at 16 bits, a few words go to the stack.
+    # 80 entries a thread fill the registers of a multiprocessor: of rows too long for its shared memory a few words go to
+    # the stack. No device of sm_90 needs them at 16 bits.
     assert all("Li80E" in entry for entry in spilt), spilt
     assert all(size <= (48 if "pooled_mass_kernel" in entry else 24) for entry, size in spilt.items()), spilt
     for entry, used in zip(entries, registers, strict=True):
