@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import mulosd.engine.models.linear as linear_module
 from mulosd.engine import host_step, linear_choice
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
@@ -31,6 +32,7 @@ WAYS = [
     "left",
     pytest.param("onednn", marks=pytest.mark.skipif(not has_onednn(), reason="torch without oneDNN")),
     pytest.param("native", marks=needs_native),
+    "wide",
 ]
 
 
@@ -53,7 +55,8 @@ def test_every_way_is_the_product(way: str, rows: int, bias: bool) -> None:
     torch.manual_seed(0)
     layer = Linear(64, 48, bias=bias)
     x = torch.randn(rows, 1, 64)
-    layer.ways = {torch.float32: (way,) * len(CLASS_ROWS), torch.bfloat16: (way,) * len(CLASS_ROWS)}
+    narrow_way = "torch" if way == "onednn" and not has_onednn(torch.bfloat16) else way
+    layer.ways = {torch.float32: (way,) * len(CLASS_ROWS), torch.bfloat16: (narrow_way,) * len(CLASS_ROWS)}
     with torch.inference_mode():
         found = layer(x)
         assert found.shape == (rows, 1, 48) and found.is_contiguous()
@@ -97,6 +100,42 @@ def test_only_what_is_clearly_faster_takes_the_place_of_torch() -> None:
     assert fastest({"torch": 100.0, "native": 80.0, "onednn": 70.0}) == "onednn"
     assert fastest({}) == "torch"
     assert Times([{"torch": 9.0, "onednn": 1.0, "left": 2.0}]).ways(packs=False) == ("left",)
+
+
+def test_a_cpu_whose_onednn_refuses_bfloat16_is_served_by_other_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch refuses on CPUs with AVX2 alone."""
+    real = linear_choice.pack
+
+    def refusing(weight: torch.Tensor) -> torch.Tensor:
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512bw")
+        return real(weight)
+
+    for module in (linear_choice, linear_module):
+        monkeypatch.setattr(module, "pack", refusing)
+    has_onednn.cache_clear()
+    try:
+        assert not has_onednn(torch.bfloat16)
+        layer = Linear(32, 16)
+        ways = linear_choice.candidates(layer, torch.bfloat16, 1)
+        assert "onednn" not in ways and {"torch", "wide"} <= set(ways)
+        assert linear_choice.fixed("onednn", layer, torch.bfloat16) == ("torch",) * len(CLASS_ROWS)
+        x = torch.randn(3, 32).bfloat16()
+        exact = (x.float() @ layer.weight.T).bfloat16()
+        torch.testing.assert_close(ways["wide"](x), exact, atol=2e-2, rtol=2e-2)
+    finally:
+        has_onednn.cache_clear()
+
+
+def test_cpus_of_one_name_have_times_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual machines call CPUs of several generations by one name."""
+    text = "model name : EPYC\ncpu family : 25\nmodel : 1\nflags : fpu avx2{}\n\nmodel name : other\n"
+    files = []
+    for more in ("", " avx512f"):
+        monkeypatch.setattr(linear_choice.Path, "read_text", lambda _, more=more: text.format(more))
+        files.append(kept_file())
+        assert linear_choice.processor().startswith("EPYC 25 1 ")
+    assert files[0] != files[1]
 
 
 def small_family() -> Family:
@@ -162,7 +201,7 @@ def test_a_folder_that_cannot_be_written_to_costs_the_file_alone(own_folder: Pat
 
 
 def test_what_cannot_be_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="linear must be one of auto, torch, left, onednn, native, got 'fast'"):
+    with pytest.raises(ValueError, match="linear must be one of auto, torch, left, onednn, native, wide, got 'fast'"):
         Engine.from_pretrained("emoji", linear="fast")
     monkeypatch.setenv(linear_choice.ENVIRONMENT, "left")
     assert checked_linear(None) == "left"
