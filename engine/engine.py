@@ -414,16 +414,21 @@ class Engine:
                 self.abort(number)
 
     def warmup(self, decoder: DecoderLike = None, sampling: SamplingLike = None) -> None:
-        """Make one image and forget it, so that the first request meets warm caches, buffers and kernels.
+        """Make an image and forget it, so that the first request meets warm caches, buffers and kernels.
 
-        On a GPU its steps are then captured for as many requests as the scheduler runs at a time; the sampling
-        parameters are part of a step.
+        On a GPU the steps that such requests may need are then captured, those of verifications too, for as many of
+        them as the scheduler runs at a time, as far as there is room; `mulo` draws a few images for that, with nothing
+        rejected, with everything and between. Warm up for each decoder and each way to sample that will be asked for.
 
         Args:
-            decoder, sampling: as for `generate`, those that requests will ask for.
+            decoder, sampling: as for `generate`.
         """
+        from .decoding.rehearsal import rehearsals
+
         condition = Condition(self.family.null_features(1))
-        self.generate(self.family.conditioner.example, decoder=decoder, sampling=sampling, features=condition)
+        chosen, params = self.resolve(decoder, sampling)
+        for one in rehearsals(chosen) if self._device.type == "cuda" else (chosen,):
+            self.generate(self.family.conditioner.example, decoder=one, sampling=params, features=condition)
         with self._lock, torch.inference_mode(), exact_float32(self._device):
             self.scheduler.capture()
 

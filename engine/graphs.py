@@ -30,7 +30,7 @@ from .batch import Draw, Feed, Result, Tree, span
 from .cache import KVCache, Lane
 from .collapse import weigh
 from .devices import send, upload
-from .graph_key import FEW, Drawing, Key, bucket, key_of, rows_for
+from .graph_key import Drawing, Key, key_of
 from .graph_memory import StepBytes, step_bytes, total_bytes
 from .models.eagle import EagleDrafter
 from .sampling import Logits
@@ -56,17 +56,20 @@ def graph_bytes(cache: KVCache) -> int:
     return total_bytes(step.bytes for step in cache.steps.values())
 
 
+def more_bytes(cache: KVCache, key: Key) -> int:
+    """Bytes that the steps of a cache would hold more with one of this key."""
+    need = step_bytes(cache.model, cache.slots, key)
+    return total_bytes([*(step.bytes for step in cache.steps.values()), need]) - graph_bytes(cache)
+
+
 def made(cache: KVCache, key: Key) -> StaticStep | None:
     """A new step; None where it does not fit into the budget of the cache or the memory of the device."""
-    need = step_bytes(cache.model, cache.slots, key)
-    if cache.room is not None:
-        more = total_bytes([*(step.bytes for step in cache.steps.values()), need]) - graph_bytes(cache)
-        if more > cache.room():
-            refuse(cache, key, f"kv_budget leaves no {more / 2**20:.1f} MiB")
-            return None
+    if cache.room is not None and (more := more_bytes(cache, key)) > cache.room():
+        refuse(cache, key, f"kv_budget leaves no {more / 2**20:.1f} MiB")
+        return None
     try:
         with cache.guard():
-            return StaticStep(cache, key, need)
+            return StaticStep(cache, key, step_bytes(cache.model, cache.slots, key))
     except torch.OutOfMemoryError:
         refuse(cache, key, "the device has no memory")
         torch.cuda.empty_cache()
@@ -78,28 +81,6 @@ def refuse(cache: KVCache, key: Key, reason: str) -> None:
     if key not in cache.refused:
         LOG.warning("%s for the buffers and the graph of %s: these steps run kernel by kernel", reason, key)
     cache.refused.add(key)
-
-
-def capture_all(cache: KVCache, requests: int) -> None:
-    """Capture the steps that a cache has used for all numbers of rows that so many requests may take, and for fewer
-    tokens a row, as a window has them at its ends.
-
-    Verifications are captured as they come: requests are seldom in one at the same time.
-    """
-    for key in [key for key in cache.steps if key.width <= FEW]:
-        branches = 2 if key.drawing is None or key.drawing.params.guided else 1
-        for rows in sorted({rows_for(cache, rows) for rows in powers(min(key.rows, branches), branches * requests)}):
-            for width in powers(1, key.width):
-                other = key._replace(rows=rows, width=width)
-                step = None if other in cache.steps else made(cache, other)
-                if step is not None:
-                    cache.steps[other] = step
-                    step.prepare()
-
-
-def powers(first: int, last: int) -> list[int]:
-    """Powers of two from a first one on, up to the bucket of the last."""
-    return [1 << i for i in range(first.bit_length() - 1, bucket(last).bit_length())]
 
 
 class StaticStep:

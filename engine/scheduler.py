@@ -13,7 +13,8 @@ from .cache import KVCache, prefix_slots
 from .decoding.base import Decoder
 from .family import Family
 from .graph_memory import decoding_bytes
-from .graphs import capture_all, graph_bytes
+from .graph_warmup import capture_all
+from .graphs import graph_bytes
 from .models.eagle import Model
 from .request import Request, Update
 from .runner import run, wants_static
@@ -154,10 +155,10 @@ class Scheduler:
         return bool(self.waiting or self.running or self.news)
 
     def capture(self) -> None:
-        """Capture the steps that the caches have used, for every number of requests that may be under way."""
-        for cache in self.caches.values():
-            if cache.device.type == "cuda" and self.config.static is not False:
-                capture_all(cache, self.config.max_running)
+        """Capture the steps that requests like those before may need, as many at a time as may be under way."""
+        if self.config.static is not False:
+            on_gpu = [cache for cache in self.caches.values() if cache.device.type == "cuda"]
+            capture_all(on_gpu, self.config.max_running, self.config.max_tokens)
 
     @torch.inference_mode()
     def step(self) -> list[Update]:

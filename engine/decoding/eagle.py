@@ -115,6 +115,10 @@ class Eagle(OneGrid):
         own = KVCache.bytes_per_row(family.eagle_drafter(grid), grid)
         return own + super().bytes_per_row(family, collapse=collapse)
 
+    def taken(self, tree: DraftTree, path: list[int]) -> list[int]:
+        """The nodes of a tree that become tokens where those of a path stand; a warm-up overrides it."""
+        return path
+
     def plan(self, request: Request) -> Plan:
         grid = self.side(request.family)
         with request.recorder.stage("eagle"):
@@ -218,6 +222,7 @@ class Speculation:
             path, token = self.likeliest(tree, result)
         else:
             path, token = self.judged(tree, result)
+        path = self.decoder.taken(tree, path)
         stop = done + len(path)
         chosen = upload(path, self.tokens.device)
         self.tokens[done : stop - 1] = tree.tokens[chosen[1:]]

@@ -33,7 +33,7 @@ class Counts:
         eager: forwards that no graph replayed; those of prefixes alone are not counted, of which a request has one a
             grid, whatever its size.
         faults: mixed devices, what a capture forbids and the like, by what and where.
-        destroyed: graphs that went meanwhile.
+        destroyed, captured: graphs that went meanwhile, and that were made.
         rows, needed: of the steps of fixed shapes, rows of the cache that they computed, and those that requests fed.
     """
 
@@ -45,6 +45,7 @@ class Counts:
     launches: int = 0
     faults: dict[tuple[str, str], int] = field(default_factory=dict)
     destroyed: int = 0
+    captured: int = 0
     rows: int = 0
     needed: int = 0
 
@@ -104,6 +105,7 @@ def counted(
         sum(log.launches.values()),
         {**log.mixes, **log.illegal},
         log.destroyed - before,
+        len(log.captures),
         rows,
         needed,
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from mulosd.engine import graph_key
 from mulosd.engine.engine import Engine
 from mulosd.engine.scheduler import SchedulerConfig
 
@@ -83,6 +84,7 @@ def assert_right(runs: Runs) -> None:
             assert torch.equal(made, drawn)
         assert counts.faults == {}
         assert counts.destroyed == 0, "a graph went after the warm-up"
+        assert counts.captured == 0, "a request waited for a capture"
 
 
 @pytest.fixture(scope="module", params=DECODERS)
@@ -106,6 +108,14 @@ def test_a_step_costs_the_host_no_more_than_its_budget(measured: tuple[str, Runs
     assert one.rows == one.needed
     assert runs.six.rows <= 2 * runs.six.needed and runs.staggered.rows <= 2 * runs.staggered.needed
     assert min(shares) >= LEAST_SHARE, shares
+
+
+def test_nothing_is_captured_after_the_warm_up_where_steps_read_more_and_more_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On grids of many buckets of keys, requests at several places share steps that none of them takes alone."""
+    monkeypatch.setattr(graph_key, "KEYS", 16)
+    assert_right(measure("text", "mulo, windows", "cuda"))
 
 
 @pytest.mark.parametrize(("name", "launches"), [("serial", 0), ("zipar", 2)])

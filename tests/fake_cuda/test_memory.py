@@ -212,3 +212,47 @@ def test_without_memory_for_the_buffers_of_a_step_it_runs_anyway(
     log.refuse = None
     assert_drawn(ends(engine, MULO, range(2)), MULO, alone)
     assert log.replays and log.sound()
+
+
+@pytest.mark.parametrize("room", [0.1, 0.4])
+def test_a_warm_up_takes_no_more_than_the_budget_and_says_so(
+    log: Log, alone: Callable[[Decoder, int], torch.Tensor], room: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps of few tokens come first: those of verifications are what finds no room."""
+    whole = engine_for(4)
+    whole.warmup(MULO, SAMPLING)
+    rows = sum(cache.bytes for cache in whole.caches.values())
+    budget = rows + int(room * (held(whole) - rows))
+    del whole
+    engine = engine_for(4, budget)
+    caplog.clear()
+    engine.warmup(MULO, SAMPLING)
+    [told] = [record for record in caplog.records if "no room for" in record.getMessage()]
+    assert told.levelname == "WARNING"
+    for cache in engine.caches.values():
+        assert max(key.rows for key, step in cache.steps.items() if key.width == 1 and step.graph) == len(cache.used)
+    assert held(engine) <= budget
+    assert_drawn(ends(engine, MULO, range(4)), MULO, alone)
+    assert held(engine) <= budget and log.sound()
+
+
+def test_a_warm_up_takes_at_most_half_of_the_free_memory(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_for(4)
+    engine.generate("apple", decoder=SERIAL, sampling=SAMPLING)
+    before = len(log.captures)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (64, 1 << 30))
+    engine.warmup(SERIAL, SAMPLING)
+    assert len(log.captures) == before
+    monkeypatch.undo()
+    engine.warmup(SERIAL, SAMPLING)
+    assert len(log.captures) > before
+
+
+def test_a_warm_up_without_memory_for_graphs_ends(log: Log, alone: Callable[[Decoder, int], torch.Tensor]) -> None:
+    engine = engine_for(2)
+    log.refuse = lambda count, _: log.capturing is not None
+    engine.warmup(MULO, SAMPLING)
+    assert not log.captures
+    log.refuse = None
+    assert_drawn(ends(engine, SERIAL, range(2)), SERIAL, alone)
+    assert log.replays and log.sound()
