@@ -65,7 +65,8 @@ def spread(rejected: Tensor, entropies: Tensor, radius: int, rate: float) -> Ten
         bool [H, W], nothing before the first rejected cell in raster order.
     """
     height, width = rejected.shape
-    radii = (radius + rate * entropies).round().clamp(0, max(height, width)).long()
+    # NaN on a GPU, where logits are not finite: that is told when tokens are drawn from them.
+    radii = (radius + rate * entropies).nan_to_num(radius).round().clamp(0, max(height, width)).long()
     out = rejected.clone()
     for r in radii[rejected].unique().tolist():
         cells = (rejected & (radii == r)).float()[None, None]

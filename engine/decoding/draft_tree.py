@@ -13,6 +13,7 @@ Which nodes stand, `accept` says: speculative sampling over trees, exact, or rel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +28,12 @@ from ..sampling import Logits, Noise, SamplingParams, processed
 
 # Purposes of the random numbers of drafting and of acceptance, see `philox.Purpose`.
 DRAFT_PURPOSE, ACCEPT_PURPOSE = 1 << 24, (1 << 24) + 1
+
+
+def check_told(flags: Sequence[float], model: str) -> None:
+    """ValueError when one of the flags, which were read along with something else, says that logits were not finite."""
+    if any(flags):
+        raise ValueError(f"{model} gave NaN or infinite logits: its weights are damaged, or too large for its type")
 
 
 class Stream:
@@ -183,7 +190,11 @@ class Growth:
         self._tip_feature = features
 
     def cut(self, total: int) -> DraftTree:
-        """The best `total` nodes, best first, behind the root. One read of the device."""
+        """The best `total` nodes, best first, behind the root. One read of the device.
+
+        Raises:
+            ValueError: the drafter gave logits that are not finite; of ranks that are sorted, NaN goes first.
+        """
         k, device = self.top_k, self.root.device
         ranks = torch.cat([c.rank.flatten() for c in self.layers])
         tokens = torch.cat([c.tokens.flatten() for c in self.layers])
@@ -192,7 +203,9 @@ class Growth:
         best = best[:total]
         picked = torch.cat(self._picked or [self.root[:0]])
         count = len(best)
-        host = torch.cat([best, rank[:total] > 0, picked]).tolist()
+        host = torch.cat([rank[:1].isnan(), best, rank[:total] > 0, picked]).tolist()
+        check_told(host[:1], "the feature drafter")
+        host = host[1:]
         chosen = [c for c, drawn in zip(host[:count], host[count : 2 * count], strict=True) if drawn]
         picks = host[2 * count :]
         # Rows of children: row 0 is the root's, then one for each expanded node, layer by layer.
@@ -320,7 +333,10 @@ def accept_greedily(p: Tensor, tree: DraftTree, relaxed: Lantern, neighbours: Te
         return [0]
     token = tree.tokens[1:, None]
     before = p[torch.tensor(tree.parents[1:], device=p.device)]
-    stands = (relaxed.lend(before, token, neighbours).argmax(dim=-1) == token[:, 0]).tolist()
+    likeliest = relaxed.lend(before, token, neighbours).argmax(dim=-1) == token[:, 0]
+    host = torch.cat([likeliest, p[:, 0].isnan()]).tolist()
+    check_told(host[len(token) :], "the model")
+    stands = host[: len(token)]
     # Parents come before their children, and better nodes before worse ones.
     paths = [[0]]
     for node, parent in enumerate(tree.parents[1:], start=1):

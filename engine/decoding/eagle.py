@@ -45,6 +45,7 @@ from .draft_tree import (
     Stream,
     accept,
     accept_greedily,
+    check_told,
     greedy_scores,
 )
 
@@ -249,13 +250,16 @@ class Speculation:
         positions = [self.done + layer for layer in tree.layers]
         p = greedy_scores(logits_of(result), self.request.sampling, positions).softmax(dim=-1)
         path = accept_greedily(p, tree, self.decoder.relaxed, self.table)
-        return path, p[path[-1]].argmax()[None]
+        last = p[path[-1]][None]
+        return path, last.argmax(dim=-1).masked_fill(last[:, 0].isnan(), -1)
 
     def judged(self, tree: DraftTree, result: Result) -> tuple[list[int], Tensor]:
         """The path that rejection sampling leaves, and a token from what it leaves behind it."""
         device = self.tokens.device
         positions = [self.done + layer for layer in tree.layers]
         p = processed(logits_of(result), self.request.sampling, positions).softmax(dim=-1)
+        # A row that is not finite is NaN throughout: told with what the host reads anyway, or by a token of -1.
+        broken = p[:, 0].isnan()
         path = [0]
         if tree.q is not None:
             inner = sorted(set(tree.parents[1:]))
@@ -274,12 +278,15 @@ class Speculation:
                 self.decoder.relaxed,
                 self.table,
             )
-            choice = verdict.choice.tolist()
+            host = torch.cat([verdict.choice, broken]).tolist()
+            choice = host[: len(inner)]
+            check_told(host[len(inner) :], "the model")
             while path[-1] in row and choice[row[path[-1]]] >= 0:
                 path.append(where[row[path[-1]]][choice[row[path[-1]]]])
             p = p.index_copy(0, nodes, verdict.residual)
         noise = self.noise.rows([self.done + len(path) - 1])
-        return path, (p[path[-1]].log() + noise).argmax(dim=-1)
+        token = (p[path[-1]].log() + noise).argmax(dim=-1)
+        return path, token if tree.q is not None else token.masked_fill(broken, -1)
 
 
 def features_of(result: Result) -> Tensor:

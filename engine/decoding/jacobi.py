@@ -173,6 +173,10 @@ class Independent(Iteration):
         p = processed(logits, self.request.sampling, range(here.start, here.stop)).softmax(dim=-1)
         guesses, q = self.tokens[here, None], self.q[here]
         ratio = (p.gather(1, guesses) / q.gather(1, guesses))[:, 0].cpu()
+        if bool(ratio.isnan().any()):
+            raise ValueError(
+                "the model gave NaN or infinite logits: its weights are damaged, or too large for its type"
+            )
         # A number each: the host has them before a GPU has begun.
         where = torch.arange(here.start, here.stop)
         uniform = philox.uniform(torch.full_like(where, self.request.seed), where, 1, self.purpose(1))[:, 0]

@@ -75,7 +75,7 @@ class Product(DraftOnly):
 
 
 def draw_product(logits: Logits, factors: Tensor, noise: Tensor, params: SamplingParams) -> Tensor:
-    """Tokens int64 [n], each from its target distribution times exp(factor).
+    """Tokens int64 [n], each from its target distribution times exp(factor); -1 on a GPU where logits are not finite.
 
     Args:
         logits: [n, V] of the target, one row a raster position from 0 on.
@@ -86,4 +86,5 @@ def draw_product(logits: Logits, factors: Tensor, noise: Tensor, params: Samplin
     drawn = params.temperature > 0
     kept = processed(logits, params if drawn else replace(params, temperature=1.0), range(len(factors)))
     total = kept.log_softmax(dim=-1) + factors
-    return torch.argmax(total + noise if drawn else total, dim=-1)
+    tokens = torch.argmax(total + noise if drawn else total, dim=-1)
+    return tokens.masked_fill(total[:, 0].isnan(), -1)

@@ -52,8 +52,7 @@ def local_resample(
         backend: force "cuda", "triton" or "torch".
 
     Returns:
-        int64 [R]. The CUDA and Triton backends do not wait for the device: there a row that the torch backend raises
-        for gives -1.
+        int64 [R]. On a GPU no backend waits for the device: there a row that the CPU raises for gives -1.
 
     Raises:
         ValueError: an argument is wrong, or a row holds NaN or +inf, or nothing but -inf (the row is named).

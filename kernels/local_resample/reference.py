@@ -34,5 +34,7 @@ def local_resample_reference(
         elif seed is not None and position is not None:
             logits = logits + philox.gumbel(seed, position, logits.shape[1], purpose)
     best, token = logits.max(dim=-1)
+    if best.device.type != "cpu":
+        return token.where(best.isfinite(), -1)
     check_rows(best)
     return token

@@ -91,4 +91,6 @@ def pooled_mass_reference(
     else:
         # Summed in float64, so that a larger neighbourhood never has a smaller mass by rounding.
         mass = probability.gather(1, neighbours[tokens].long()).double().sum(dim=-1).float().clamp_(max=1.0)
+    if mass.device.type != "cpu":
+        mass = mass.where(probability[:, 0].isfinite(), 0.0)  # of a row that is not finite
     return PooledMass(mass, mass >= tau)

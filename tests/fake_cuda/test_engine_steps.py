@@ -33,13 +33,13 @@ BUDGETS = {
     "serial": Budget(0.14, 1.8),
     "zipar": Budget(0.28, 6.0),
     "jacobi": Budget(1.8, 18.0),
-    "jacobi, independent": Budget(2.8, 54.0),
+    "jacobi, independent": Budget(1.6, 41.0),
     "mulo, raster": Budget(0.24, 2.6),
     "mulo, windows": Budget(0.52, 8.5),
     "mulo, cascade of scale 4": Budget(0.6, 10.0),
     "mulo, rows by rows": Budget(0.3, 3.4),
     "draft-only": Budget(0.6, 8.0),
-    "eagle": Budget(2.4, 95.0),
+    "eagle": Budget(0.9, 85.0),
 }
 # Of the forwards behind the prefixes, with one request, six at a time, and six that come one after the other.
 LEAST_SHARE = 0.9
