@@ -39,11 +39,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kTail>) local_resample_kerne
   const bool noisy = p.logits.temperature != 0.0f;
   const float* noise = p.gumbel ? p.gumbel + static_cast<int64_t>(blockIdx.x) * vocab : nullptr;
   const bool draw = noisy && noise == nullptr;
-  const uint64_t key = draw ? static_cast<uint64_t>(p.seed[blockIdx.x]) : 0;
-  const uint32_t position = draw ? static_cast<uint32_t>(p.position[blockIdx.x]) : 0;
+  uint64_t key = draw ? static_cast<uint64_t>(p.seed[blockIdx.x]) : 0;
+  uint32_t position = draw ? static_cast<uint32_t>(p.position[blockIdx.x]) : 0;
 
   Best best{-INFINITY, INT_MAX};
   const auto words_of = [&](int quad, uint32_t (&words)[4]) {
+    if constexpr (kTail > 0) {  // read again each time: of a thread that holds its part of the row some would spill
+      key = static_cast<uint64_t>(*static_cast<const volatile int64_t*>(p.seed + blockIdx.x));
+      position = static_cast<uint32_t>(*static_cast<const volatile int64_t*>(p.position + blockIdx.x));
+    }
     const Words4 drawn = philox4x32(key, Words4{static_cast<uint32_t>(quad), position, p.purpose, 0});
     words[0] = drawn.x, words[1] = drawn.y, words[2] = drawn.z, words[3] = drawn.w;
   };

@@ -66,10 +66,8 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
   const int64_t of = attention_row(p, b);
   const T* const keys = static_cast<const T*>(p.k) + of * p.k_stride[0] + kv_head * p.k_stride[2];
   const T* const values = static_cast<const T*>(p.v) + of * p.v_stride[0] + kv_head * p.v_stride[2];
-  const int64_t* const slots = p.slots ? p.slots + b * p.slots_stride[0] : nullptr;
-  const int32_t* const block = p.block ? p.block + b * p.block_stride[0] : nullptr;
   const auto slot_of = [&](int query) {
-    return slots ? static_cast<int>(slots[query * p.slots_stride[1]]) : p.start + query;
+    return p.slots ? static_cast<int>(p.slots[b * p.slots_stride[0] + query * p.slots_stride[1]]) : p.start + query;
   };
 
   // Rows l and l + 32 of the block, by which every warp finds for itself what the block sees. -1: padding.
@@ -110,10 +108,11 @@ __global__ void __launch_bounds__(kAttentionThreads, tile_blocks(kDim)) verify_a
   const int draft = (p.kv_len + kTileKeys - 1) / kTileKeys;  // the first tile of the draft
   const int end = min(p.kv_len, last + 1);                   // no row of the block sees a committed key from there on
   const int committed_high = min(high, (end + kTileKeys - 1) / kTileKeys);
-  const int draft_high = block ? min(high, draft + (used + kTileKeys - 1) / kTileKeys) : 0;
+  const int draft_high = p.block ? min(high, draft + (used + kTileKeys - 1) / kTileKeys) : 0;
   const auto word_of = [&](int of_query, int word) {
     if (of_query < 0 || word * 32 >= used) return 0u;
-    return static_cast<uint32_t>(block[of_query * p.block_stride[1] + word]) & first_bits(used - word * 32);
+    return static_cast<uint32_t>(p.block[b * p.block_stride[0] + of_query * p.block_stride[1] + word]) &
+           first_bits(used - word * 32);
   };
 
   // The first tile from `index` on of which any row sees a key. All warps find the same.
