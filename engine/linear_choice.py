@@ -49,6 +49,7 @@ from .models.linear import (
     pack,
     packed_linear,
     wide_linear,
+    widens,
 )
 from .models.quantized import QuantizedLinear
 
@@ -68,8 +69,7 @@ PATIENCE, LEAST = 4.0, 0.001
 MOST_WEIGHTS, MOST_PRODUCTS = 1 << 20, 1 << 24
 # Keys and values that a whole layer is measured with.
 LAYER_SLOTS = 256
-# Ways with a copy of the weights, in oneDNN's order or in float32: models above so many bytes are not copied.
-COPIES = ("onednn", "wide")
+# oneDNN's order is a copy of the weights: models above so many bytes are not copied.
 MOST_PACKED = 1 << 30
 
 
@@ -107,7 +107,7 @@ class Times:
 
     def ways(self, *, packs: bool = True) -> tuple[str, ...]:
         """The way of each class of rows, without copies of the weights unless they may be packed."""
-        return tuple(fastest({w: us for w, us in t.items() if packs or w not in COPIES}) for t in self.classes)
+        return tuple(fastest({w: us for w, us in t.items() if packs or w != "onednn"}) for t in self.classes)
 
 
 def fastest(times: dict[str, float]) -> str:
@@ -146,15 +146,12 @@ def candidates(layer: Linear | QuantizedLinear, dtype: torch.dtype, rows: int) -
         found["torch"] = small.forward
     else:
         weight = weight.to(dtype)
-        found["torch"] = lambda x: F.linear(x, weight)
+        found["torch"] = lambda x: wide_linear(x, weight, None) if widens(x) else F.linear(x, weight)
         if rows <= 4 and dtype == torch.float32:
             found["left"] = lambda x: left_linear(x, weight, None)
         if has_onednn(dtype):
             packed = pack(weight)
             found["onednn"] = lambda x: packed_linear(x, packed, None)
-        if dtype != torch.float32:
-            wide = weight.float()
-            found["wide"] = lambda x: wide_linear(x, wide, None)
     if rows <= host.MOST_ROWS and host.unusable() is None:
         call = Fused(torch.zeros(rows, layer.in_features, dtype=dtype), weight, scale)
         if FUSED_LINEAR.reason("cpu", call) is None:
@@ -321,8 +318,6 @@ def fixed(option: str, layer: Linear | QuantizedLinear, dtype: torch.dtype) -> t
         few[:FEW_CLASSES] = ["left"] * FEW_CLASSES
     elif option == "onednn" and not quantised and has_onednn(dtype):
         few = ["onednn"] * len(CLASS_ROWS)
-    elif option == "wide" and not quantised and dtype != torch.float32:
-        few = ["wide"] * len(CLASS_ROWS)
     return tuple(few)
 
 

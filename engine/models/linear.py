@@ -7,7 +7,6 @@ leaves what it chose with each layer. A layer that nothing was chosen for is mul
 from __future__ import annotations
 
 from bisect import bisect_left
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 
 from ...kernels.fused_linear import OP as FUSED_LINEAR
 from ...kernels.fused_linear.call import Call as Fused
+from ...kernels.narrow import multiplies
 
 # The most rows of each class, and the rows with which it is measured; the last class has no end.
 CLASS_ENDS = (1, 2, 4, 16, 128, 512)
 CLASS_ROWS = (1, 2, 4, 12, 64, 256, 1024)
 # Of the classes, those that the host kernels serve.
 FEW_CLASSES = 4
-WAYS = ("torch", "left", "onednn", "native", "wide")
+WAYS = ("torch", "left", "onednn", "native")
 
 
 def row_class(rows: int) -> int:
@@ -90,8 +90,8 @@ class Linear(nn.Linear):
             bias = bias.to(x.dtype)
         if way == "onednn":
             return packed_linear(x, self.packed(x.dtype), bias)
-        if way == "wide":
-            return wide_linear(x, self.narrowed(torch.float32), bias)
+        if way == "torch" and widens(x):
+            return wide_linear(x, self.weight, self.bias)
         weight = self.narrowed(x.dtype) if narrow else self.weight
         if way == "native":
             out: Tensor = FUSED_LINEAR(Fused(x, weight, None, bias), "cpu")
@@ -110,25 +110,20 @@ def left_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
+def widens(x: Tensor) -> bool:
+    """Whether "torch" multiplies an input in float32: many rows of a type that this CPU does not multiply."""
+    return x.is_cpu and not multiplies(x.dtype) and x.numel() > CLASS_ENDS[FEW_CLASSES - 1] * x.shape[-1]
+
+
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply in float32 by a float32 weight and round to the type of x once: on a CPU without instructions for
-    products of narrow types that is up to ten times as fast as multiplying in the narrow type."""
-    return F.linear(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+    """`F.linear` in float32, rounded to the type of x once."""
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
-@cache
 def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether oneDNN multiplies by packed weights of a type in this build of torch and on this CPU: its products in
-    bfloat16 want AVX-512 or AVX-NE-CONVERT."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    if dtype not in (torch.float32, torch.bfloat16):
-        return False
-    try:
-        pack(torch.zeros(16, 16, dtype=dtype))
-    except RuntimeError:  # what torch says where the CPU lacks the units
-        return False
-    return True
+    """Whether this build of torch multiplies by weights of a type that oneDNN packed, on this CPU."""
+    built = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return built and dtype in (torch.float32, torch.bfloat16) and multiplies(dtype)
 
 
 def pack(weight: Tensor) -> Tensor:

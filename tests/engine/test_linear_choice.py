@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import mulosd.engine.models.linear as linear_module
+import mulosd.engine.models.quantized as quantized_module
 from mulosd.engine import host_step, linear_choice
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
@@ -32,7 +33,6 @@ WAYS = [
     "left",
     pytest.param("onednn", marks=pytest.mark.skipif(not has_onednn(), reason="torch without oneDNN")),
     pytest.param("native", marks=needs_native),
-    "wide",
 ]
 
 
@@ -102,29 +102,22 @@ def test_only_what_is_clearly_faster_takes_the_place_of_torch() -> None:
     assert Times([{"torch": 9.0, "onednn": 1.0, "left": 2.0}]).ways(packs=False) == ("left",)
 
 
-def test_a_cpu_whose_onednn_refuses_bfloat16_is_served_by_other_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch refuses on CPUs with AVX2 alone."""
-    real = linear_choice.pack
-
-    def refusing(weight: torch.Tensor) -> torch.Tensor:
-        if weight.dtype == torch.bfloat16:
-            raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512bw")
-        return real(weight)
-
-    for module in (linear_choice, linear_module):
-        monkeypatch.setattr(module, "pack", refusing)
-    has_onednn.cache_clear()
-    try:
-        assert not has_onednn(torch.bfloat16)
-        layer = Linear(32, 16)
-        ways = linear_choice.candidates(layer, torch.bfloat16, 1)
-        assert "onednn" not in ways and {"torch", "wide"} <= set(ways)
-        assert linear_choice.fixed("onednn", layer, torch.bfloat16) == ("torch",) * len(CLASS_ROWS)
-        x = torch.randn(3, 32).bfloat16()
-        exact = (x.float() @ layer.weight.T).bfloat16()
-        torch.testing.assert_close(ways["wide"](x), exact, atol=2e-2, rtol=2e-2)
-    finally:
-        has_onednn.cache_clear()
+def test_a_cpu_that_lacks_products_of_bfloat16_widens_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses to pack them on CPUs with AVX2 alone, and multiplies them by a plain loop."""
+    for module in (linear_module, quantized_module):
+        monkeypatch.setattr(module, "multiplies", lambda dtype: dtype != torch.bfloat16)
+    assert has_onednn() and not has_onednn(torch.bfloat16)
+    torch.manual_seed(0)
+    layer = Linear(32, 16, bias=True)
+    assert "onednn" not in linear_choice.candidates(layer, torch.bfloat16, 64)
+    assert linear_choice.fixed("onednn", layer, torch.bfloat16) == ("torch",) * len(CLASS_ROWS)
+    x = torch.randn(64, 32).bfloat16()
+    with torch.inference_mode():
+        exact = F.linear(x.float(), layer.weight, layer.bias).bfloat16()
+        assert torch.equal(layer(x), exact)  # rounded once; in bfloat16 the weights would be rounded too
+        assert not torch.equal(F.linear(x, layer.weight.bfloat16(), layer.bias.bfloat16()), exact)
+        small = QuantizedLinear(layer, "int8")
+        assert torch.equal(small(x), small(x.float()).bfloat16())
 
 
 def test_cpus_of_one_name_have_times_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +194,7 @@ def test_a_folder_that_cannot_be_written_to_costs_the_file_alone(own_folder: Pat
 
 
 def test_what_cannot_be_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="linear must be one of auto, torch, left, onednn, native, wide, got 'fast'"):
+    with pytest.raises(ValueError, match="linear must be one of auto, torch, left, onednn, native, got 'fast'"):
         Engine.from_pretrained("emoji", linear="fast")
     monkeypatch.setenv(linear_choice.ENVIRONMENT, "left")
     assert checked_linear(None) == "left"
