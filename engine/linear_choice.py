@@ -48,6 +48,8 @@ from .models.linear import (
     left_linear,
     pack,
     packed_linear,
+    wide_linear,
+    widens,
 )
 from .models.quantized import QuantizedLinear
 
@@ -55,7 +57,7 @@ OPTIONS = ("auto", *WAYS)
 # Names the option where none is given, and the folder that times are kept in.
 ENVIRONMENT = "MULOSD_LINEAR"
 FOLDER_ENVIRONMENT = "MULOSD_CACHE"
-FORMAT = 1
+FORMAT = 2
 # The part of the time of F.linear that another way must stay below.
 CLEARLY = 0.9
 # Seconds that all measurements of a model should take, and how often each candidate is timed at least and at most.
@@ -144,10 +146,10 @@ def candidates(layer: Linear | QuantizedLinear, dtype: torch.dtype, rows: int) -
         found["torch"] = small.forward
     else:
         weight = weight.to(dtype)
-        found["torch"] = lambda x: F.linear(x, weight)
+        found["torch"] = lambda x: wide_linear(x, weight, None) if widens(x) else F.linear(x, weight)
         if rows <= 4 and dtype == torch.float32:
             found["left"] = lambda x: left_linear(x, weight, None)
-        if has_onednn() and dtype in (torch.float32, torch.bfloat16):
+        if has_onednn(dtype):
             packed = pack(weight)
             found["onednn"] = lambda x: packed_linear(x, packed, None)
     if rows <= host.MOST_ROWS and host.unusable() is None:
@@ -205,13 +207,19 @@ def measure(wanted: dict[Shape, Linear | QuantizedLinear]) -> dict[Shape, Times]
 
 
 def processor() -> str:
-    """The name of this CPU."""
+    """The name of this CPU, its family, model and stepping, and a digest of its instructions: virtual machines give the
+    same name to CPUs of several generations."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        first = ""
+    parts = (line.partition(":") for line in first.splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in parts}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    numbers = [facts[key] for key in ("cpu family", "model", "stepping") if key in facts]
+    flags = facts.get("flags") or facts.get("Features") or ""
+    digest = hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:8]
+    return " ".join([name, *numbers, digest])
 
 
 def key() -> dict[str, str]:
@@ -308,7 +316,7 @@ def fixed(option: str, layer: Linear | QuantizedLinear, dtype: torch.dtype) -> t
             few[:FEW_CLASSES] = ["native"] * FEW_CLASSES
     elif option == "left" and not quantised and dtype == torch.float32:
         few[:FEW_CLASSES] = ["left"] * FEW_CLASSES
-    elif option == "onednn" and not quantised and dtype in (torch.float32, torch.bfloat16):
+    elif option == "onednn" and not quantised and has_onednn(dtype):
         few = ["onednn"] * len(CLASS_ROWS)
     return tuple(few)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...kernels.fused_linear import OP as FUSED_LINEAR
 from ...kernels.fused_linear.call import Call as Fused
+from ...kernels.narrow import multiplies
 
 # The most rows of each class, and the rows with which it is measured; the last class has no end.
 CLASS_ENDS = (1, 2, 4, 16, 128, 512)
@@ -89,6 +90,8 @@ class Linear(nn.Linear):
             bias = bias.to(x.dtype)
         if way == "onednn":
             return packed_linear(x, self.packed(x.dtype), bias)
+        if way == "torch" and widens(x):
+            return wide_linear(x, self.weight, self.bias)
         weight = self.narrowed(x.dtype) if narrow else self.weight
         if way == "native":
             out: Tensor = FUSED_LINEAR(Fused(x, weight, None, bias), "cpu")
@@ -107,9 +110,20 @@ def left_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def has_onednn() -> bool:
-    """Whether this build of torch has the products of oneDNN with packed weights."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def widens(x: Tensor) -> bool:
+    """Whether "torch" multiplies an input in float32: many rows of a type that this CPU does not multiply."""
+    return x.is_cpu and not multiplies(x.dtype) and x.numel() > CLASS_ENDS[FEW_CLASSES - 1] * x.shape[-1]
+
+
+def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` in float32, rounded to the type of x once."""
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of torch multiplies by weights of a type that oneDNN packed, on this CPU."""
+    built = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return built and dtype in (torch.float32, torch.bfloat16) and multiplies(dtype)
 
 
 def pack(weight: Tensor) -> Tensor:

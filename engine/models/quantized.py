@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...kernels.fused_linear import OP as FUSED_LINEAR
 from ...kernels.fused_linear.call import Call as Fused
 from ...kernels.fused_linear.reference import dequantised
+from ...kernels.narrow import multiplies
 from ..arguments import shown
 from .linear import Ways, way_of
 
@@ -123,6 +124,8 @@ class QuantizedLinear(nn.Module):
                 unscaled = torch._weight_int8pack_mm(flat, self.weight, self._ones(flat.dtype))
             elif multiplies_bfloat16():
                 unscaled = F.linear(flat, self.weight.to(flat.dtype))
+        if unscaled is None and x.is_cpu and not multiplies(x.dtype):
+            return self.forward(x.float()).to(x.dtype)
         if unscaled is None:
             weight = dequantised(self.weight, self.scale, x.dtype)
             return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..masks import unpack
+from ..narrow import multiplies
 
 
 def verify_attention_reference(
@@ -64,6 +65,9 @@ def verify_attention_reference(
         mask = mask & real[:, None, :, None]
     heads, kv_heads = q.shape[2], k_cache.shape[2]
     rows, keys, values = q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+    wide = q.is_cpu and not multiplies(q.dtype)
+    if wide:
+        rows, keys, values = rows.float(), keys.float(), values.float()
     out = F.scaled_dot_product_attention(
         F.pad(rows, (0, 0, ahead, 0)) if ahead else rows,
         keys,
@@ -72,7 +76,7 @@ def verify_attention_reference(
         is_causal=causal,
         scale=scale,
         enable_gqa=heads != kv_heads,
-    )[:, :, ahead:]
+    )[:, :, ahead:].to(q.dtype)
     if mask is not None and (valid is not None or block is not None or counts is not None):
         # What attention returns for a row that is masked throughout differs between its implementations.
         out = out.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)

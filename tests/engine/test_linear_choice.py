@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import mulosd.engine.models.linear as linear_module
+import mulosd.engine.models.quantized as quantized_module
 from mulosd.engine import host_step, linear_choice
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
@@ -53,7 +55,8 @@ def test_every_way_is_the_product(way: str, rows: int, bias: bool) -> None:
     torch.manual_seed(0)
     layer = Linear(64, 48, bias=bias)
     x = torch.randn(rows, 1, 64)
-    layer.ways = {torch.float32: (way,) * len(CLASS_ROWS), torch.bfloat16: (way,) * len(CLASS_ROWS)}
+    narrow_way = "torch" if way == "onednn" and not has_onednn(torch.bfloat16) else way
+    layer.ways = {torch.float32: (way,) * len(CLASS_ROWS), torch.bfloat16: (narrow_way,) * len(CLASS_ROWS)}
     with torch.inference_mode():
         found = layer(x)
         assert found.shape == (rows, 1, 48) and found.is_contiguous()
@@ -97,6 +100,35 @@ def test_only_what_is_clearly_faster_takes_the_place_of_torch() -> None:
     assert fastest({"torch": 100.0, "native": 80.0, "onednn": 70.0}) == "onednn"
     assert fastest({}) == "torch"
     assert Times([{"torch": 9.0, "onednn": 1.0, "left": 2.0}]).ways(packs=False) == ("left",)
+
+
+def test_a_cpu_that_lacks_products_of_bfloat16_widens_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses to pack them on CPUs with AVX2 alone, and multiplies them by a plain loop."""
+    for module in (linear_module, quantized_module):
+        monkeypatch.setattr(module, "multiplies", lambda dtype: dtype != torch.bfloat16)
+    assert has_onednn() and not has_onednn(torch.bfloat16)
+    torch.manual_seed(0)
+    layer = Linear(32, 16, bias=True)
+    assert "onednn" not in linear_choice.candidates(layer, torch.bfloat16, 64)
+    assert linear_choice.fixed("onednn", layer, torch.bfloat16) == ("torch",) * len(CLASS_ROWS)
+    x = torch.randn(64, 32).bfloat16()
+    with torch.inference_mode():
+        exact = F.linear(x.float(), layer.weight, layer.bias).bfloat16()
+        assert torch.equal(layer(x), exact)  # rounded once; in bfloat16 the weights would be rounded too
+        assert not torch.equal(F.linear(x, layer.weight.bfloat16(), layer.bias.bfloat16()), exact)
+        small = QuantizedLinear(layer, "int8")
+        assert torch.equal(small(x), small(x.float()).bfloat16())
+
+
+def test_cpus_of_one_name_have_times_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual machines call CPUs of several generations by one name."""
+    text = "model name : EPYC\ncpu family : 25\nmodel : 1\nflags : fpu avx2{}\n\nmodel name : other\n"
+    files = []
+    for more in ("", " avx512f"):
+        monkeypatch.setattr(linear_choice.Path, "read_text", lambda _, more=more: text.format(more))
+        files.append(kept_file())
+        assert linear_choice.processor().startswith("EPYC 25 1 ")
+    assert files[0] != files[1]
 
 
 def small_family() -> Family:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,18 +46,29 @@ def test_each_kind_of_engine_is_loaded_once(engine: Engine) -> None:
         engines_of(Engine(random_family((4, 8))), [narrow])
 
 
-def test_rows_of_both_types_are_drawn_by_their_own_engine_and_kept(engine: Engine, tmp_path: Path) -> None:
+def test_rows_of_both_types_are_drawn_by_their_own_engine_and_kept(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: set[tuple[str, str]] = set()
+    generate = Engine.generate
+
+    def noted(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        drawn.add((kwargs["decoder"].name, str(self.dtype)))
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "generate", noted)
     decoders, runs = ["serial", "serial:dtype=bfloat16", "zipar:window=1:dtype=bfloat16"], tmp_path / "runs.jsonl"
     report = bench_decode(engine, PROMPTS, decoders, seed=3, runs=runs)
     specs = ["serial:grid=8", "serial:grid=8:dtype=bfloat16", "zipar:window=1:grid=8:dtype=bfloat16"]
     assert [row["spec"] for row in report["rows"]] == specs
     assert [row["settings"].get("dtype") for row in report["rows"]] == [None, "bfloat16", "bfloat16"]
     assert labels(rows_of(report))[1] == "serial bfloat16 engine"
+    assert drawn == {("serial", "torch.float32"), ("serial", "torch.bfloat16"), ("zipar", "torch.bfloat16")}
+    monkeypatch.undo()
     half = Engine.from_pretrained(engine.family.path or "", dtype="bfloat16")
     wanted = half.generate(PROMPTS, decoder="serial", seed=[3, 4], batch_size=1).tokens
     found = engine.nll(PROMPTS, wanted, [3, 4]).mean()
     assert report["rows"][1]["nll"] == pytest.approx(float(found), rel=1e-4)
-    assert report["rows"][1]["nll"] != report["rows"][0]["nll"]
     before = runs.read_text()
     again = bench_decode(engine, PROMPTS, decoders, seed=3, runs=runs)
     assert runs.read_text() == before and again["rows"][2]["nll"] == report["rows"][2]["nll"]
