@@ -34,7 +34,7 @@ class Calibration:
     """A calibrated setting. `rejection` is the share that tau rejects on the calibration drafts, `wanted` the goal.
 
     `window`, `draft_guesses` and `draft_window` are stored with it for `MuloSD` and `DraftOnly`; None leaves them
-    serial.
+    serial. `closeness` is that of `MuloSD`; None is off.
     """
 
     scale: int
@@ -48,6 +48,7 @@ class Calibration:
     window: int | None = None
     draft_guesses: int | None = None
     draft_window: int | None = None
+    closeness: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau < math.inf:

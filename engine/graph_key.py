@@ -136,6 +136,8 @@ def drawing_of(feeds: Sequence[Feed]) -> Drawing | None:
         draw = feed.draw
         if draw is None or draw.into is not feed.lane.tokens or feed.lane.memory is not feed.lane.cache.tokens:
             return None
+        if draw.noise.lean is not None:
+            return None
         here = Drawing(draw.params, int(draw.noise.purpose))
         if found not in (None, here) or draw.params.guided != feed.lane.guided:
             return None

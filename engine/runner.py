@@ -131,6 +131,16 @@ def draw(feeds: Sequence[Feed], results: list[Result]) -> None:
                 results[i] = replace(results[i], logits=None)
 
 
+def leaned(noise: Noise, positions: Sequence[int], params: SamplingParams) -> Tensor:
+    """What is added to the logarithms of a request's probabilities at positions before the largest is taken, [n, V]."""
+    drawn = noise.rows(positions) if params.temperature > 0 else None
+    factors = None if noise.lean is None else noise.lean(positions)
+    if drawn is None or factors is None:
+        found = factors if drawn is None else drawn
+        return torch.zeros(len(positions), noise.vocab, device=noise.device) if found is None else found
+    return drawn + factors
+
+
 def sample(
     logits: Logits, noises: Sequence[Noise], positions: Sequence[Sequence[int]], params: SamplingParams
 ) -> Tensor:
@@ -138,7 +148,11 @@ def sample(
     places = [p for where in positions for p in where]
     logits, params = params.prepare(logits, places)
     noise = seed = position = None
-    if logits.cond.is_cuda:
+    if any(noise.lean is not None for noise in noises):
+        noise = torch.cat([leaned(n, where, params) for n, where in zip(noises, positions, strict=True)])
+        # A greedy draw takes the likeliest product.
+        params = replace(params, temperature=params.temperature or 1.0)
+    elif logits.cond.is_cuda:
         seeds = [noise.seed for noise, where in zip(noises, positions, strict=True) for _ in where]
         seed, position = upload([seeds, places], logits.cond.device).unbind()
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -156,6 +156,8 @@ class Noise:
         # A block of a large vocabulary is drawn smaller: 4 MiB are enough.
         self.block = max(1, min(block, (1 << 20) // vocab))
         self._blocks: dict[int, Tensor] = {}
+        # Logarithms float32 [n, V] of what the probabilities of codes at positions are multiplied by before the draw.
+        self.lean: Callable[[Sequence[int]], Tensor] | None = None
 
     def rows(self, positions: Sequence[int]) -> Tensor:
         """Noise float32 [n, V] of raster positions."""

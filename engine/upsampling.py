@@ -75,6 +75,19 @@ def upsample_latents(family: Family, tokens: Tensor, target: int, method: str) -
     return family.tokenizer.latents(enlarge(family, tokens, target, method))
 
 
+def upsample_with_latents(family: Family, tokens: Tensor, target: int, method: str) -> tuple[Tensor, Tensor]:
+    """`upsample` and `upsample_latents` of the same draft."""
+    if method != "latent":
+        if method == "nearest":
+            found = upsample(family, tokens, target, method)
+            return found, family.tokenizer.codebook[found]
+        image = enlarge(family, tokens, target, method)
+        return family.tokenizer.encode(image), family.tokenizer.latents(image)
+    resampler, codebook = family.resampler(tokens.shape[-1], target), family.tokenizer.codebook
+    z = resampler(codebook[tokens])
+    return resampler.pick(z, codebook), z
+
+
 def enlarge(family: Family, tokens: Tensor, target: int, method: str) -> Tensor:
     """Images [B, 3, H, W] in [-1, 1] of drafted tokens, enlarged; as `upsample`, without "latent"."""
     check_upsampler(method)

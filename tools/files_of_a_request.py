@@ -79,17 +79,20 @@ def trace(call: Callable[[], object], package: str = PACKAGE) -> Passed:
     return found
 
 
-def trace_request(text: str, family: str | None = None, prompt: str = "red apple") -> Passed:
+def trace_request(
+    text: str, family: str | None = None, prompt: str = "red apple", linear: str | None = "torch"
+) -> Passed:
     """What one request passes through.
 
     Args:
         text: of the decoder.
         family: name or folder; None is a small one with random weights.
         prompt: what to generate.
+        linear: see `Engine`: what the engine would choose by measuring differs by machine.
     """
 
     def request() -> Callable[[], None]:
-        engine = Engine(random_family() if family is None else Family.load(family))
+        engine = Engine(random_family() if family is None else Family.load(family), linear=linear)
         decoder = parse(text)
 
         def run() -> None:
@@ -125,9 +128,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--decoder", action="append", help=f"repeatable; default {' and '.join(DECODERS)}")
     parser.add_argument("--family", help="name or folder; default a small one with random weights")
     parser.add_argument("--prompt", default="red apple")
+    parser.add_argument("--linear", default="torch", help="how a CPU multiplies, see docs/cpu.md; default torch")
     parser.add_argument("--list", action="store_true", help="also list the files")
     options = parser.parse_args(arguments)
-    found = {text: trace_request(text, options.family, options.prompt) for text in options.decoder or DECODERS}
+    decoders = options.decoder or DECODERS
+    found = {text: trace_request(text, options.family, options.prompt, options.linear) for text in decoders}
     print("\n".join(table(found)))
     if options.list:
         for text, passed in found.items():

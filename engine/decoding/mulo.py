@@ -19,9 +19,10 @@ from ..dtypes import checked_dtype
 from ..family import Family
 from ..request import Request, Steps, logits_of, prefix
 from ..sampling import Logits, Purpose
-from ..upsampling import check_upsampler, downsample, settled_upsampler, upsample
+from ..upsampling import check_upsampler, downsample, settled_upsampler, upsample, upsample_with_latents
 from .base import Decoder, Outcome, Plan
 from .drafting import Drafting, draft_rows
+from .leaning import Leaning, check_closeness
 from .rejection import REJECTIONS, Resampling, plan_resampling, verify
 from .strategy import OFF, Strategy, strategy
 from .zipar import draw_steps
@@ -50,6 +51,9 @@ class MuloSD(Decoder):
         draft_window: draft with ZipAR and this window; None is the family's setting, or else serial.
         draft_guesses: draft with coupled Jacobi decoding and so many guesses a forward: the serial draft, sooner; 0
             is serial, None the family's setting.
+        closeness: tokens that fell are drawn from the target times `exp(cos(code, z) / closeness)`, z being the
+            enlarged draft there: by how much of a cosine a code may be farther from it for a factor e in probability.
+            0 draws from the target alone, as the paper does; None takes the calibrated value, or else 0.
         verify_dtype: "bfloat16" or "float16" computes the layers of the verify pass in that type, which is faster on
             CPUs with such units; None is the engine's type. Steps of one token, keys and values stay as they are.
         strategies: variants with a file of their own; in texts and mappings, the settings of `strategy.OFF`.
@@ -68,6 +72,7 @@ class MuloSD(Decoder):
     window: int | None = None
     draft_window: int | None = None
     draft_guesses: int | None = None
+    closeness: float | None = None
     verify_dtype: str | None = None
     strategies: tuple[Strategy, ...] = ()
 
@@ -83,6 +88,7 @@ class MuloSD(Decoder):
             raise ValueError(f"tau must be 0 (accept all) or more, got {self.tau}")
         self.check_least(radius=0, pool=1, rows_per_cycle=1, window=0)
         Drafting(self.draft_window, self.draft_guesses)
+        check_closeness(self.closeness, zero=True)
         if self.verify_dtype is not None:
             checked_dtype(self.verify_dtype)
         for extra in self.strategies:
@@ -125,6 +131,7 @@ class MuloSD(Decoder):
         if rows is not None and scale is not None and rows % scale:
             raise ValueError(f"rows_per_cycle must be a multiple of the scale {scale}, got {rows}")
         values["window"] = (found and found.window) if self.window is None else self.window
+        values["closeness"] = (found and found.closeness) if self.closeness is None else self.closeness
         how = Drafting(self.draft_window, self.draft_guesses).settled(found)
         return replace(
             self, scale=scale, upsampler=upsampler, draft_window=how.window, draft_guesses=how.guesses, **values
@@ -293,8 +300,13 @@ class Candidates:
         """Up-sample a draft int64 [h, g]; verify and repair rows top..bottom-1 of it, behind rows that are final."""
         family, stage = self.request.family, self.recorder.stage
         with stage("upsample"):
-            found = upsample(family, draft[None], self.grid, self.decoder.upsampler or family.upsampler)[0]
-            self.rows(top, bottom).copy_(found[top:bottom])
+            method = self.decoder.upsampler or family.upsampler
+            if self.decoder.closeness:
+                found, latents = upsample_with_latents(family, draft[None], self.grid, method)
+                self.noise.lean = Leaning.to(family, latents[0], self.decoder.closeness, self.start)
+            else:
+                found = upsample(family, draft[None], self.grid, method)
+            self.rows(top, bottom).copy_(found[0, top:bottom])
         with stage("verify"):
             logits = yield from self.verify(top, bottom)
         with stage("resample"):

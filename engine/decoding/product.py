@@ -8,12 +8,10 @@ keeps the draft, a large one is the target alone, which then does not know what 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import Feed
@@ -24,6 +22,7 @@ from ..sampling import Logits, Purpose, SamplingParams, processed
 from ..upsampling import upsample_latents
 from .base import Outcome, Plan
 from .draft_only import DraftOnly
+from .leaning import Leaning, check_closeness
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class Product(DraftOnly):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.closeness < math.inf:
-            raise ValueError(f"closeness must be above 0, a part of a cosine such as 0.03, got {self.closeness}")
+        check_closeness(self.closeness, zero=False)
         if self.verify_dtype is not None:
             checked_dtype(self.verify_dtype)
 
@@ -60,17 +58,17 @@ class Product(DraftOnly):
         draft = yield from self.drafted(request)
         request.show("draft", draft)
         with stage("upsample"):
-            z = upsample_latents(family, draft[None], side, self.upsampler or family.upsampler)[0].flatten(0, 1)
-            cosines = F.normalize(z.float(), dim=-1) @ F.normalize(family.tokenizer.codebook.float(), dim=-1).t()
+            z = upsample_latents(family, draft[None], side, self.upsampler or family.upsampler)[0]
+            factors = Leaning.to(family, z, self.closeness)(range(side * side))
         with stage("verify"):
             lane = request.lane(side)
             logits = yield from prefix(lane)
             dtype = None if self.verify_dtype is None else checked_dtype(self.verify_dtype)
-            feed = Feed(lane, cosines[:-1].argmax(dim=-1), range(side * side - 1), role="verify", dtype=dtype)
+            feed = Feed(lane, factors[:-1].argmax(dim=-1), range(side * side - 1), role="verify", dtype=dtype)
             [result] = yield [feed]
             logits = Logits.cat([logits, logits_of(result)])
             noise = request.noise(Purpose.TARGET).rows(range(side * side))
-            tokens = draw_product(logits, cosines / self.closeness, noise, request.sampling)
+            tokens = draw_product(logits, factors, noise, request.sampling)
         return Outcome(tokens.view(side, side))
 
 

@@ -17,6 +17,7 @@ DECODERS: dict[str, Decoder] = {
     "mulo, raster": MuloSD(2, tau=0.05, radius=1, pool=3),
     "mulo, windows": parse(f"mulo:scale=2:{REPAIR}:draft_window=2"),
     "mulo, cascade of scale 4": parse(f"mulo:scale=4:{REPAIR}:cascade=true"),
+    "mulo, leaning": parse(f"mulo:scale=2:{REPAIR}:closeness=0.1"),
     "mulo, rows by rows": MuloSD(2, tau=0.05, radius=1, pool=3, rows_per_cycle=4),
     "draft-only": DraftOnly(2),
     "eagle": Eagle(depth=3, top_k=3, total=8, grid=4),

@@ -36,6 +36,7 @@ BUDGETS = {
     "mulo, raster": Budget(0.24, 2.6),
     "mulo, windows": Budget(0.52, 8.5),
     "mulo, cascade of scale 4": Budget(0.6, 10.0),
+    "mulo, leaning": Budget(0.52, 15.0),
     "mulo, rows by rows": Budget(0.3, 3.4),
     "draft-only": Budget(0.6, 8.0),
     "eagle": Budget(2.4, 95.0),

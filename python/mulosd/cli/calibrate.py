@@ -32,7 +32,7 @@ EXAMPLES = examples(
 )
 
 # What is stored with tau; where nothing is said, codes pooled and radius are these.
-STORED = ("scale", "upsampler", "pool", "radius", "window", "draft_guesses", "draft_window")
+STORED = ("scale", "upsampler", "pool", "radius", "window", "draft_guesses", "draft_window", "closeness")
 POOL, RADIUS = 10, 1
 
 
@@ -123,9 +123,8 @@ def calibrate(
             seed=seed,
             features=given,
         )
-        found = replace(
-            found, window=wanted.window, draft_guesses=wanted.draft_guesses, draft_window=wanted.draft_window
-        )
+        stored = ("window", "draft_guesses", "draft_window", "closeness")
+        found = replace(found, **{name: getattr(wanted, name) for name in stored})
         store_calibration(folder, found, default=default)
     stdout.print(
         f"scale {found.scale}, {found.upsampler} up-sampler: tau {found.tau:.3g} rejects {found.rejection:.2%} of "

@@ -184,5 +184,5 @@ def calibration_of(trial: Trial, prompts: int) -> Calibration:
     d = trial.decoder
     return Calibration(
         d.scale or 0, d.upsampler or "", d.pool or 1, d.radius or 0, d.tau or 0.0, trial.rejection, trial.rejection,
-        prompts, d.window, d.draft_guesses, d.draft_window,
+        prompts, d.window, d.draft_guesses, d.draft_window, d.closeness or None,
     )  # fmt: skip

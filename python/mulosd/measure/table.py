@@ -18,6 +18,7 @@ SHORT = {
     "window": "w{}",
     "draft_window": "d{}",
     "draft_guesses": "g{}",
+    "closeness": "c{:g}",
     "verify_dtype": "{}",
     "dtype": "{} engine",
     "quantization": "{} weights",
