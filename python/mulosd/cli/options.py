@@ -22,7 +22,7 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-FamilyOption = Annotated[str, typer.Option(help="A bundled family, a folder, or OWNER/NAME.")]
+FamilyOption = Annotated[str, typer.Option(help="A bundled family, folder or OWNER/NAME.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
 DevicesOption = Annotated[
     str | None,
