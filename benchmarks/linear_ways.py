@@ -17,30 +17,10 @@ import time
 import torch
 
 from mulosd.engine.engine import Engine
-from mulosd.engine.linear_choice import key
-from mulosd.engine.models.layers import Block
-from mulosd.kernels import host
+from mulosd.measure.ceilings import measured_ceilings
+from mulosd.measure.image_floor import weights_of
 
 PROMPT = "a cat left of a guitar on a yellow background"
-
-
-def streamed(size: int, repeats: int = 20) -> float:
-    """Bytes a second at which a buffer of so many bytes is read again and again."""
-    buffer = torch.ones(size // 4)
-    best = float("inf")
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        buffer.sum()
-        best = min(best, time.perf_counter() - begun)
-    return size / best
-
-
-def weights_of(engine: Engine) -> int:
-    """Bytes that every forward of a token reads: the layers and the output head."""
-    model = engine.family.models[-1]
-    blocks = [block for block in model.blocks if isinstance(block, Block)]
-    layers = [getattr(block, name) for block in blocks for name in ("wqkv", "wo", "w13", "w2")]
-    return sum(layer.weight.nbytes for layer in layers) + model.output.weight.nbytes
 
 
 def main() -> None:
@@ -58,9 +38,9 @@ def main() -> None:
         kind, way = name.split(":")
         settings = {"quantization": "int8"} if kind == "int8" else {"dtype": kind}
         engines[name] = Engine.from_pretrained(arguments.family, device="cpu", linear=way, **settings)
-    about = key()
-    native = "none" if host.unusable() is not None else host.isa()
-    print(f"{about['processor']}, {about['capability']}, host kernels {native}, {arguments.threads} threads")
+    sizes = {name: weights_of(engine.family.models[-1]).bytes for name, engine in engines.items()}
+    ceilings = measured_ceilings(sorted(set(sizes.values())))
+    print(ceilings)
     least = {name: [float("inf"), float("inf")] for name in engines}
     results = {}
     for turn in range(arguments.rounds + 1):
@@ -73,9 +53,8 @@ def main() -> None:
     first = results[names[0]].tokens
     print("engine            s/image  CPU s  forwards  CPU ms/forward  floor ms  same tokens")
     for name, (wall, cpu) in least.items():
-        size = weights_of(engines[name])
         forwards = sum(results[name].stats[0].forwards.values())
-        floor = size / streamed(size)
+        floor = sizes[name] / ceilings.bandwidth(sizes[name])
         same = (results[name].tokens == first).float().mean()
         each, least_each = 1e3 * cpu / forwards, 1e3 * floor
         print(f"{name:16s} {wall:8.3f} {cpu:6.3f} {forwards:9d} {each:15.3f} {least_each:9.3f} {same:12.3f}")

@@ -42,7 +42,7 @@ def run_layers(model: Model, batch: Batch, x: Tensor) -> Tensor | None:
     call = Call(x.view(batch.rows, batch.count, -1), stack, batch.slots, batch.valid, batch.kv_len, batch.first_row)
     if OP.reason("cpu", call) is not None:
         return None
-    out: Tensor = OP(call, "cpu")
+    out: Tensor = OP.run("cpu", call)
     return out.view(x.shape)
 
 

@@ -57,7 +57,7 @@ OPTIONS = ("auto", *WAYS)
 # Names the option where none is given, and the folder that times are kept in.
 ENVIRONMENT = "MULOSD_LINEAR"
 FOLDER_ENVIRONMENT = "MULOSD_CACHE"
-FORMAT = 2
+FORMAT = 3
 # The part of the time of F.linear that another way must stay below.
 CLEARLY = 0.9
 # Seconds that all measurements of a model should take, and how often each candidate is timed at least and at most.

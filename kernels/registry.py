@@ -11,6 +11,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -91,6 +92,8 @@ class Op:
             if "cpu" in self.modules and self.reason("cpu", call) is None:
                 return self._module("cpu").run(call)
             return self.reference(*call)
+        if self.order is None and forced in self.modules and self.reason(forced, call) is None:
+            return self._module(forced).run(call)  # what `select` finds, without asking the others
         name = self.select(forced, call)
         return self.reference(*call) if name == "torch" else self._module(name).run(call)
 
@@ -134,8 +137,18 @@ class Op:
         except ImportError as error:
             return f"import failed: {error}"
 
+    def run(self, name: str, call: Any) -> Any:
+        """Run by a backend whose `reason` was None for this call, which is not asked again."""
+        return self._module(name).run(call)
+
     def _module(self, name: str) -> BackendModule:
-        return cast(BackendModule, import_module(self.modules[name]))
+        return imported(self.modules[name])
+
+
+@lru_cache
+def imported(path: str) -> BackendModule:
+    """The module of a backend; a step asks for it several times, and each import costs microseconds."""
+    return cast(BackendModule, import_module(path))
 
 
 OPS: dict[str, Op] = {}

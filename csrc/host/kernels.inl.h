@@ -17,6 +17,10 @@ namespace {
 
 constexpr int kLanes = MULOSD_LANES;
 constexpr int kBlock = 16;  // columns come in multiples of it
+constexpr int kLine = 64;   // bytes of a cache line
+// Keys and values of a head lie apart by those of the other heads: what a CPU fetches ahead by itself stops at the end
+// of every page, so that these are asked for, so many slots ahead.
+constexpr int kAhead = 16;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
@@ -32,6 +36,11 @@ inline V load(const void* from) {
 }
 inline void store(float* to, Vec value) {
   __builtin_memcpy(to, &value, sizeof value);
+}
+
+// Asks for memory that is needed soon: lines from `from` on, so many bytes.
+inline void prefetch(const void* from, int bytes) {
+  for (int i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 3);
 }
 
 // kLanes integers as wide as a float: by the instructions that the file is compiled for, as compilers do not find them.
@@ -151,6 +160,10 @@ inline void dots(const Linear& l, const int64_t (&n)[kRows], const float* x, int
     for (int j = 0; j < kTokens; ++j) inputs[j] = load<Vec>(x + j * stride + k);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
+      // The rows behind these, which are read next: each is so short that what a CPU fetches ahead by itself lags
+      // behind.
+      if (kTokens <= 2 && k * int(sizeof(Element)) % kLine == 0)
+        __builtin_prefetch(reinterpret_cast<const char*>(rows[i] + k) + kRows * l.k * int64_t(sizeof(Element)), 0, 3);
       const Vec w = Weights<kType>::at(rows[i] + k);
 #pragma GCC unroll 8
       for (int j = 0; j < kTokens; ++j) sums[i][j] += w * inputs[j];
@@ -279,6 +292,8 @@ void attend(const StackCall& c, const Layer& layer, int row, int kv_head, int64_
   float largest = -__builtin_inff();
   int64_t key = 0;
   for (; key + 4 <= seen; key += 4) {
+    for (int i = 0; i < 4; ++i)
+      prefetch(keys + (key + kAhead + i < seen ? key + kAhead + i : seen - 1) * step, dim * int(sizeof(Element)));
     Vec sums[4] = {};
     for (int d = 0; d < dim; d += kLanes) {
       const Vec query = load<Vec>(q + d);
@@ -320,12 +335,16 @@ void attend(const StackCall& c, const Layer& layer, int row, int kv_head, int64_
     const Element* from = values + d;
     if (parts == kParts) {
       int64_t i = 0;
-      for (; i + 2 <= seen; i += 2)
+      for (; i + 2 <= seen; i += 2) {
+        for (int j = 0; j < 2; ++j)
+          prefetch(from + (i + kAhead + j < seen ? i + kAhead + j : seen - 1) * step,
+                   kParts * kLanes * int(sizeof(Element)));
 #pragma GCC unroll 4
         for (int p = 0; p < kParts; ++p) {
           even[p] += scores[i] * Weights<kType>::at(from + i * step + p * kLanes);
           odd[p] += scores[i + 1] * Weights<kType>::at(from + (i + 1) * step + p * kLanes);
         }
+      }
       if (i < seen)
 #pragma GCC unroll 4
         for (int p = 0; p < kParts; ++p) even[p] += scores[i] * Weights<kType>::at(from + i * step + p * kLanes);

@@ -26,11 +26,13 @@ from mulosd.engine.decoding.mulo import MuloSD
 from mulosd.engine.engine import Engine
 from mulosd.engine.family import Family
 from mulosd.engine.family_config import Calibration, FamilyConfig
+from mulosd.engine.models.ar_model import ARModel
 from mulosd.engine.models.text import Vocabulary
 from mulosd.engine.random_family import random_family
 from mulosd.engine.sampling import SamplingParams
 from mulosd.engine.stats import GenerationStats
 from mulosd.measure import judge as judge_module
+from mulosd.measure.ceilings import Ceilings
 from mulosd.measure.decode import bench_decode, bench_table, plan_rows
 from mulosd.measure.prompts import held_out_prompts, read_prompts
 from mulosd.measure.readers.objects import Reader, read_background
@@ -46,7 +48,7 @@ class FakeFamily:
     device = torch.device("cpu")
     quantization = None
     sampling = SamplingParams()
-    upsampler = "latent"
+    upsampler, eagle = "latent", None
     calibration, scale = Family.calibration, Family.scale
 
     def __init__(self) -> None:
@@ -54,14 +56,15 @@ class FakeFamily:
         found = Calibration(4, "latent", pool=10, radius=1, tau=0.08)
         scenes = {"objects": {name: name + "s" for name in names}, "backgrounds": COLOURS}
         self.config = FamilyConfig("fake", calibrations={found.key: found}, facts={"scenes": scenes})
-        self.ar = SimpleNamespace(config=SimpleNamespace(vocab_size=512))
+        self.ar = random_family(self.grids, vocab_size=512).ar
+        self.models = [self.ar]
         words = [(n, n + "s") for n in names] + [(c,) for c in COLOURS]
         words += [(r.removesuffix(" of"),) for r in RELATIONS] + [(c,) for c in COUNTS.values()]
         phrases = {phrase: 3 + i for i, both in enumerate(words) for phrase in both}
         self.vocabulary = Vocabulary(phrases, frozenset({"a", "an", "and", "on", "of", "background"}))
         self.tokenizer = SimpleNamespace(encode=self._remember)
 
-    def model(self, grid: int) -> SimpleNamespace:
+    def model(self, grid: int) -> ARModel:
         return self.ar
 
     def drafter_grid(self, scale: int) -> int:
@@ -188,6 +191,9 @@ def test_the_report_has_the_agreed_keys_and_tells_good_from_bad(
     assert report["reader"]["accuracy_real"] > 0.97
     assert report["reconstruction"]["accuracy"]["value"] == report["reader"]["accuracy_real"]
     assert report["notes"] == []
+    assert Ceilings.from_dict(report["ceilings"]).to_dict() == report["ceilings"]
+    assert all(row["floor"]["share"] == row["floor"]["seconds"] / row["seconds_per_image"]["median"] > 0
+               for row in report["rows"])  # fmt: skip
     assert seen[-1] == ("quality", 6, 6)
     assert max(done for what, done, total in seen if what != "quality") == 72
 
@@ -198,7 +204,7 @@ def test_the_report_has_the_agreed_keys_and_tells_good_from_bad(
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(bench_table(report))
     text = console.export_text()
-    assert "draft-only" in text
+    assert "draft-only" in text and "Measured ceilings" in text
     assert "mulo τ0.3" in text
     assert "75 (47-91)" in text, "scenes with Wilson's interval of 9 in 12"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from mulosd.cli import app
+from mulosd.measure.ceilings import Ceilings
 from mulosd.measure.kernels import OPS, bench_kernels, cases, floors, peers, report
 from mulosd.measure.kernels.cases import Case, Problem
 from mulosd.measure.machine import Machine
@@ -213,7 +214,10 @@ def test_quick_command(tmp_path: Path) -> None:
     timed = report.timed(rows)
     assert {"torch", "complex+index_put"} <= {row.what["backend"] for row in timed}
     assert all(row.values["p20_us"] <= row.values["median_us"] <= row.values["p80_us"] for row in timed)
-    assert all(row.values["floor_share"] is None for row in timed)
+    assert all(row.values["floor_share"] > 0 for row in timed)
+    held = Ceilings.from_dict(json.loads(files[0].read_text())["ceilings"])
+    assert str(held.processor) in done.output and "Measured ceilings" in done.output
+    assert rows[0].machine.device.startswith(held.processor)
     skipped = [row for row in rows if row.what["backend"] == "cuda"]
     assert all(row.what["status"] == "skipped" and row.what["note"] for row in skipped)
 

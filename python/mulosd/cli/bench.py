@@ -98,7 +98,11 @@ def decode(
     ] = None,
     runs_file: RunsOption = None,
 ) -> None:
-    """Compare decoders on the same prompts: seconds, forwards, rejection, likelihood, accuracy, KID-Lite0."""
+    """Compare decoders on the same prompts: seconds, forwards, rejection, likelihood, accuracy, KID-Lite0.
+
+    On a CPU also the share that the least time of the forwards has of the seconds: weights read, or multiplied by, as
+    fast as these threads can, which is measured in the same run.
+    """
     texts, sweeps = split_decoders(decoder, engines=True) if decoder else [], parse_sweeps(sweep or [])
     check_options(prompts, {"--json": json_file, "--plot": plot_file, "--runs": runs_file})
 

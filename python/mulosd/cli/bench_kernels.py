@@ -25,7 +25,7 @@ def kernels(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(help="Only cuda, triton, torch or peers; may be given several times.", show_default="all"),
+        typer.Option(help="Only cuda, triton, cpu, torch or peers; may be given several times.", show_default="all"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller shapes, less time each.")] = False,
     device: DeviceOption = "cpu",
@@ -37,27 +37,34 @@ def kernels(
         Path | None, typer.Option("--plot", help="Also draw the medians, as PNG, SVG or PDF.", show_default=False)
     ] = None,
 ) -> None:
-    """Time every kernel beside its floor and its peers; a wrong result is not timed, and the exit code is then 1."""
+    """Time every kernel beside its floor and its peers; a wrong result is not timed, and the exit code is then 1.
+
+    The floor is by a GPU's data sheet, or by what the threads of a CPU read and multiply at most, measured first.
+    """
     for option, file in (("--json", json_file), ("--csv", csv_file), ("--plot", plot_file)):
         if file is not None:
             check_file(option, file)
 
+    from ..measure.ceilings import measured_ceilings
     from ..measure.kernels.report import as_report, kernel_tables, plot_kernels, reasons
-    from ..measure.kernels.run import bench_kernels
+    from ..measure.kernels.run import bench_kernels, usable_device
     from ..measure.plots import check_plot
     from ..measure.rows import write_csv
 
     if plot_file is not None:
         check_plot(plot_file)
+    ceilings = measured_ceilings() if usable_device(device).type == "cpu" else None
     with count_bar() as bar:
-        rows = bench_kernels(op, backend, device=device, quick=quick, progress=bar)
+        rows = bench_kernels(op, backend, device=device, quick=quick, ceilings=ceilings, progress=bar)
     if csv_file is not None:
         write_csv(csv_file, rows)
-    finish(as_report(rows), json_file, *kernel_tables(rows))
+    finish(as_report(rows, ceilings), json_file, *kernel_tables(rows))
     if rows:
         about = rows[0].machine
         versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
         stdout.print(f"{about.device}; {versions}; {about.commit} {about.date}", markup=False, soft_wrap=True)
+    if ceilings is not None:
+        stdout.print(str(ceilings), markup=False, soft_wrap=True)
     for reason in reasons(rows):
         stdout.print(reason, markup=False, soft_wrap=True)
     if plot_file is not None:

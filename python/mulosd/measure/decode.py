@@ -16,6 +16,8 @@ from ..engine.decoding.base import Decoder
 from ..engine.decoding.draft_only import DraftOnly
 from ..engine.decoding.mulo import MuloSD
 from ..engine.decoding.spec import parse, spell
+from .ceilings import Ceilings
+from .image_floor import ceilings_of, image_floor
 from .journal import open_runs
 from .judge import Judge
 from .machine import now
@@ -212,6 +214,12 @@ def measure(
         if progress is not None:
             progress("quality", n, len(samples))
     compare(rows, samples)
+    ceilings = ceilings_of(list({id(e): e for e in (sample.engine or engine for sample in samples)}.values()))
+    for row, sample in zip(rows, samples, strict=True):
+        row.values["floor"] = None if ceilings is None else image_floor(
+            sample.engine or engine, sample.decoder, sample.timed, ceilings,
+            guided=params.guided, seconds=row.values["seconds_per_image"]["median"],
+        )  # fmt: skip
     notes = warnings + judge.notes
     if len(prompts) < MIN_SET:
         notes.append(f"kid is null: it needs at least {MIN_SET} images, there are {len(prompts)} prompts")
@@ -219,6 +227,7 @@ def measure(
         **about,
         "date": now(),
         "threads": torch.get_num_threads(),
+        "ceilings": None if ceilings is None else ceilings.to_dict(),
         "prompts": len(prompts),
         "timing": {"runs": turns, "batch": 1, "warm_up": 1},
         "real_scenes": real_scenes if judge.reference is None else len(judge.reference.real),
@@ -252,6 +261,7 @@ def bench_columns(rows: Sequence[Row], names: Sequence[str]) -> list[Column]:
         figure("s/image", "seconds_per_image", "{value:.3g}"),
         figure("p20-p80", "seconds_per_image", "{low:.2g}-{high:.2g}"),
         figure("×", "speedup", "{value:.2f}"),
+        figure("floor", "floor.share", "{value:.0f} %", 100),
         total("fwd", "forwards"),
         figure("rej", "rejection", "{value:.1f}", 100),
         figure("res", "coverage", "{value:.1f}", 100),
@@ -260,6 +270,12 @@ def bench_columns(rows: Sequence[Row], names: Sequence[str]) -> list[Column]:
         *([figure("scenes", "scenes", share, 100)] if scenes else []),
         Column("KID", kid_text),
     ]
+
+
+def ceilings_text(report: dict[str, Any]) -> str:
+    """What a report says of the CPU and its ceilings; nothing for one of a GPU, or of an earlier version."""
+    found = report.get("ceilings")
+    return "" if found is None else str(Ceilings.from_dict(found))
 
 
 def kid_text(row: Row) -> str | None:
@@ -280,7 +296,8 @@ def bench_table(report: dict[str, Any], names: Sequence[tuple[str, dict[str, Any
         shown,
         bench_columns(shown, texts),
         f"{report['family']}: {report['prompts']} prompts, medians of {report['timing']['runs']} runs at batch 1",
-        f"{report['device']}. ×: speed-up; fwd: forwards; rej, res: rejected, resampled, %; objects right and whole "
+        f"{ceilings_text(report) or report['device']}. ×: speed-up; floor: the least time of the forwards by these "
+        "ceilings, of the time taken; fwd: forwards; rej, res: rejected, resampled, %; objects right and whole "
         "scenes right, %, with its 95 % interval; KID-Lite0 with its standard error; τ: tau, w: window, d: draft "
         "window, r: scale",
     )

@@ -274,6 +274,7 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
         yield kv_write(2, 20, 64, Q, L, f32)
     for R in [2] if quick else [2, 16]:
         yield linear(R, 768, 4096, f32, gated=True)
+        yield linear(R, 768, 4096, f32, gated=True, quantised=True)
     for R in [16] if quick else [2, 64]:
         yield sample(R, 16384, 1000, f32)
         yield pooled(R, 16384, 100, f32)

@@ -23,9 +23,9 @@ class Limits:
     """What a device can do a second.
 
     Args:
-        bandwidth: bytes, as its data sheet says.
+        bandwidth: bytes, as a GPU's data sheet says, or as they were read by a CPU.
         half_flops: operations of dense 16-bit matrix products, as measured in large ones.
-        float_flops: of float32 outside of tensor cores, as its data sheet says.
+        float_flops: of float32, outside of a GPU's tensor cores as its data sheet says.
         exps: exponentials, 16 a clock and multiprocessor.
     """
 

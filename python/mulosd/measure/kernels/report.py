@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.atomic import atomic
+from ..ceilings import Ceilings
 from ..plots import check_plot, pyplot
 from ..rows import Row
 from ..table import Column, figure, table
@@ -30,9 +31,10 @@ FIGURES = (
 )
 
 
-def as_report(rows: Sequence[Row]) -> dict[str, Any]:
-    """What `--json` writes; `rows.read_json` reads it."""
-    return {**(asdict(rows[0].machine) if rows else {}), "rows": [row.to_dict() for row in rows]}
+def as_report(rows: Sequence[Row], ceilings: Ceilings | None = None) -> dict[str, Any]:
+    """What `--json` writes, with the ceilings of the CPU; `rows.read_json` reads it."""
+    held = {} if ceilings is None else {"ceilings": ceilings.to_dict()}
+    return {**(asdict(rows[0].machine) if rows else {}), **held, "rows": [row.to_dict() for row in rows]}
 
 
 def case_of(row: Row) -> tuple[str, str, str]:

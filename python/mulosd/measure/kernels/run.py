@@ -11,12 +11,13 @@ import torch
 
 from ...kernels import BackendUnavailable
 from ...kernels.registry import BACKENDS
+from ..ceilings import Ceilings, measured_ceilings
 from ..machine import Machine
 from ..rows import Row
 from ..statistics import spread
 from . import cases as table
 from .cases import Case
-from .floors import floor_us, limits_of
+from .floors import Limits, floor_us, limits_of
 from .peers import Call, Unavailable
 from .timing import time_calls
 
@@ -39,6 +40,7 @@ def bench_kernels(
     device: str = "cpu",
     quick: bool = False,
     cases: list[Case] | None = None,
+    ceilings: Ceilings | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Row]:
     """Measure ops beside their peers.
@@ -48,16 +50,18 @@ def bench_kernels(
 
     Args:
         ops: names out of `OPS`; None for all.
-        backends: out of cuda, triton, torch and "peers"; None for all.
+        backends: out of cuda, triton, cpu, torch and "peers"; None for all.
         device: where the tensors lie.
         quick: fewer and smaller shapes, less time each.
         cases: these instead of the table's.
+        ceilings: of the CPU, where it is measured; None measures them.
         progress: called with (what, done, total).
 
     Returns:
         Rows whose texts are op, shape, dtype, backend, status and note. Those with the status "ok" have the values
         `median_us`, `p20_us` and `p80_us`, microseconds; `gb_per_s` and `tflop_per_s` of what the op cannot avoid;
-        `floor_share`, the floor's time over the median, where the device's limits are known; and `max_error`.
+        `floor_share`, the floor's time over the median, where the device's limits are known: a GPU's by its data sheet,
+        a CPU's by its ceilings; and `max_error`.
 
     Raises:
         ValueError: an unknown op, backend or device.
@@ -70,11 +74,13 @@ def bench_kernels(
     where = usable_device(device)
     chosen = [c for c in (table.cases(where, quick) if cases is None else cases) if not ops or c.op in ops]
     machine = Machine.here(where)
+    if ceilings is None and where.type == "cpu":
+        ceilings = measured_ceilings()
     rows: list[Row] = []
     for done, case in enumerate(chosen):
         if progress:
             progress("measuring", done, len(chosen))
-        rows += [replace(row, machine=machine) for row in case_rows(case, wanted, where, SECONDS[quick])]
+        rows += [replace(row, machine=machine) for row in case_rows(case, wanted, where, SECONDS[quick], ceilings)]
     if progress:
         progress("measuring", len(chosen), len(chosen))
     return rows
@@ -94,8 +100,14 @@ def usable_device(name: str) -> torch.device:
 
 
 @torch.inference_mode()
-def case_rows(case: Case, wanted: list[str], device: torch.device, seconds: float) -> list[Row]:
+def case_rows(
+    case: Case, wanted: list[str], device: torch.device, seconds: float, ceilings: Ceilings | None = None
+) -> list[Row]:
     """The rows of one case; too little memory for its tensors skips all of it."""
+    limits = limits_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if ceilings is not None:
+        # Exponentials are not bounded.
+        limits = Limits(ceilings.bandwidth(case.work.bytes), ceilings.flops(2), ceilings.flops(4), math.inf)
 
     def row(backend: str, status: str, note: str = "", **values: float | None) -> Row:
         dtype = str(case.dtype).removeprefix("torch.")
@@ -130,13 +142,12 @@ def case_rows(case: Case, wanted: list[str], device: torch.device, seconds: floa
             status = "failed" if name in BACKENDS else "skipped"
             rows.append(row(name, status, f"{type(reason).__name__}: {first_line(reason)}"))
         else:
-            rows.append(row(name, "ok", **figures(case, found, device), max_error=off))
+            rows.append(row(name, "ok", **figures(case, found, limits), max_error=off))
     return rows
 
 
-def figures(case: Case, found: dict[str, float], device: torch.device) -> dict[str, Any]:
-    """What times in microseconds say of a case's work."""
-    limits = limits_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+def figures(case: Case, found: dict[str, float], limits: Limits | None) -> dict[str, Any]:
+    """What times in microseconds say of a case's work, on a device of these limits."""
     median, floor = found["median"], floor_us(case.work, limits, case.dtype.itemsize)
     return {
         **{f"{name}_us": value for name, value in found.items()},
