@@ -165,6 +165,8 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DMULOSD_VERBOSE_PTXAS={'ON' if verbose else 'OFF'}",
+            # Stated as the others are: a build folder remembers that of an isolated build, which is gone by the next.
+            *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if (ninja := shutil.which("ninja")) else []),
         ]
         if not host:
             # Stated even when it is the default: a build folder remembers what an earlier call asked for.

@@ -19,7 +19,8 @@ from .arguments import SEEDS, jobs_of, seeds_of, shown, texts_of, tokens_of, who
 from .cache import KVCache
 from .conditioning import Condition, check_condition
 from .decoding.base import Decoder
-from .decoding.spec import DecoderLike, decoder_of, spell
+from .decoding.default import decoder_for
+from .decoding.spec import DecoderLike, spell
 from .devices import checked_device, exact_float32
 from .dtypes import settled_dtype
 from .family import Family
@@ -179,8 +180,8 @@ class Engine:
         return chosen, params
 
     def _chosen(self, decoder: DecoderLike) -> Decoder:
-        """The decoder that an argument means, resolved; None is the family's own."""
-        found = decoder_of(self.family.config.decoder if decoder is None else decoder).resolve(self.family)
+        """The decoder that an argument means, resolved; None is the family's default."""
+        found = decoder_for(self.family, decoder).resolve(self.family)
         found.check_layout(self.family)
         return found
 
@@ -210,7 +211,7 @@ class Engine:
         Args:
             prompts: one or several.
             decoder: how to decode: a decoder, a text such as "mulo:tau=0.02", or a mapping such as
-                {"name": "mulo", "tau": 0.02}; None is the family's own, or `MuloSD()` with its calibrated settings.
+                {"name": "mulo", "tau": 0.02}; None is the family's default: `mulo` where it is calibrated, or `serial`.
             sampling: how tokens are drawn; a text such as "cfg_scale=3:top_k=100" or a mapping changes the family's
                 defaults, None takes them.
             seed: of every prompt, or one for each; image n of a prompt uses seed + n.

@@ -413,6 +413,11 @@ class Family:
         if not there(folder / FILE):
             named = bundled_folder() / str(family)
             if not there(named / FILE):
+                if there(folder / "config.json") or there(folder / "model_index.json"):
+                    raise ValueError(
+                        f"{folder} is a repository of the hub, which draws and is measured, but is not trained here: "
+                        f"give the folder of a family, which holds a {FILE}"
+                    )
                 raise ValueError(
                     f"there is no family {shown(str(family), LONGEST_PATH)}: bundled families are "
                     f"{', '.join(list_families()) or '(none)'}; otherwise give a folder that holds a {FILE}"

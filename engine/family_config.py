@@ -91,7 +91,8 @@ class FamilyConfig:
         name: of the family.
         sampling: its default sampling parameters.
         scale, upsampler: what `MuloSD` and `DraftOnly` take where none is asked for; None leaves it to the parts.
-        decoder: the text of the decoder that is used where none is asked for; None is `mulo`.
+        decoder: the text of the decoder that is used where none is asked for; None leaves it to
+            `decoding.default.default_decoder`.
         calibrations: settings of `MuloSD` by "SCALE-UPSAMPLER".
         facts: what the family was made of, under `scenes` or `photos`; the engine only carries them, `mulosd.data`
             knows what they mean.

@@ -25,6 +25,8 @@ from .models.quantized import QuantizedLinear
 
 # In `KVCache.steps`, which is emptied when the cache moves.
 KEY = "host"
+# Parts of a block, of which some blocks lack the last.
+WEIGHTS = ("wqkv", "wo", "w13", "w2", "attention_norm", "ffn_norm", "attention_out_norm", "ffn_out_norm")
 
 
 def run_layers(model: Model, batch: Batch, x: Tensor) -> Tensor | None:
@@ -73,8 +75,10 @@ def addresses(model: Model) -> tuple[Any, ...]:
     found: list[Any] = []
     for block in model.blocks:
         parts = block._modules
-        for name in ("wqkv", "wo", "w13", "w2", "attention_norm", "ffn_norm"):
-            part = parts[name]
+        for name in WEIGHTS:
+            part = parts.get(name)
+            if part is None:
+                continue
             tensors = part._parameters if "weight" in part._parameters else part._buffers
             weight = tensors["weight"]
             found += (weight.data_ptr(), weight._version)
@@ -111,6 +115,8 @@ def layer_of(block: Block, k_cache: Tensor, v_cache: Tensor) -> Layer:
         v_cache,
         norm_of(block.q_norm),
         norm_of(block.k_norm),
+        norm_of(block.attention_out_norm),
+        norm_of(block.ffn_out_norm),
     )
 
 

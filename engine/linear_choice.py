@@ -379,7 +379,8 @@ def layer_name(block: Block, dtype: torch.dtype, ways: str) -> str:
     kind = str(dtype).removeprefix("torch.")
     weights = str(block.wqkv.weight.dtype).removeprefix("torch.")
     digest = hashlib.sha256(ways.encode()).hexdigest()[:8]
-    return f"layer {kind} x {weights} {' '.join(sizes)} heads {block.n_heads}/{block.n_kv_heads} {digest}"
+    norms = "" if block.attention_out_norm is None else " four norms"
+    return f"layer {kind} x {weights} {' '.join(sizes)} heads {block.n_heads}/{block.n_kv_heads}{norms} {digest}"
 
 
 def layer_ways(block: Block, dtype: torch.dtype, rows: int) -> dict[str, Callable[[Tensor], Tensor]]:

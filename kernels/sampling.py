@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,11 +57,27 @@ def mask_top_k(logits: Tensor, top_k: int) -> Tensor:
 
 def mask_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Keep the smallest set of most likely entries whose mass reaches top_p; ties go to the lower index."""
+    if logits.is_cpu and logits.dtype == torch.float32 and not logits.requires_grad:
+        return mask_top_p_by_values(logits, top_p)
     ordered, index = logits.sort(dim=-1, descending=True, stable=True)
     mass = ordered.softmax(dim=-1).cumsum(dim=-1)
     drop = torch.zeros_like(ordered, dtype=torch.bool)
     drop[:, 1:] = mass[:, :-1] >= top_p  # an entry goes when those before it already reach top_p
     return logits.masked_fill(torch.zeros_like(drop).scatter_(-1, index, drop), -math.inf)
+
+
+def mask_top_p_by_values(logits: Tensor, top_p: float) -> Tensor:
+    """`mask_top_p` by the least value that is kept: numpy sorts values in a tenth of the time that torch takes to sort
+    them with their places."""
+    ordered = torch.from_numpy(np.sort(logits.numpy(), axis=-1)).flip(-1)
+    mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+    kept = 1 + (mass[:, :-1] < top_p).sum(dim=-1, keepdim=True)
+    least = ordered.gather(-1, kept - 1)
+    drop, equal = logits < least, logits == least
+    room = kept - (logits > least).sum(dim=-1, keepdim=True)
+    if bool((equal.sum(dim=-1, keepdim=True) > room).any()):
+        drop |= equal & (equal.cumsum(dim=-1) > room)
+    return logits.masked_fill(drop, -math.inf)
 
 
 def processed_logits(

@@ -124,9 +124,10 @@ void linear(const LinearArgs& layer, const std::array<uintptr_t, 4>& pointers, c
 // The layers of a model with the cache that they write: everything of a step that stays the same.
 class Stack {
  public:
-  // layers: attention_norm, ffn_norm, q_norm, k_norm, k_cache, v_cache, then wqkv, wo, w13, w2;
+  // layers: attention_norm, ffn_norm, q_norm, k_norm, attention_out_norm, ffn_out_norm, k_cache, v_cache, then wqkv,
+  // wo, w13, w2;
   // shape: heads, kv_heads, head_dim, dim, ffn, slots, cache_type.
-  Stack(const std::vector<std::tuple<std::array<uintptr_t, 6>, std::array<LinearArgs, 4>>>& layers,
+  Stack(const std::vector<std::tuple<std::array<uintptr_t, 8>, std::array<LinearArgs, 4>>>& layers,
         const std::array<int64_t, 7>& shape, float eps, float scale, uintptr_t rotary, const std::string& isa)
       : kernels_(kernels_of(isa)) {
     for (const auto& [pointers, linears] : layers) {
@@ -135,8 +136,10 @@ class Stack {
       l.ffn_norm = pointer<const float>(pointers[1]);
       l.q_norm = pointer<const float>(pointers[2]);
       l.k_norm = pointer<const float>(pointers[3]);
-      l.k_cache = pointer<void>(pointers[4]);
-      l.v_cache = pointer<void>(pointers[5]);
+      l.attention_out_norm = pointer<const float>(pointers[4]);
+      l.ffn_out_norm = pointer<const float>(pointers[5]);
+      l.k_cache = pointer<void>(pointers[6]);
+      l.v_cache = pointer<void>(pointers[7]);
       l.wqkv = linear_of(linears[0]);
       l.wo = linear_of(linears[1]);
       l.w13 = linear_of(linears[2]);
@@ -208,7 +211,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("linear", &linear, py::arg("layer"), py::arg("pointers"), py::arg("sizes"), py::arg("eps"), py::arg("gated"),
         py::arg("threads"), py::arg("isa") = "");
   py::class_<Stack>(m, "Stack")
-      .def(py::init<const std::vector<std::tuple<std::array<uintptr_t, 6>, std::array<LinearArgs, 4>>>&,
+      .def(py::init<const std::vector<std::tuple<std::array<uintptr_t, 8>, std::array<LinearArgs, 4>>>&,
                     const std::array<int64_t, 7>&, float, float, uintptr_t, const std::string&>(),
            py::arg("layers"), py::arg("shape"), py::arg("eps"), py::arg("scale"), py::arg("rotary"),
            py::arg("isa") = "")

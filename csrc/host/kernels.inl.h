@@ -404,6 +404,23 @@ LinearCall call_of(const StackCall& c, const Linear& linear, const float* x, flo
   return call;
 }
 
+// x += linear(from); with a norm x += normalise(linear(from)), for which a token's outputs must all be there: they go
+// to `whole`. Passes a barrier behind it.
+void add(const StackCall& c, const Linear& linear, const float* from, const float* norm, float* whole, float* own,
+         const Team& me) {
+  LinearCall call = call_of(c, linear, from, norm ? whole : c.x, c.dim);
+  if (!norm) call.residual = c.x;
+  compute(call, own, me);
+  me.barrier();
+  if (!norm) return;
+  for (int t = me.index; t < call.rows; t += me.size) {
+    normalise(whole + t * c.dim, norm, c.dim, c.eps, own);
+    float* x = c.x + t * c.dim;
+    for (int64_t i = 0; i < c.dim; i += kLanes) store(x + i, load<Vec>(x + i) + load<Vec>(own + i));
+  }
+  me.barrier();
+}
+
 }  // namespace
 
 void linear(const LinearCall& call, float* scratch, const Team& me) {
@@ -415,6 +432,7 @@ void stack(const StackCall& c, float* own, const Team& me) {
   float* qkv = c.scratch;
   float* attended = qkv + padded(m * width);
   float* inner = attended + padded(m * int64_t(c.heads) * c.head_dim);
+  float* added = inner + padded(m * c.ffn);
   float* scores = own + padded(m * c.dim);
   float* spare = scores + padded(c.kv_len + 16);
   for (int i = 0; i < c.n_layers; ++i) {
@@ -427,19 +445,13 @@ void stack(const StackCall& c, float* own, const Team& me) {
     for (int task = tasks * me.index / me.size; task < tasks * (me.index + 1) / me.size; ++task)
       head(c, layer, task / c.kv_heads, task % c.kv_heads, qkv, attended, scores, spare);
     me.barrier();
-    call = call_of(c, layer.wo, attended, c.x, c.dim);
-    call.residual = c.x;
-    compute(call, own, me);
-    me.barrier();
+    add(c, layer.wo, attended, layer.attention_out_norm, added, own, me);
     call = call_of(c, layer.w13, c.x, inner, c.ffn);
     call.norm = layer.ffn_norm;
     call.gated = true;
     compute(call, own, me);
     me.barrier();
-    call = call_of(c, layer.w2, inner, c.x, c.dim);
-    call.residual = c.x;
-    compute(call, own, me);
-    me.barrier();
+    add(c, layer.w2, inner, layer.ffn_out_norm, added, own, me);
   }
 }
 

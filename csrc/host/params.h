@@ -35,6 +35,8 @@ struct Layer {
   const float* ffn_norm = nullptr;
   const float* q_norm = nullptr;  // [head_dim] or null, with k_norm
   const float* k_norm = nullptr;
+  const float* attention_out_norm = nullptr;  // [dim] or null, with ffn_out_norm: of what is added to the stream
+  const float* ffn_out_norm = nullptr;
   Linear wqkv, wo, w13, w2;
   void* k_cache = nullptr;  // [rows, slots, kv_heads, head_dim], contiguous
   void* v_cache = nullptr;
@@ -67,7 +69,7 @@ inline int64_t linear_scratch(int64_t rows, int64_t k) {
 }
 inline int64_t stack_shared(const StackCall& c) {
   const int64_t m = int64_t(c.rows) * c.tokens, width = int64_t(c.heads + 2 * c.kv_heads) * c.head_dim;
-  return padded(m * width) + padded(m * int64_t(c.heads) * c.head_dim) + padded(m * c.ffn);
+  return padded(m * width) + padded(m * int64_t(c.heads) * c.head_dim) + padded(m * c.ffn) + padded(m * c.dim);
 }
 inline int64_t stack_own(const StackCall& c) {
   const int64_t m = int64_t(c.rows) * c.tokens;

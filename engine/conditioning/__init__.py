@@ -7,6 +7,7 @@ from .dialect import DialectConditioner
 from .emu3 import Emu3Conditioner
 from .glm_image import GlmImageConditioner
 from .janus import JanusConditioner
+from .limit import ObjectLimit
 from .phrases import PhraseConditioner
 
 CONDITIONERS: dict[str, type[Conditioner]] = {
@@ -32,6 +33,7 @@ __all__ = [
     "Emu3Conditioner",
     "GlmImageConditioner",
     "JanusConditioner",
+    "ObjectLimit",
     "PhraseConditioner",
     "check_condition",
 ]

@@ -11,19 +11,26 @@ from torch import Tensor
 
 from ..models.text import TextEncoder, TextEncoderConfig, Vocabulary
 from .base import Condition, Conditioner
+from .limit import ObjectLimit
 
 
 class PhraseConditioner(Conditioner):
     """Known phrases of a prompt through a text encoder.
 
     Unknown words are ignored, with a warning; a prompt of which nothing is known is refused.
+
+    Args:
+        vocabulary: the phrases.
+        text: the encoder.
+        limit: the most objects of an image, where the family has learned no more: prompts that ask for more are warned
+            about.
     """
 
     kind: ClassVar[str] = "phrases"
 
-    def __init__(self, vocabulary: Vocabulary, text: TextEncoder) -> None:
+    def __init__(self, vocabulary: Vocabulary, text: TextEncoder, limit: ObjectLimit | None = None) -> None:
         super().__init__()
-        self.vocabulary, self.text = vocabulary, text
+        self.vocabulary, self.text, self.limit = vocabulary, text, limit
         self.weights = {"text": text}
         self.example = min(vocabulary.phrases, key=len, default=self.example)
 
@@ -32,10 +39,14 @@ class PhraseConditioner(Conditioner):
         self.vocabulary.encode(prompt, self.text.config.length)
         if not known:
             raise ValueError(self._nothing(prompt, unknown))
-        if not unknown:
-            return None
-        words = ", ".join(repr(w) for w in dict.fromkeys(unknown))
-        return f"does not know {words} in {prompt!r}: ignored{self._near(unknown)}; `mulosd info` lists its words"
+        said = []
+        if unknown:
+            words = ", ".join(repr(w) for w in dict.fromkeys(unknown))
+            near = self._near(unknown)
+            said.append(f"does not know {words} in {prompt!r}: ignored{near}; `mulosd info` lists its words")
+        if self.limit is not None and (too_many := self.limit.warning(self.vocabulary, prompt)) is not None:
+            said.append(too_many)
+        return "; it ".join(said) or None
 
     def _nothing(self, prompt: str, unknown: list[str]) -> str:
         """The message for a prompt that asks for nothing that this family can draw."""
@@ -65,9 +76,11 @@ class PhraseConditioner(Conditioner):
         return features
 
     def to_dict(self) -> dict[str, Any]:
-        return {"text": dict(self.text.config.__dict__), "vocabulary": self.vocabulary.to_dict()}
+        limit = {} if self.limit is None else {"limit": self.limit.to_dict()}
+        return {"text": dict(self.text.config.__dict__), "vocabulary": self.vocabulary.to_dict(), **limit}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PhraseConditioner:
         text = TextEncoder(TextEncoderConfig.from_dict(values["text"]))
-        return cls(Vocabulary.from_dict(values["vocabulary"]), text)
+        limit = None if values.get("limit") is None else ObjectLimit.from_dict(values["limit"])
+        return cls(Vocabulary.from_dict(values["vocabulary"]), text, limit)

@@ -41,13 +41,11 @@ def decoder_of(given: DecoderLike) -> Decoder:
 
     Args:
         given: a decoder; a text as for `parse`; a mapping of `name` (or `decoder`) and settings, such as
-            `{"name": "mulo", "tau": 0.02}`; or None for `MuloSD()`, with the settings of the family.
+            `{"name": "mulo", "tau": 0.02}`. What None means depends on the family, see `default.decoder_for`.
 
     Raises:
         ValueError: anything else, or as `parse`.
     """
-    if given is None:
-        return decoder_class("mulo")()
     if isinstance(given, Decoder):
         return given
     if isinstance(given, str):

@@ -53,7 +53,7 @@ def load(repository: Repository, wanted: Wanted) -> Family:
     fill(repository, tokenizer, named, wanted.dtype and torch.float32)
     conditioner = Emu3Conditioner(repository.folder, model.config.cond_len, model.config.grids, tokens.patch)
     # As the model's own card samples.
-    own = FamilyConfig(wanted.name, SamplingParams(cfg_scale=3.0, top_k=2048), upsampler="pixel", decoder="serial")
+    own = FamilyConfig(wanted.name, SamplingParams(cfg_scale=3.0, top_k=2048), upsampler="pixel")
     return Family(own, tokenizer, conditioner, [model], {}, repository.folder)
 
 

@@ -54,7 +54,7 @@ def load(repository: Repository, wanted: Wanted) -> Family:
         top_p=float(said.get("top_p") or 0.75),
         top_k=0 if top_k >= codes else top_k,
     )
-    own = FamilyConfig(wanted.name, sampling, upsampler="nearest", decoder="serial")
+    own = FamilyConfig(wanted.name, sampling, upsampler="nearest")
     return Family(own, tokenizer, conditioner, [model], {}, repository.folder)
 
 

@@ -49,7 +49,7 @@ def load(repository: Repository, wanted: Wanted) -> Family:
     said = repository.optional("generation_config.json")
     conditioner = JanusConditioner.of(repository.folder, model.config.cond_len, said)
     sampling = SamplingParams(cfg_scale=float(said.get("guidance_scale") or 5.0))
-    own = FamilyConfig(wanted.name, sampling, decoder="serial")
+    own = FamilyConfig(wanted.name, sampling)
     return Family(own, tokenizer, conditioner, [model], {}, repository.folder)
 
 

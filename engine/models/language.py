@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..layout import Layout
 from .ar_model import ARModel, masked
-from .layers import Block, RMSNorm, project, whole
+from .layers import Block, RMSNorm, whole
 from .linear import Linear
 
 # What stands in a prefix where there is no text token.
@@ -97,22 +97,6 @@ class LanguageConfig:
         return {**asdict(self), "grids": list(self.grids), "sections": list(self.sections)}
 
 
-class SandwichBlock(Block):
-    """A block with a norm behind attention and one behind the feed-forward network, besides those before them."""
-
-    def __init__(
-        self, dim: int, n_heads: int, head_dim: int, ffn_dim: int, eps: float, *, n_kv_heads: int, bias: bool
-    ) -> None:
-        super().__init__(dim, n_heads, head_dim, ffn_dim, eps, n_kv_heads=n_kv_heads, bias=bias)
-        self.attention_out_norm = RMSNorm(dim, eps)
-        self.ffn_out_norm = RMSNorm(dim, eps)
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.attention_out_norm.forward(project(attended.flatten(-2), self.wo))
-        inner = project(x, self.w13, norm=self.ffn_norm, gated=True)
-        return x + self.ffn_out_norm.forward(project(inner, self.w2))
-
-
 class LanguageModel(ARModel):
     """A language model that writes images.
 
@@ -130,8 +114,9 @@ class LanguageModel(ARModel):
         # The end of a row is the token behind the last code.
         self.tok_embeddings = nn.Embedding(c.vocab_size + c.row_ends, c.dim)
         sizes = (c.dim, c.n_heads, c.head_dim, c.ffn_dim, c.norm_eps)
-        kind = SandwichBlock if c.sandwich else Block
-        self.blocks = nn.ModuleList(kind(*sizes, n_kv_heads=c.n_kv_heads, bias=c.bias) for _ in range(c.n_layers))
+        self.blocks = nn.ModuleList(
+            Block(*sizes, n_kv_heads=c.n_kv_heads, bias=c.bias, sandwich=c.sandwich) for _ in range(c.n_layers)
+        )
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output_in = Linear(c.dim, c.output_dim, bias=True) if c.output_dim else None
         self.output = Linear(c.output_dim or c.dim, c.vocab_size, bias=bool(c.output_dim))

@@ -90,6 +90,7 @@ class Block(nn.Module):
         n_kv_heads: heads of keys and values, a divisor of `n_heads`; 0 is as many as queries have.
         bias: whether q, k and v have biases (Qwen2).
         qk_norm: normalise each head of q and k before they are rotated (Qwen3).
+        sandwich: normalise what attention and the feed-forward network add, besides what they read (GLM-4).
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Block(nn.Module):
         n_kv_heads: int = 0,
         bias: bool = False,
         qk_norm: bool = False,
+        sandwich: bool = False,
     ) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads or n_heads, head_dim
@@ -117,6 +119,8 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(dim, eps)
         self.w13: Linear | QuantizedLinear = Linear(dim, 2 * ffn_dim)
         self.w2: Linear | QuantizedLinear = Linear(ffn_dim, dim)
+        self.attention_out_norm = RMSNorm(dim, eps) if sandwich else None
+        self.ffn_out_norm = RMSNorm(dim, eps) if sandwich else None
         # Of each class of few rows, whether the host kernels take such blocks whole (`engine.linear_choice`).
         self.host_classes: tuple[bool, ...] = (False,) * FEW_CLASSES
 
@@ -139,8 +143,15 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add the attention output [B, Q, H, D] and the feed-forward output to the residual stream [B, Q, dim]."""
-        x = project(attended.flatten(-2), self.wo, residual=x)
-        return project(project(x, self.w13, norm=self.ffn_norm, gated=True), self.w2, residual=x)
+        x = self.added(x, attended.flatten(-2), self.wo, self.attention_out_norm)
+        return self.added(x, project(x, self.w13, norm=self.ffn_norm, gated=True), self.w2, self.ffn_out_norm)
+
+    @staticmethod
+    def added(x: Tensor, inner: Tensor, linear: Linear | QuantizedLinear, norm: RMSNorm | None) -> Tensor:
+        """The residual stream x [B, Q, dim] with `linear(inner)` on top, normalised where there is a norm of it."""
+        if norm is None:
+            return project(inner, linear, residual=x)
+        return x + norm.forward(project(inner, linear))
 
 
 def run_layers(layers: nn.ModuleList, x: Tensor, attend: Attend) -> Tensor:

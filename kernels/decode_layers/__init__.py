@@ -28,7 +28,8 @@ def decode_layers(
 ) -> Tensor:
     """Every layer of a pre-norm transformer for a few tokens, whose keys and values are written on the way.
 
-    Each layer is `x += attention(norm(x))`, then `x += swiglu(norm(x))`. Keys go to the slot of their token; the query
+    Each layer is `x += attention(norm(x))`, then `x += swiglu(norm(x))`, what is added being normalised once more in
+    layers that have such norms. Keys go to the slot of their token; the query
     at slot a sees slot `b < kv_len` iff `b <= a`, and `valid[b]` where `valid` is given: what `kv_write` and
     `verify_attention` do for a token, layer by layer.
 

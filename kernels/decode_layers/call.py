@@ -29,6 +29,8 @@ class Layer:
         attention_norm, ffn_norm: weights [dim] of the RMSNorms.
         k_cache, v_cache: [rows, slots, Hkv, D].
         q_norm, k_norm: weights [D] of RMSNorms of each head before it is rotated, or None.
+        attention_out_norm, ffn_out_norm: weights [dim] of RMSNorms of what attention and the feed-forward network add
+            to the residual stream, or None.
     """
 
     wqkv: Weight
@@ -41,6 +43,8 @@ class Layer:
     v_cache: Tensor
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+    attention_out_norm: Tensor | None = None
+    ffn_out_norm: Tensor | None = None
 
     def weights(self) -> tuple[Weight, Weight, Weight, Weight]:
         return self.wqkv, self.wo, self.w13, self.w2

@@ -51,6 +51,8 @@ def _decline_stack(stack: Stack) -> str | None:
                 return "caches must be contiguous, on the CPU and of one shape"
         if (layer.q_norm is None) != (layer.k_norm is None):
             return "queries and keys must both be normalised, or neither"
+        if (layer.attention_out_norm is None) != (layer.ffn_out_norm is None):
+            return "what is added to the residual stream must be normalised twice a layer, or never"
     rotary = stack.rotary
     if rotary is not None and (rotary.dtype != torch.float32 or not rotary.is_contiguous() or not rotary.is_cpu):
         return f"rotary must be contiguous, float32 and on the CPU, got {rotary.dtype} on {rotary.device}"
@@ -91,7 +93,8 @@ def _prepared(stack: Stack) -> tuple[Any, list[Tensor]]:
         return 0 if t is None else t.data_ptr()
 
     def layer_args(layer: Layer) -> tuple[list[int], list[host.LinearArgs]]:
-        norms = [address(exact(t)) for t in (layer.attention_norm, layer.ffn_norm, layer.q_norm, layer.k_norm)]
+        before = (layer.attention_norm, layer.ffn_norm, layer.q_norm, layer.k_norm)
+        norms = [address(exact(t)) for t in (*before, layer.attention_out_norm, layer.ffn_out_norm)]
         linears = [host.linear_args(w.weight, exact(w.scale), exact(w.bias)) for w in layer.weights()]
         return [*norms, layer.k_cache.data_ptr(), layer.v_cache.data_ptr()], linears
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..fused_linear.reference import fused_linear_reference
 from ..kv_write.reference import kv_write_reference
 from ..verify_attention.reference import verify_attention_reference
-from .call import Stack
+from .call import Stack, Weight
 
 
 def decode_layers_reference(
@@ -31,7 +31,15 @@ def decode_layers_reference(
         attended, _ = verify_attention_reference(
             q, k_cache, v_cache, slots, valid, kv_len, None, None, None, None, False, None, None
         )
-        x = fused_linear_reference(attended.to(x.dtype).flatten(-2), *layer.wo, None, eps, False, x)
+        x = added(x, attended.to(x.dtype).flatten(-2), layer.wo, layer.attention_out_norm, eps)
         inner = fused_linear_reference(x, *layer.w13, layer.ffn_norm, eps, True, None)
-        x = fused_linear_reference(inner, *layer.w2, None, eps, False, x)
+        x = added(x, inner, layer.w2, layer.ffn_out_norm, eps)
     return x
+
+
+def added(x: Tensor, inner: Tensor, weight: Weight, norm: Tensor | None, eps: float) -> Tensor:
+    """The residual stream with the product of a layer on top, normalised where there is a norm of it."""
+    if norm is None:
+        return fused_linear_reference(inner, *weight, None, eps, False, x)
+    out = fused_linear_reference(inner, *weight, None, eps, False, None)
+    return x + F.rms_norm(out, (out.shape[-1],), norm.to(out.dtype), eps)

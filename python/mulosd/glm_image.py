@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .engine.decoding.spec import DecoderLike, decoder_of
+from .engine.decoding.default import decoder_for
+from .engine.decoding.spec import DecoderLike
 from .engine.engine import Engine
 from .engine.models.language import PADDING
 from .engine.sampling import SamplingLike
@@ -36,7 +37,7 @@ class AutoregressiveStage(nn.Module):
 
     Args:
         engine: of GLM-Image, with the grids that images are asked for.
-        decoder: how to draw; None is the family's own, `serial`.
+        decoder: how to draw; None is the family's default, `serial`.
         sampling: how tokens are drawn; None takes the family's defaults.
 
     Raises:
@@ -49,7 +50,7 @@ class AutoregressiveStage(nn.Module):
         if family.conditioner.kind != "glm-image":
             raise ValueError(f"family {family.name!r} is no GLM-Image: its conditions are {family.conditioner.kind}")
         self.engine, self.sampling = engine, sampling
-        self.decoder: Decoder = decoder_of(family.config.decoder if decoder is None else decoder)
+        self.decoder: Decoder = decoder_for(family, decoder)
 
     @property
     def device(self) -> torch.device:

@@ -22,8 +22,9 @@ from .absent import NO_NEGATIVE_PROMPT, NO_STEPS, SQUARE
 from .canvas import Canvas
 from .engine.arguments import seeds_of, shown, texts_of, whole
 from .engine.decoding.base import Decoder
+from .engine.decoding.default import decoder_for
 from .engine.decoding.size import able, sized
-from .engine.decoding.spec import DecoderLike, decoder_of
+from .engine.decoding.spec import DecoderLike
 from .engine.devices import checked_device
 from .engine.engine import Engine
 from .engine.request import Update
@@ -109,7 +110,8 @@ class MulosdPipeline:
         """Load a family.
 
         Args:
-            pretrained_model_name_or_path: a bundled family by name, or the folder of one.
+            pretrained_model_name_or_path: a bundled family by name, the folder of one, or a repository of the Hugging
+                Face hub (see `Engine.from_pretrained`).
             torch_dtype, dtype: one of them: torch.float32, torch.bfloat16 or torch.float16, or their names; None is
                 bfloat16 on a GPU and float32 elsewhere (see `Engine`).
             device, device_map: one of them, "cpu" where both are None.
@@ -224,7 +226,8 @@ class MulosdPipeline:
             callback_on_step_end_tensor_inputs: "images", whole previews as RGB images of the final size, None where
                 there is nothing yet; "latents", tokens int64 [h, w] on the CPU, -1 where they are not verified yet;
                 "updated", numbers of the images of which this forward brought something new. Each is a list.
-            decoder: a decoder or its text, such as "mulo:tau=0.02"; None is `mulo` with the family's settings.
+            decoder: a decoder or its text, such as "mulo:tau=0.02"; None is the family's default, `mulo` where
+                it is calibrated and `serial` where not.
             sampling: changes how tokens are drawn, such as "top_k=100".
             seed: in place of a generator, as for `Engine.generate`: of every prompt, or one for each; image n of a
                 prompt has seed + n.
@@ -314,7 +317,7 @@ class MulosdPipeline:
                 f"{', '.join(f'{size}x{size}' for size in family.image_sizes)}"
             )
         size = next(iter(sizes), None)
-        chosen = decoder_of(decoder)
+        chosen = decoder_for(family, decoder)
         if size is not None:
             chosen = sized(able(chosen, size, family) if decoder is None else chosen, size, family)
         chosen = chosen.resolve(family)

@@ -10,8 +10,10 @@ import torch
 import transformers
 
 from mulosd.engine.engine import Engine
+from mulosd.engine.host_step import KEY, stack_of
 from mulosd.engine.hub import Wanted, load_family, load_repository
 from mulosd.engine.scheduler import SchedulerConfig
+from mulosd.kernels import host
 
 SMALL, LARGE = 3, 6
 IDS = torch.tensor([[71, 73, 74, 75, 76, 69, 95, 95, 70, 69, 105, 105, 70, 64]])
@@ -49,6 +51,16 @@ def test_greedy_images_are_those_of_transformers(engine: Engine, wanted: torch.T
     assert len(wanted.unique()) > 8
     found = drawn(engine, sampling="temperature=0").tokens[0]
     assert torch.equal(found, wanted[SMALL**2 :].view(LARGE, LARGE))
+
+
+@pytest.mark.skipif(host.unusable() is not None, reason=str(host.unusable()))
+def test_host_kernels_take_its_layers_whole(glm_image_folder: Path, wanted: torch.Tensor) -> None:
+    given = Wanted("tiny", grids=(LARGE,), prompt_length=20, first_grid=SMALL)
+    native = Engine(load_repository(glm_image_folder, given), linear="native")
+    found = drawn(native, sampling="temperature=0").tokens[0]
+    assert torch.equal(found, wanted[SMALL**2 :].view(LARGE, LARGE))
+    caches = list(native.caches.values())
+    assert caches and all(KEY in cache.steps and stack_of(cache) is not None for cache in caches)
 
 
 @torch.no_grad()

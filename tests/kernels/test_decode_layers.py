@@ -36,6 +36,7 @@ def stack(
     for i in range(2):
         seed = 100 * i
         norms = [1 + 0.1 * rand(dim, seed=seed + j) for j in (20, 21)] if "qk_norm" in parts else [None, None]
+        norms += [1 + 0.1 * rand(width, seed=seed + j) for j in (22, 23)] if "sandwich" in parts else [None, None]
         layers.append(
             Layer(
                 weight((heads + 2 * kv_heads) * dim, width, kind, seed + 1, bias="bias" in parts),
@@ -96,9 +97,11 @@ def exact(s: Stack, x: Tensor, slots: Tensor, valid: Tensor | None, kv_len: int,
                 for h in range(s.heads):
                     scores = keys[first_row + b, seen, h // group] @ own[h] / dim**0.5
                     attended[b, t, h] = scores.softmax(0) @ values[first_row + b, seen, h // group]
-        x = x + linear(layer.wo, attended.flatten(-2))
+        added = linear(layer.wo, attended.flatten(-2))
+        x = x + (added if layer.attention_out_norm is None else norm(added, layer.attention_out_norm))
         gate, up = linear(layer.w13, norm(x, layer.ffn_norm)).chunk(2, -1)
-        x = x + linear(layer.w2, gate * gate.sigmoid() * up)
+        added = linear(layer.w2, gate * gate.sigmoid() * up)
+        x = x + (added if layer.ffn_out_norm is None else norm(added, layer.ffn_out_norm))
     return x
 
 
@@ -107,10 +110,12 @@ CASES = [
     ([[0]], "float32", 4, 4, 16, "rotary", False),
     ([[40], [40]], "float32", 4, 4, 64, "rotary", False),
     ([[69], [3]], "float32", 4, 2, 32, "rotary bias qk_norm", True),
+    ([[8, 5, 31], [8, 5, 31]], "float32", 6, 2, 16, "rotary bias sandwich", True),
     ([[9, 4, 30], [9, 4, 30]], "float32", 2, 1, 80, "", True),
     ([[*range(16)]], "float32", 4, 4, 16, "rotary", False),
     ([[50], [50]], "bfloat16", 4, 4, 64, "rotary", False),
     ([[50], [50]], "int8", 4, 4, 64, "rotary bias", False),
+    ([[50], [50]], "bfloat16", 4, 4, 64, "rotary sandwich", False),
     ([[7, 60, 12, 13, 14]], "int8", 4, 2, 16, "rotary", True),
 ]
 
@@ -139,7 +144,7 @@ def test_the_host_kernel_is_the_definition(
     torch.testing.assert_close(out.double(), expected, atol=error, rtol=error)
 
 
-@pytest.mark.parametrize("case", CASES[:4])
+@pytest.mark.parametrize("case", CASES[:5])
 def test_the_reference_is_the_definition(case: tuple[list[list[int]], str, int, int, int, str, bool]) -> None:
     where, kind, heads, kv_heads, dim, parts, hidden = case
     slots = torch.tensor(where)

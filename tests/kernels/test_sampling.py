@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mulosd.kernels import processed_logits
+from mulosd.kernels.sampling import mask_top_p
 
 INF = math.inf
 
@@ -134,3 +135,19 @@ def test_errors(change: dict[str, object], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         processed_logits(**(arguments | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.75, 0.999])
+@pytest.mark.parametrize("steps", [0, 3, 50])
+def test_top_p_by_values_keeps_what_sorted_places_keep(top_p: float, steps: int) -> None:
+    generator = torch.Generator().manual_seed(steps)
+    logits = torch.randn(6, 500, generator=generator)
+    if steps:  # many entries of one value, and of what top-k leaves none at all
+        logits = (logits * steps).round() / steps
+    logits[3] = logits[3].masked_fill(logits[3] < 1, -INF)
+    logits[4] = 0.0
+    logits[5, :250], logits[5, 250:] = 0.0, -0.0
+    # What takes part in a backward pass is sorted with its places.
+    wanted = mask_top_p(logits.clone().requires_grad_(), top_p).detach()
+    assert torch.equal(mask_top_p(logits, top_p), wanted)
+    assert wanted.isfinite().any(dim=-1).all()

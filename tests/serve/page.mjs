@@ -124,6 +124,15 @@ await page.click("#theme");
 assert.notEqual(await ground(), light);
 await page.setViewportSize({ width: 360, height: 740 });
 assert.ok(await page.evaluate(() => document.documentElement.scrollWidth) <= 360);
+
+// On a telephone the images lie below the form: drawing brings them up, with Stop above them.
+await page.fill("#a", "serial");
+await page.evaluate(() => scrollTo(0, 0));
+await page.click("#draw");
+await done(1);
+const tops = await page.evaluate(() => ["#stop", "figure"].map((one) => document.querySelector(one).getBoundingClientRect().top));
+assert.ok(tops[0] >= 0 && tops[0] < 100 && tops[1] < 400, `Stop and the image are at ${tops}`);
+assert.equal(await page.$$eval("figure wbr", (all) => all.length), 2, "serial:grid=8 breaks behind its colon alone");
 await page.click("#clear");
 await page.waitForFunction(() => document.querySelectorAll("#history li").length === 0);
 

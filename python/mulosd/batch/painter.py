@@ -21,7 +21,8 @@ class Recipe:
 
     Args:
         family, device, dtype: of the engine, see `Engine.from_pretrained`.
-        decoder, sampling: texts, of lines that name no decoder, and of all lines.
+        decoder, sampling: texts, of lines that name no decoder, and of all lines; without a decoder it is the family's
+            default.
         seed: of lines that name none.
         num_images: images a line, with seeds from its seed on.
         size: side in px; None is what the decoder draws.
@@ -32,7 +33,7 @@ class Recipe:
     family: str = "emoji"
     device: str = "cpu"
     dtype: str | None = None
-    decoder: str = "mulo"
+    decoder: str | None = None
     sampling: str = ""
     seed: int = 0
     num_images: int = 1
@@ -84,6 +85,7 @@ class Painter:
     def __init__(self, recipe: Recipe) -> None:
         from .. import Engine, SchedulerConfig
         from ..cli.options import read_decoder, read_sampling
+        from ..engine.decoding.default import default_decoder, remark
 
         self.recipe = recipe
         config = SchedulerConfig(max_running=recipe.under_way)
@@ -97,7 +99,9 @@ class Painter:
         self.sampling = read_sampling(self.engine.family, recipe.sampling)
         narrow = str(self.engine.dtype).removeprefix("torch.")
         self.common = remembered(self.engine.family, self.sampling, narrow, recipe.quantization)
-        self._usual = self._resolved(read_decoder(recipe.decoder))
+        family = self.engine.family
+        self._usual = self._resolved(read_decoder(recipe.decoder or default_decoder(family)))
+        self._remark = remark(family) if recipe.decoder is None else None
 
     def _resolved(self, decoder: Any) -> Any:
         from ..cli.options import sized
@@ -115,6 +119,8 @@ class Painter:
             settled(asked, count)
             decoder = self._usual if asked.decoder is None else self._resolved(placed(asked, asked.decoder))
             warnings = self.engine.check_prompts([asked.prompt])
+            if asked.decoder is None and self._remark is not None:
+                warnings.append(self._remark)
             first = self.recipe.seed if asked.seed is None else asked.seed
             if first + count > 2**63:
                 raise ValueError(f"seeds of 2**63 and more: {first} and {count} images")

@@ -12,14 +12,16 @@ from rich.markup import escape
 
 from .console import Lines, Pipe, count_bar, examples, stderr, warn
 from .options import (
-    DecoderOption,
     DeviceOption,
     DtypeOption,
     FamilyOption,
+    OwnDecoderOption,
     Quantization,
     QuantizationOption,
     SamplingOption,
     SeedOption,
+    SizeOption,
+    read_size,
 )
 
 if TYPE_CHECKING:
@@ -36,11 +38,11 @@ def batch(
     prompts: Annotated[str, typer.Argument(metavar="FILE", help="Text, CSV, JSONL or Parquet; - is stdin.")],
     out: Annotated[Path, typer.Option("--out", "--output", "-o", help="Folder for images and their rows.")],
     family: FamilyOption = "emoji",
-    decoder: DecoderOption = "mulo",
+    decoder: OwnDecoderOption = None,
     sampling: SamplingOption = "",
     seed: SeedOption = 0,
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images of each line.", min=1)] = 1,
-    size: Annotated[int | None, typer.Option(metavar="PX", help="Side: a size of the family; its largest.")] = None,
+    size: SizeOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Draw what is in the folder again.")] = False,
     max_running: Annotated[int, typer.Option(help="Images that an engine draws at a time.", min=1)] = 8,
     device: DeviceOption = "cpu",
@@ -72,7 +74,7 @@ def batch(
         sampling,
         seed,
         num_images,
-        size,
+        read_size(size),
         max_running,
         quantization.value,
     )

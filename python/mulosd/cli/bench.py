@@ -16,6 +16,7 @@ from .bench_options import (
     PromptsOption,
     RunsOption,
     TimingOption,
+    able,
     bench_bar,
     check_options,
     choose_prompts,
@@ -27,14 +28,15 @@ from .console import examples
 from .files import check_file
 from .options import (
     DecoderOption,
-    DecodersOption,
     DeviceOption,
     FamilyOption,
     Quantization,
     QuantizationOption,
     SeedOption,
+    decoders_option,
 )
 
+DECODERS = ("serial", "draft-only", "mulo", "zipar")
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure speed and quality.")
 
 DECODE_EXAMPLES = examples(
@@ -76,7 +78,7 @@ def decode(
     family: FamilyOption = "emoji",
     prompts: PromptsOption = 16,
     prompts_file: PromptsFileOption = None,
-    decoder: DecodersOption = ["serial", "draft-only", "mulo", "zipar"],  # noqa: B006
+    decoder: Annotated[list[str], decoders_option(DECODERS)] = [],  # noqa: B006
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,7 +103,7 @@ def decode(
     On a CPU also the share that the least time of the forwards has of the seconds: weights read, or multiplied by, as
     fast as these threads can, which is measured in the same run.
     """
-    texts, sweeps = split_decoders(decoder, engines=True), parse_sweeps(sweep or [])
+    texts, sweeps = split_decoders(decoder, engines=True) if decoder else [], parse_sweeps(sweep or [])
     check_options(prompts, {"--json": json_file, "--plot": plot_file, "--runs": runs_file})
 
     from .. import Engine
@@ -111,9 +113,10 @@ def decode(
     if plot_file is not None:
         check_plot(plot_file)
     engine = Engine.from_pretrained(family, device=device, quantization=quantization.value)
+    chosen = choose_prompts(engine, prompts, prompts_file, seed)
     with bench_bar() as bar:
         report = bench_decode(
-            engine, choose_prompts(engine, prompts, prompts_file, seed), texts, sweeps, seed=seed,
+            engine, chosen, able(texts, DECODERS, engine.family), sweeps, seed=seed,
             timing_images=timing_images, batch_for_quality=batch_size, runs=runs_file, progress=bar,
         )  # fmt: skip
     finish(report, json_file, bench_table(report))

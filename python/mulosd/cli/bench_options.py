@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..engine.atomic import write_json
-from .console import count_bar, stdout
+from .console import count_bar, stdout, warn
 from .files import check_file
 from .respelled import Respelled
 
 if TYPE_CHECKING:
     from .. import Engine
+    from ..engine.family import Family
 
 PromptsOption = Annotated[int, typer.Option(help="How many held-out prompts of the family to draw.")]
 PromptsFileOption = Annotated[
@@ -72,6 +73,23 @@ def split_decoders(texts: list[str], *, engines: bool = False) -> list[str]:
         read_decoders([split(text)[0] for text in found])
     else:
         read_decoders(found)
+    return found
+
+
+def able(texts: Sequence[str], usual: Sequence[str], family: Family) -> list[str]:
+    """The decoders that were named, or those of the usual ones that can draw a family; the others are told of."""
+    from ..engine.decoding import parse
+
+    if texts:
+        return list(texts)
+    found = []
+    for name in usual:
+        try:
+            parse(name).resolve(family).check_layout(family)
+        except ValueError as error:
+            warn(f"{name} is left out: {error}")
+        else:
+            found.append(name)
     return found
 
 

@@ -10,7 +10,7 @@ import typer
 from .bench_options import JsonOption, PromptsFileOption, check_options, finish
 from .console import count_bar, examples, stdout
 from .files import check_file
-from .options import DecoderOption, DeviceOption, FamilyOption, SeedOption, read_decoder
+from .options import DecoderOption, DeviceOption, FamilyOption, OwnDecoderOption, SeedOption, read_decoder
 
 PHOTOS_EXAMPLES = examples(
     "mulosd bench photos --family families/photo --config configs/photo.yaml --run runs/photo --images 256",
@@ -89,7 +89,7 @@ def sheet(
     prompts: Annotated[int, typer.Option(help="So many classes, or held-out prompts, of the family.")] = 16,
     prompts_file: PromptsFileOption = None,
     each: Annotated[int, typer.Option(help="Images of each prompt.")] = 4,
-    decoder: DecoderOption = "mulo",
+    decoder: OwnDecoderOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -102,7 +102,7 @@ def sheet(
     from ..measure.prompts import read_prompts, shown_prompts
     from ..measure.sheets import sheet as draw
 
-    how = read_decoder(decoder)
+    how = None if decoder is None else read_decoder(decoder)
     engine = Engine.from_pretrained(family, device=device)
     asked = read_prompts(prompts_file) if prompts_file is not None else shown_prompts(engine, prompts, seed)
     with count_bar() as bar:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .bench_options import JsonOption, finish, split_decoders
+from .bench_options import JsonOption, PromptsFileOption, able, choose_prompts, finish, split_decoders
 from .console import count_bar, examples
 from .files import check_file
 from .options import (
@@ -17,10 +17,11 @@ from .options import (
     Quantization,
     QuantizationOption,
     SeedOption,
+    decoders_option,
     dtype_name,
-    read_decoders,
 )
 
+THROUGHPUT = ("serial", "zipar", "mulo")
 THROUGHPUT_EXAMPLES = examples(
     "mulosd bench throughput --batch 1,2,4,8,16 --decoder serial,zipar,mulo",
     "mulosd bench throughput --batch 1,8 --decoder mulo:window=2:draft_window=2 --images 32 --json throughput.json",
@@ -37,7 +38,8 @@ SYNTHETIC_EXAMPLES = examples(
 def throughput(
     family: FamilyOption = "emoji",
     batch: Annotated[str, typer.Option(help="Comma-separated: requests in flight.")] = "1,2,4,8,16",
-    decoder: DecodersOption = ["serial", "zipar", "mulo"],  # noqa: B006
+    decoder: Annotated[list[str], decoders_option(THROUGHPUT)] = [],  # noqa: B006
+    prompts_file: PromptsFileOption = None,
     images: Annotated[int, typer.Option(help="Finished images a round, decoder and batch.")] = 16,
     rounds: Annotated[int, typer.Option(help="Rounds; decoders and batches take turns in each.")] = 2,
     stagger: Annotated[
@@ -57,26 +59,26 @@ def throughput(
     if json_file is not None:
         check_file("--json", json_file)
 
+    from ..engine.decoding import parse
     from ..engine.engine import Engine
-    from ..engine.family import Family
     from ..engine.scheduler import SchedulerConfig
-    from ..measure.prompts import held_out_prompts
     from ..measure.speed.throughput import bench_throughput, throughput_table
 
-    names = read_decoders(decoder)
-    loaded = Family.load(family)
-    engine = Engine(
-        loaded,
+    named = split_decoders(decoder) if decoder else []
+    engine = Engine.from_pretrained(
+        family,
         device=device,
         dtype=dtype and dtype.value,
         config=SchedulerConfig(max_running=max(batches)),
         quantization=quantization.value,
     )
+    prompts = choose_prompts(engine, max(batches), prompts_file, seed)
+    chosen = [parse(text).resolve(engine.family) for text in able(named, THROUGHPUT, engine.family)]
     with count_bar() as bar:
         report = bench_throughput(
             engine,
-            held_out_prompts(engine, max(batches), seed),
-            [name.resolve(loaded) for name in names],
+            prompts,
+            chosen,
             batches,
             images=images,
             rounds=rounds,

@@ -97,6 +97,7 @@ def calibrate(
     if trials < 1:
         raise ValueError(f"--trials must be at least 1, got {trials}")
     own = None if prompts_file is None else read_prompts(prompts_file)
+    check_stores(family)
     engine = Engine.from_pretrained(family, device=device, dtype=dtype and dtype.value, quantization=quantization.value)
     folder = engine.family.path
     if folder is None:
@@ -132,6 +133,20 @@ def calibrate(
         markup=False,
         soft_wrap=True,
     )
+
+
+def check_stores(family: str) -> None:
+    """ValueError for a repository of the hub, which holds no calibrations, before its weights are read."""
+    from ..engine.family_config import FILE
+    from ..engine.hub import load_family
+
+    folder = load_family(family, weights=False).path
+    if folder is not None and not (folder / FILE).is_file():
+        raise ValueError(
+            f"{family} is a repository of the hub, and calibrations are stored in a {FILE}, which it has none of: try "
+            f"settings by `mulosd bench decode --decoder mulo:tau=0.01:radius=1:pool=100 --prompts-file FILE` and name "
+            f"them where you draw"
+        )
 
 
 def chosen(

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .bench_options import bench_bar, check_options, choose_prompts, finish, split_decoders
+from .bench_options import able, bench_bar, check_options, choose_prompts, finish, split_decoders
 from .console import count_bar, examples, stdout
 from .options import (
-    DecodersOption,
     DeviceOption,
     DtypeOption,
     FamilyOption,
@@ -21,6 +20,7 @@ from .options import (
     QuantizationOption,
     SamplingOption,
     SeedOption,
+    decoders_option,
     read_sampling,
 )
 
@@ -39,6 +39,7 @@ EXAMPLES = examples(
 )
 # Without --protocol; with it they have no meaning.
 NUM_IMAGES, REAL, SHOW = 2, 256, 16
+DECODERS = ("serial", "draft-only", "mulo")
 PLACES = "GenEval, DPG-Bench, FID on MS-COCO or HPSv2"
 
 
@@ -54,7 +55,7 @@ def evaluate(
         Path, typer.Option(help="Folder for images, report.json and report.html; the same call goes on in it.")
     ],
     family: FamilyOption = "emoji",
-    decoder: DecodersOption = ["serial", "draft-only", "mulo"],  # noqa: B006
+    decoder: Annotated[list[str], decoders_option(DECODERS)] = [],  # noqa: B006
     prompts: Annotated[
         str,
         typer.Option(
@@ -114,7 +115,7 @@ def evaluate(
 
     Writes a report to open in a browser. An interrupted call goes on where it stopped.
     """
-    names = split_decoders(decoder)
+    named = split_decoders(decoder) if decoder else []
     counts = {"--num-images": num_images, "--batch-size": batch_size, "--limit": limit, "--real": real}
     for option, value in counts.items():
         if value is not None and value < 1:
@@ -141,6 +142,7 @@ def evaluate(
 
         official = make_protocol(protocol.value, Path(prompts), reference, limit)
         engine, params = load()
+        names = able(named, DECODERS, engine.family)
         with count_bar() as bar:
             found = run_protocol(
                 engine, official, names, report, sampling=params, seed=seed, batch_size=batch_size,
@@ -156,9 +158,11 @@ def evaluate(
 
     check_page()
     engine, params = load()
+    asked = choose(engine, prompts, seed)
+    names = able(named, DECODERS, engine.family)
     with bench_bar() as bar:
         evaluation = run(
-            engine, choose(engine, prompts, seed), names, report,
+            engine, asked, names, report,
             reference=None if reference == "builtin" else Path(reference), real=real or REAL,
             num_images=num_images or NUM_IMAGES,
             sampling=params, seed=seed, batch_size=batch_size, overwrite=overwrite, command=command,

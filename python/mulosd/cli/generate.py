@@ -20,7 +20,6 @@ from .files import Output, check_below, check_file
 from .image_files import check_suffix
 from .jobs import Job, job_of, missing, placed, remembered, settled
 from .options import (
-    MULO,
     DeviceOption,
     DevicesOption,
     DtypeOption,
@@ -29,10 +28,12 @@ from .options import (
     Quantization,
     QuantizationOption,
     SamplingOption,
+    SizeOption,
     dtype_name,
     read_decoder,
     read_devices,
     read_sampling,
+    read_size,
     sized,
 )
 from .prompt_list import STDIN, Asked, read_prompt_list, seed_of
@@ -70,7 +71,7 @@ def generate(
     sampling: SamplingOption = "",
     seed: Annotated[str, typer.Option(metavar="N|random", help="Same seed, same image, whatever the batch.")] = "0",
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images of each prompt.")] = 1,
-    size: Annotated[int | None, typer.Option(metavar="PX", help="Side: a size of the family; its largest.")] = None,
+    size: SizeOption = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .png, .jpg, .webp, folder, or - (stdout).")
     ] = Path(),
@@ -92,6 +93,7 @@ def generate(
     """
     if num_images < 1:
         raise ValueError(f"--num-images must be at least 1, got {num_images}")
+    side = read_size(size)
     asked = [settled(one, num_images) for one in asked_for(prompts or [], prompt_list)]
     default = seed_of(seed, "--seed", lambda: secrets.randbelow(2**32))
     asked = [replace(one, seed=default if one.seed is None else one.seed) for one in asked]
@@ -101,9 +103,11 @@ def generate(
     paths = paths_of(where, asked, num_images)
     check_paths(where, paths, stats, sheet)
     for one in asked:
-        placed(one, one.decoder or decoder or MULO)
+        if (text := one.decoder or decoder) is not None:
+            placed(one, text)
 
     from .. import Engine, SchedulerConfig
+    from ..engine.decoding.default import default_decoder, remark
     from ..engine.devices import checked_device
     from ..engine.dtypes import DTYPES
     from ..engine.hub import load_family
@@ -131,9 +135,11 @@ def generate(
     given = None if features is None else read_features(features, loaded, len(asked))
     params = read_sampling(loaded, sampling)
     warnings = [] if given is not None else check_words(loaded, asked)
-    own = decoder or loaded.config.decoder or MULO
+    own = decoder or default_decoder(loaded)
+    if any(one.decoder is None for one in asked) and decoder is None and (said := remark(loaded)) is not None:
+        warnings.append(said)
     texts = dict.fromkeys(one.decoder or own for one in asked)
-    chosen = {text: sized(read_decoder(text), size, loaded).resolve(loaded) for text in texts}
+    chosen = {text: sized(read_decoder(text), side, loaded).resolve(loaded) for text in texts}
     decoders = [chosen[one.decoder or own] for one in asked]
     common = remembered(loaded, params, narrow, quantization.value)
     jobs = jobs_of(asked, num_images, paths, decoders, common, given)

@@ -61,6 +61,7 @@ def describe(f: Family, dtype: str, available: int, on_gpu: bool) -> dict[str, A
     """What `--json` prints of one family."""
     from ..data.family import scene_words
     from ..engine.conditioning import ClassConditioner
+    from ..engine.decoding.default import applying, default_decoder
     from ..engine.dtypes import DTYPES
     from ..engine.memory import plan_memory
     from ..engine.models.kinds import AR_MODELS, kind_of
@@ -78,7 +79,7 @@ def describe(f: Family, dtype: str, available: int, on_gpu: bool) -> dict[str, A
         "backgrounds": backgrounds,
         "words": sorted(f.vocabulary.phrases),
         "classes": f.conditioner.names if isinstance(f.conditioner, ClassConditioner) else [],
-        "default": {"scale": f.scale, "upsampler": f.upsampler},
+        "default": {"decoder": default_decoder(f), "scale": f.scale, "upsampler": f.upsampler},
         "calibration": {key: asdict(c) for key, c in f.config.calibrations.items()},
         "conditions": f.conditioner.kind,
         "models": [kind_of(model, AR_MODELS) for model in f.models],
@@ -105,23 +106,6 @@ def layout_text(f: Family) -> str:
     said = [f"a grid of {first}x{first} tokens before the image" for first in layout.grids[:-1]]
     said += ["a token at the end of each row"] if layout.row_ends else []
     return ", ".join(said)
-
-
-def applying(f: Family) -> dict[str, str]:
-    """Every decoder by name, with the reason where the family cannot be drawn with it, or an empty text."""
-    from ..engine.decoding import DECODERS, parse
-
-    found = {}
-    for name in DECODERS:
-        # What a calibration would say decides nothing here.
-        text = "mulo:tau=0:radius=0:pool=1" if name == "mulo" else name
-        try:
-            parse(text).resolve(f).check_layout(f)
-        except ValueError as error:
-            found[name] = str(error)
-        else:
-            found[name] = ""
-    return found
 
 
 def show_all(families: list[dict[str, Any]]) -> None:
@@ -165,6 +149,7 @@ def show(f: dict[str, Any]) -> None:
         "conditions": f["conditions"],
         "layout": f["layout"],
         "decoders": ", ".join(name for name, reason in f["decoders"].items() if not reason),
+        "default": f["default"]["decoder"],
         "parameters": ", ".join(f"{name} {count:,}" for name, count in f["parameters"].items()),
         "weights": f"{show_bytes(memory['weights'])} in {memory['dtype']}{held} (tokenizer and up-samplers in float32)",
         "keys and values": ", ".join(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..absent import SQUARE
 
 if TYPE_CHECKING:
     from .. import SamplingParams
@@ -19,7 +22,7 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-FamilyOption = Annotated[str, typer.Option(help="A bundled family or the folder of one.")]
+FamilyOption = Annotated[str, typer.Option(help="A bundled family, folder or OWNER/NAME.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
 DevicesOption = Annotated[
     str | None,
@@ -49,17 +52,21 @@ QuantizationOption = Annotated[
     Quantization,
     typer.Option(metavar="TYPE", help="Layers in int8 or fp8."),
 ]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(metavar="PX", help="Side: a size of the family; its largest.", show_default=False),
+]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same image, whatever the batch.")]
 DECODER_TEXT = "NAME:KEY=…"
-# The decoder that is used where neither the call nor the family names one.
-MULO = "mulo"
+# What `engine.decoding.default` chooses, in words.
+USUAL_DECODER = "mulo or serial"
 OwnDecoderOption = Annotated[
     str | None,
     typer.Option(
         "--decoder",
         metavar=DECODER_TEXT,
         help="Such as mulo:scale=4:tau=0.02; all: `mulosd decoders`.",
-        show_default=MULO,
+        show_default=USUAL_DECODER,
     ),
 ]
 DecoderOption = Annotated[
@@ -70,14 +77,16 @@ DecoderOption = Annotated[
         help="Such as mulo:scale=4:tau=0.02; all: `mulosd decoders`.",
     ),
 ]
-DecodersOption = Annotated[
-    list[str],
-    typer.Option(
-        "--decoder",
-        metavar=DECODER_TEXT,
-        help="Decoder and settings, such as mulo:scale=4:tau=none; several: repeat it, or separate by commas.",
-    ),
-]
+DECODERS_HELP = "Decoder and settings, such as mulo:scale=4:tau=none; several: repeat it, or separate by commas."
+DecodersOption = Annotated[list[str], typer.Option("--decoder", metavar=DECODER_TEXT, help=DECODERS_HELP)]
+
+
+def decoders_option(usual: Sequence[str]) -> Any:
+    """`--decoder` of a command that draws with `usual`, as far as they can draw the family, where none is named."""
+    shown = f"{', '.join(usual)}, those that can"
+    return typer.Option("--decoder", metavar=DECODER_TEXT, help=DECODERS_HELP, show_default=shown)
+
+
 SamplingOption = Annotated[
     str,
     typer.Option(
@@ -106,6 +115,18 @@ def read_decoder(text: str) -> Decoder:
     if len(found) != 1:
         raise ValueError(f"--decoder {text!r}: this command takes one decoder, such as mulo:scale=4:tau=0.02")
     return found[0]
+
+
+def read_size(text: str | None) -> int | None:
+    """The side in px that `--size` names, "256" or "256x256"; None is none. ValueError for any other shape."""
+    if text is None:
+        return None
+    width, cross, height = text.strip().lower().removesuffix("px").partition("x")
+    if not (width.isdecimal() and (height.isdecimal() or not cross)):
+        raise ValueError(f"--size {text!r}: give a side in px, such as 256; `mulosd info` lists those of a family")
+    if cross and int(width) != int(height):
+        raise ValueError(f"--size {text}: {SQUARE}, name their side: --size {min(int(width), int(height))}")
+    return int(width)
 
 
 def read_sampling(family: Family, text: str) -> SamplingParams:

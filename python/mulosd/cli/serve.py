@@ -9,7 +9,7 @@ import typer
 
 from .console import examples
 from .memory import parse_memory
-from .options import DECODER_TEXT, DeviceOption, DtypeOption, Quantization, QuantizationOption
+from .options import DECODER_TEXT, USUAL_DECODER, DeviceOption, DtypeOption, Quantization, QuantizationOption
 
 EXAMPLES = examples(
     "mulosd serve",
@@ -30,8 +30,9 @@ def serve(
     dtype: DtypeOption = None,
     quantization: QuantizationOption = Quantization.none,
     decoder: Annotated[
-        str, typer.Option("--decoder", metavar=DECODER_TEXT, help="Of requests that name none.")
-    ] = "mulo",
+        str | None,
+        typer.Option("--decoder", metavar=DECODER_TEXT, help="Of requests that name none.", show_default=USUAL_DECODER),
+    ] = None,
     quality: Annotated[
         list[str] | None,
         typer.Option(

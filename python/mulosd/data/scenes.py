@@ -19,7 +19,9 @@ from .sprites import Sprites
 
 RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = {2: "two", 3: "three"}
-KINDS = ("single", "pair", "list2", "list3", "count2", "count3")
+# Objects of a scene, by its kind.
+OBJECTS = {"single": 1, "pair": 2, "list2": 2, "list3": 3, "count2": 2, "count3": 3}
+KINDS = tuple(OBJECTS)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class SceneConfig:
         room = (self.cells - 2 * self.sprite_cells) // 2
         if self.jitter is not None and not 0 <= self.jitter <= room:
             raise ValueError(f"jitter must be in [0, {room}] cells, so that two objects do not overlap; {self.jitter}")
+
+    @property
+    def most_objects(self) -> int:
+        """The most objects of a scene, of the kinds that are drawn at all."""
+        return max(OBJECTS[kind] for kind, share in zip(KINDS, self.mix, strict=True) if share > 0)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SceneConfig:
@@ -113,7 +120,7 @@ def sample_scene(config: SceneConfig, rng: np.random.Generator) -> Scene:
     names = list(config.objects)
     background = str(rng.choice(list(config.backgrounds)))
     relation = ""
-    count = 1 if kind == "single" else 2 if kind == "pair" else int(kind[-1])
+    count = OBJECTS[kind]
     if kind.startswith("count"):
         name = str(rng.choice(names))
         chosen = [name] * count

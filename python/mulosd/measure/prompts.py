@@ -97,8 +97,8 @@ def default_prompts(engine: Engine, n: int, seed: int = 0) -> list[str]:
         return spaced_classes(conditioner, n)
     if kind != "scenes":
         raise ValueError(
-            f"family {engine.family.name!r} takes free text: give prompts (--prompts-file FILE) or precomputed "
-            f"conditions (--features FILE)"
+            f"family {engine.family.name!r} takes free text: give a file of prompts (--prompts-file FILE; of `mulosd "
+            f"evaluate` --prompts FILE), or precomputed conditions (--features FILE) where they are taken"
         )
     return held_out_prompts(engine, n, seed)
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..absent import SQUARE
 from ..cli.options import spell_sampling
 from ..engine.async_engine import AsyncEngine
 from ..engine.conditioning import ClassConditioner
-from ..engine.decoding import DECODERS, Decoder, parse, spell
+from ..engine.decoding import Decoder, parse, spell
+from ..engine.decoding.default import applying, default_decoder, remark
 from ..engine.decoding.size import able, sized
 from ..engine.engine import Engine, EngineLoad
 from ..engine.sampling import SamplingParams
 from .admission import Admission
 from .errors import ApiError
+from .record import logger
 from .schema import ImageRequest, Model, ModelFacts
-from .settings import ALL_QUALITIES, Settings
+from .settings import ALL_QUALITIES, QUALITIES, Settings
 
 # Up-samplers that a client may choose: the others read files of the server.
 UPSAMPLERS = ("latent", "pixel", "nearest", "srgan", "none")
@@ -64,11 +67,26 @@ class Served:
         told = None if on_step is None else (lambda seconds, load: on_step(self.name, seconds, load))
         self.engine = AsyncEngine(engine, max_waiting=self.admission.places, on_step=told)
         self.dtype = str(engine.dtype).removeprefix("torch.")
+        self.decoder = settings.decoder or default_decoder(self.family)
+        if settings.decoder is None and (said := remark(self.family)) is not None:
+            logger.info(said)
         # A server that could not draw what it draws by default would find out late.
-        for text in (settings.decoder, *settings.qualities.values()):
-            engine.resolve(text)
+        engine.resolve(self.decoder)
+        self.qualities = dict(self._qualities(engine))
+        self.decoders = [name for name, reason in applying(self.family).items() if not reason]
         # Checks are quick, but for a conditioner that computes they would be called beside a step.
         self._resolve, self._check = engine.resolve, engine.check_prompts
+
+    def _qualities(self, engine: Engine) -> Iterator[tuple[str, str]]:
+        """Texts of decoders by quality; those that nobody asked for are left out where they cannot draw the family."""
+        for quality, text in self.settings.qualities.items():
+            try:
+                engine.resolve(text)
+            except ValueError:
+                if QUALITIES.get(quality) != text:
+                    raise
+            else:
+                yield quality, text
 
     def ask(self, body: ImageRequest) -> Asked:
         """What a request comes to.
@@ -79,7 +97,7 @@ class Served:
         options = body.mulosd
         given = None if options is None else options.decoder
         quality = body.quality or "auto"
-        text = given or self.settings.qualities.get(quality, self.settings.decoder)
+        text = given or self.qualities.get(quality, self.decoder)
         size, told = self._size(body.size)
         with self._blames("mulosd.decoder"):
             decoder = parse(safe(text))
@@ -126,9 +144,9 @@ class Served:
             mulosd=ModelFacts(
                 image_sizes=[f"{size}x{size}" for size in self.family.image_sizes],
                 scales=list(self.family.scales),
-                decoders=[n for n in DECODERS if n != "eagle" or self.family.eagle is not None],
-                default_decoder=self.settings.decoder,
-                qualities={q: self.settings.qualities.get(q, self.settings.decoder) for q in ALL_QUALITIES},
+                decoders=self.decoders,
+                default_decoder=self.decoder,
+                qualities={q: self.qualities.get(q, self.decoder) for q in ALL_QUALITIES},
                 conditions=conditioner.kind,
                 objects=objects,
                 backgrounds=backgrounds,
@@ -150,7 +168,7 @@ class Served:
         if found is None or (found[1] != found[2] and self.settings.size_policy == "strict"):
             raise ApiError(
                 400,
-                f"size {text!r}: family {self.name!r} draws {drawn}; or say auto",
+                f"size {text!r}: {SQUARE}, family {self.name!r} draws {drawn}; or say auto",
                 param="size",
                 code="invalid_value",
             )

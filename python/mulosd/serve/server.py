@@ -112,7 +112,7 @@ class Server:
         """Draw one image of every family in its engine's thread, then take requests."""
         for served in self.families.values():
             if self.settings.warmup:
-                await asyncio.to_thread(served.engine.engine.warmup, self.settings.decoder)
+                await asyncio.to_thread(served.engine.engine.warmup, served.decoder)
         self.warm = True
         logger.info("ready: %s", ", ".join(self.families))
 

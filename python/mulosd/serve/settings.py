@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Decoders of the API's `quality`: the floor, and the tokens of serial decoding in fewer forwards. What is not here
-# takes the server's own decoder.
+# Decoders of the API's `quality`: the floor, and the tokens of serial decoding in fewer forwards. What is not here, or
+# cannot draw a family, takes the decoder of requests that name none.
 QUALITIES = {"low": "draft-only", "high": "jacobi", "xhigh": "jacobi", "max": "jacobi", "hd": "jacobi"}
 # What becomes of a size that the family does not draw: it is refused, or the nearest one is drawn.
 SIZE_POLICIES = ("strict", "nearest")
@@ -25,7 +25,7 @@ class Settings:
         families: bundled names or folders; the first one is the default model.
         host, port, uds: where to listen; a `uds` path takes the place of host and port.
         device, dtype, quantization: of every family, see `Engine`.
-        decoder: text of the decoder of requests that name none.
+        decoder: text of the decoder of requests that name none; None is each family's default.
         qualities: texts of the decoders of the API's `quality`.
         max_running, kv_budget: see `SchedulerConfig`; of each family.
         max_waiting: images that may wait beside those that run, of each family; more are refused with 429.
@@ -60,7 +60,7 @@ class Settings:
     device: str = "cpu"
     dtype: str | None = None
     quantization: str | None = None
-    decoder: str = "mulo"
+    decoder: str | None = None
     qualities: Mapping[str, str] = field(default_factory=lambda: dict(QUALITIES))
     max_running: int = 8
     kv_budget: int | None = None

@@ -13,7 +13,7 @@ from ..data.photos import Photos
 from ..data.scenes import COUNTS, RELATIONS, Renderer, SceneConfig
 from ..data.sprites import Sprites
 from ..engine.arguments import read
-from ..engine.conditioning import ClassConditioner, PhraseConditioner
+from ..engine.conditioning import ClassConditioner, ObjectLimit, PhraseConditioner
 from ..engine.family import Family
 from ..engine.family_config import check_keys, mapping, told
 from ..engine.models.text import SPECIALS, TextEncoder, TextEncoderConfig, Vocabulary
@@ -155,7 +155,14 @@ class TrainingFile:
         sizes = self.build(
             "ar.text", lambda given: TextEncoderConfig(**given, vocab_size=vocabulary.size), section["text"]
         )
-        return PhraseConditioner(vocabulary, TextEncoder(sizes))
+        return PhraseConditioner(vocabulary, TextEncoder(sizes), self.object_limit())
+
+    def object_limit(self) -> ObjectLimit | None:
+        """The most objects that scenes hold; None for other images."""
+        if self.data["kind"] != "scenes":
+            return None
+        scenes = self.scenes()
+        return ObjectLimit(scenes.most_objects, tuple(scenes.objects), {word: n for n, word in COUNTS.items()})
 
     def phrases(self, stage: str) -> PhraseConditioner:
         """The conditioner of a stage that trains or needs a text encoder; ValueError for a family without one."""

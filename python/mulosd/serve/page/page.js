@@ -141,6 +141,8 @@ async function draw() {
   notice("");
   show(entry);
   const sides = decoders.map((decoder) => side({ decoder }, "waits"));
+  // Where the images lie below the form, as on a telephone: Stop on top, and what is drawn under it.
+  if ($("results").getBoundingClientRect().top > innerHeight / 2) $("draw").parentElement.scrollIntoView();
   try {
     // One after the other: together they would share the machine, and the seconds would say nothing.
     for (const [i, decoder] of decoders.entries()) entry.results.push(await one(entry, decoder, sides[i], control));
@@ -230,6 +232,12 @@ function show(entry) {
   $("sides").replaceChildren();
 }
 
+// The decoder whose rows are verified; others show rows as they are drawn.
+const VERIFIES = /^mulo\b/;
+
+// A decoder's text, which may go on in the next line behind a colon.
+const breakable = (text) => text.split(/(?<=:)/).flatMap((part) => [part, document.createElement("wbr")]);
+
 function side(result, text) {
   const figure = $("side").content.firstElementChild.cloneNode(true);
   $("sides").append(figure);
@@ -257,7 +265,8 @@ function side(result, text) {
       frame.classList.toggle("draft", kind === "draft");
       clearInterval(ticking);
       picture(blob, `${kind} of the image that is being drawn`);
-      label.textContent = `${{ draft: "draft", level: "level", band: "verified" }[kind] ?? kind}, ${seconds.toFixed(2)} s`;
+      const said = kind === "band" ? (VERIFIES.test(result.decoder) ? "verified" : "drawn") : kind;
+      label.textContent = `${said}, ${seconds.toFixed(2)} s`;
     },
     finish: (found, entry) => {
       frame.classList.remove("draft");
@@ -272,7 +281,7 @@ function side(result, text) {
 }
 
 function facts(figure, { decoder, spelled, blob, stats, first }, entry) {
-  if (spelled !== decoder) figure.querySelector(".spelled").textContent = spelled;
+  if (spelled !== decoder) figure.querySelector(".spelled").replaceChildren(...breakable(spelled));
   const forwards = Object.entries(stats.forwards);
   const total = forwards.reduce((sum, [, count]) => sum + count, 0);
   const rows = [
