@@ -19,8 +19,8 @@ from .arguments import SEEDS, jobs_of, seeds_of, shown, texts_of, tokens_of, who
 from .cache import KVCache
 from .conditioning import Condition, check_condition
 from .decoding.base import Decoder
-from .decoding.default import decoder_for
-from .decoding.spec import DecoderLike, spell
+from .decoding.default import default_decoder
+from .decoding.spec import DecoderLike, decoder_of, spell
 from .devices import checked_device, exact_float32
 from .dtypes import settled_dtype
 from .family import Family
@@ -181,7 +181,8 @@ class Engine:
 
     def _chosen(self, decoder: DecoderLike) -> Decoder:
         """The decoder that an argument means, resolved; None is the family's default."""
-        found = decoder_for(self.family, decoder).resolve(self.family)
+        named = decoder_of(default_decoder(self.family) if decoder is None else decoder)
+        found = named.resolve(self.family)
         found.check_layout(self.family)
         return found
 

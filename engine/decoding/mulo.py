@@ -88,7 +88,8 @@ class MuloSD(Decoder):
             raise ValueError(f"tau must be 0 (accept all) or more, got {self.tau}")
         self.check_least(radius=0, pool=1, rows_per_cycle=1, window=0)
         Drafting(self.draft_window, self.draft_guesses)
-        check_closeness(self.closeness, zero=True)
+        if self.closeness:
+            check_closeness(self.closeness, zero=True)
         if self.verify_dtype is not None:
             checked_dtype(self.verify_dtype)
         for extra in self.strategies:

@@ -227,7 +227,7 @@ MISTAKES = [
     (["--decoder", "mulo:scale=3"], "scale 3"),
     (["--prompts", "0"], "--prompts"),
     (["--prompts", "none.txt"], "none.txt"),
-    (["--prompts", "4"], "give prompts"),
+    (["--prompts", "4"], "give a file of prompts (--prompts-file FILE"),
     (["--num-images", "0"], "--num-images"),
     (["--batch-size", "0"], "--batch-size"),
     (["--show", "-1"], "--show"),
